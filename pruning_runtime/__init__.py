@@ -1,0 +1,27 @@
+"""Apply a vision-token pruning schedule to a stock Hugging Face vision-language model.
+
+    from pruning_runtime import Schedule, pruned
+
+    schedule = Schedule.load("4_schedule.json")
+    with pruned(model, schedule) as record:
+        model.generate(**inputs, max_new_tokens=32)
+    print(record)
+"""
+
+from pruning_runtime.apply import PruningError, pruned
+from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
+from pruning_runtime.record import Record
+from pruning_runtime.schedule import Schedule, ScheduleError, Stage
+
+__all__ = [
+    "Backbone",
+    "PruningError",
+    "Record",
+    "Schedule",
+    "ScheduleError",
+    "Stage",
+    "UnsupportedBackbone",
+    "find_backbone",
+    "pruned",
+]
+__version__ = "0.1.0"

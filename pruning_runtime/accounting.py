@@ -1,0 +1,81 @@
+"""What a schedule costs: tokens per layer by both counts, FLOPs and cache bytes.
+
+Published token counts (*published*) credit a pruning layer with its size after pruning, although its
+attention and MLP still run at full width. The *processed* count is what the layers really compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.schedule import Budget, BudgetKind, Stage
+
+
+def processed_ratios(stages: Sequence[Stage], num_layers: int) -> list[float]:
+    """Fraction of the vision tokens that each layer really computes, ``num_layers`` numbers."""
+    return _ratios(stages, [layer - 1 for layer in range(num_layers)])
+
+
+def published_ratios(stages: Sequence[Stage], num_layers: int) -> list[float]:
+    """As `processed_ratios`, but a stage counts from its own layer on, as in the papers."""
+    return _ratios(stages, list(range(num_layers)))
+
+
+def _ratios(stages: Sequence[Stage], last_stage_that_counts: Sequence[int]) -> list[float]:
+    ratios = []
+    for last in last_stage_that_counts:
+        done = [stage.keep_ratio for stage in stages if stage.layer <= last]
+        ratios.append(done[-1] if done else 1.0)
+    return ratios
+
+
+def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[float]) -> float:
+    """Floating-point operations of the decoder's layers over one prompt, a multiply-add as two.
+
+    Counts the linear maps of attention and gated MLP and the causal half of the two attention
+    products; norms, RoPE, scoring and LM head are left out.
+
+    Args:
+        shape: the decoder.
+        tokens_per_layer: all tokens (vision, text, prefix) that each layer computes.
+    """
+    query_width = shape.num_heads * shape.head_dim
+    kv_width = shape.num_kv_heads * shape.head_dim
+    per_token = 2 * shape.hidden_size * (2 * query_width + 2 * kv_width + 3 * shape.intermediate_size)
+    return sum(n * per_token + 4 * query_width * n * (n + 1) / 2 for n in tokens_per_layer)
+
+
+def flops_ratio(stages: Sequence[Stage], shape: DecoderShape, num_vision: float, num_other: float) -> float:
+    """Prefill FLOPs of the pruned decoder over those of the full one, for a typical prompt.
+
+    Args:
+        num_vision: vision tokens of the prompt.
+        num_other: all its other tokens.
+    """
+    kept = processed_ratios(stages, shape.num_layers)
+    pruned = prefill_flops(shape, [ratio * num_vision + num_other for ratio in kept])
+    return pruned / prefill_flops(shape, [num_vision + num_other] * shape.num_layers)
+
+
+def kv_cache_bytes(shape: DecoderShape, tokens_per_layer: Sequence[float], bytes_per_value: int = 2) -> float:
+    """Bytes of keys and values that the layers hold after the prefill."""
+    return sum(tokens_per_layer) * 2 * shape.num_kv_heads * shape.head_dim * bytes_per_value
+
+
+def budget_of(
+    stages: Sequence[Stage],
+    shape: DecoderShape,
+    num_vision: float,
+    num_other: float,
+    *,
+    kind: BudgetKind = "processed",
+    target: float | None = None,
+) -> Budget:
+    """All costs of ``stages`` as fractions of the full backbone; ``target`` defaults to what is met."""
+    costs = {
+        "processed": sum(processed_ratios(stages, shape.num_layers)) / shape.num_layers,
+        "published": sum(published_ratios(stages, shape.num_layers)) / shape.num_layers,
+        "flops": flops_ratio(stages, shape, num_vision, num_other),
+    }
+    return Budget(kind=kind, target=costs[kind] if target is None else target, **costs)

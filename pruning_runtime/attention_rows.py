@@ -1,0 +1,140 @@
+"""Attention of chosen query rows, computed from q and k a few heads at a time.
+
+Pure tensor code that knows no model. Keys and values stay un-repeated under grouped-query attention,
+probabilities are float32, and nothing of size ``length x length`` is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20
+"""Largest block of attention rows held at once, in bytes."""
+
+
+def find_raters(vision: Tensor, valid: Tensor) -> Tensor:
+    """Raters of each row: valid, non-vision tokens after the row's first vision token.
+
+    Args:
+        vision, valid: bool ``[batch, length]``.
+
+    Returns:
+        bool ``[batch, length]``.
+    """
+    after_vision = vision.cumsum(1) > 0
+    return valid & ~vision & after_vision
+
+
+def index_raters(is_rater: Tensor, width: int, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
+    """Positions of raters in a rectangle, for gathering.
+
+    Args:
+        is_rater: bool ``[batch, length]``.
+        width: entries per row, at least the most raters of any row (known on the host).
+        last_only: take only the last rater of each row; ``width`` is then 1.
+
+    Returns:
+        ``(positions, real)``, both ``[batch, width]``; entries that are not ``real`` are fillers.
+    """
+    length = is_rater.shape[1]
+    position = torch.arange(length, device=is_rater.device)
+    key = torch.where(is_rater, position, position - length)
+    if last_only:
+        positions = key.argmax(1, keepdim=True)
+    else:
+        # Raters sort behind everything else and among themselves by position.
+        positions = key.argsort(dim=1)[:, length - width :]
+    return positions, is_rater.gather(1, positions)
+
+
+def attention_rows(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    real: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    *,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Iterator[Tensor]:
+    """Yield softmax attention of the chosen query rows over all keys, head group by head group.
+
+    Args:
+        query: ``[batch, heads, length, head_dim]``, after RoPE.
+        key: ``[batch, kv_heads, length, head_dim]``, after RoPE, not repeated.
+        rows: query positions, ``[batch, width]``.
+        real: False where an entry of ``rows`` is a filler, ``[batch, width]``; its row comes out zero.
+        mask: what the attention kernel got: None (causal), bool or additive
+            ``[batch or 1, heads or 1, length, length]``, or 2-D key validity ``[batch, length]`` (causal).
+        scaling: factor on the logits.
+        softcap: logits become ``softcap * tanh(logits / softcap)`` before masking.
+        sliding_window: applies where the mask does not hold it (None and 2-D masks): a query sees
+            itself and the ``sliding_window - 1`` keys before it.
+        chunk_bytes: upper bound for one yielded block, but at least one head.
+
+    Yields:
+        float32 ``[batch, some heads, width, length]``; all blocks together cover every head once,
+        in order.
+    """
+    batch, heads, _, head_dim = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    width = rows.shape[1]
+    group = heads // kv_heads
+    picked = query.gather(2, rows[:, None, :, None].expand(batch, heads, width, head_dim))
+    picked = picked.view(batch, kv_heads, group, width, head_dim)
+    blocked = _blocked(rows, real, mask, length, sliding_window)
+    bias = mask.gather(2, _row_index(rows, mask)) if _is_additive(mask) else None
+
+    per_head = batch * width * length * 4
+    whole_groups = max(1, min(kv_heads, chunk_bytes // (per_head * group)))
+    part_of_group = group if whole_groups > 1 else max(1, min(group, chunk_bytes // per_head))
+    for first_kv in range(0, kv_heads, whole_groups):
+        kv = slice(first_kv, first_kv + whole_groups)
+        keys = key[:, kv].transpose(-1, -2)
+        for first in range(0, group, part_of_group):
+            some = picked[:, kv, first : first + part_of_group]
+            count = some.shape[2]
+            logits = some.reshape(batch, -1, count * width, head_dim) @ keys
+            logits = logits.view(batch, -1, width, length).float() * scaling
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            if bias is not None:
+                head = first_kv * group + first
+                logits = logits + (bias if bias.shape[1] == 1 else bias[:, head : head + logits.shape[1]])
+            if blocked is not None:
+                logits = logits.masked_fill(blocked, float("-inf"))
+            # A filler row may be blocked everywhere; softmax makes it NaN, so it is filled, not multiplied.
+            yield logits.softmax(-1).masked_fill(~real[:, None, :, None], 0.0)
+
+
+def _is_additive(mask: Tensor | None) -> bool:
+    return mask is not None and mask.dim() == 4 and mask.dtype != torch.bool
+
+
+def _row_index(rows: Tensor, mask: Tensor) -> Tensor:
+    """Index that picks ``rows`` out of a 4-D mask whose batch dimension may be 1."""
+    return rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+
+
+def _blocked(
+    rows: Tensor, real: Tensor, mask: Tensor | None, length: int, sliding_window: int | None
+) -> Tensor | None:
+    """Keys that a row must not see, ``[batch, heads or 1, width, length]``; None where a bias says it."""
+    if mask is not None and mask.dim() == 4:
+        if mask.dtype != torch.bool:
+            return None
+        mask = mask.expand(rows.shape[0], -1, -1, -1)
+        return ~mask.gather(2, _row_index(rows, mask))
+    position = torch.arange(length, device=rows.device)
+    distance = rows[:, :, None] - position
+    blocked = distance < 0
+    if sliding_window is not None:
+        blocked = blocked | (distance >= sliding_window)
+    if mask is not None:
+        blocked = blocked | ~mask.bool()[:, None, :]
+    return blocked[:, None]

@@ -1,0 +1,102 @@
+"""Listen to the q and k of every decoder layer while the model's own attention kernel runs.
+
+The tap is an attention function registered under a name of its own for as long as a ``with`` lasts.
+It hands a layer's inputs to the listener and then calls the kernel that the user chose. Only the
+decoder is tapped; a vision tower keeps its kernel and never sees the tap.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pruning_runtime.backbone import Backbone, UnsupportedBackbone
+
+_serial = count()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What one decoder layer's attention kernel is about to receive.
+
+    ``query`` is ``[batch, heads, queries, head_dim]``, ``key`` ``[batch, kv_heads, keys, head_dim]``,
+    both after RoPE and un-repeated; ``mask`` is in the kernel's own convention (None means causal).
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    sliding_window: int | None
+
+
+Listener = Callable[[AttentionInputs], None]
+
+
+@contextmanager
+def attention_tap(backbone: Backbone, listener: Listener) -> Iterator[None]:
+    """Call ``listener`` with the inputs of every decoder attention, before its kernel runs.
+
+    Raises `UnsupportedBackbone` where the decoder's kernel cannot be tapped (flex attention).
+    """
+    text = backbone.text_model
+    chosen = text.config._attn_implementation
+    if chosen != "eager" and chosen not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise UnsupportedBackbone(f"attention kernel {chosen!r} has no mask function; choose sdpa or eager")
+    if chosen.startswith("flex"):
+        raise UnsupportedBackbone("flex attention's block masks cannot be pruned; choose sdpa or eager")
+
+    layer_of = {
+        module: layer for layer, block in enumerate(backbone.layers) for module in block.modules()
+    }
+
+    def tapped(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        layer = layer_of.get(module)
+        if layer is not None:
+            scaling = kwargs.get("scaling")
+            listener(
+                AttentionInputs(
+                    layer=layer,
+                    query=query,
+                    key=key,
+                    mask=mask,
+                    scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+                    softcap=kwargs.get("softcap"),
+                    sliding_window=kwargs.get("sliding_window"),
+                )
+            )
+        return _kernel(chosen, module)(module, query, key, value, mask, *args, **kwargs)
+
+    # The name must hold none of the kernels' names: transformers matches them as substrings.
+    name = f"adaptinfer_tap_{next(_serial)}"
+    ALL_ATTENTION_FUNCTIONS[name] = tapped
+    # Masks must be registered for the whole class: transformers makes no mask at all, silently, for a
+    # kernel that only the instance knows.
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[chosen])
+    try:
+        text.set_attn_implementation(name)
+        yield
+    finally:
+        text.set_attn_implementation(chosen)
+        del ALL_ATTENTION_FUNCTIONS[name]
+        # There is no public way to take a registration back.
+        del AttentionMaskInterface._global_mapping[name]
+
+
+def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
+    """The attention function called ``name``; eager attention lives beside the module's class."""
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]

@@ -1,0 +1,139 @@
+"""Where the parts of a stock vision-language model are, found from the model itself.
+
+Nothing here is a table of families: the decoder layers, their kinds, the heads' geometry and the
+vision token ids all come from the model's modules and configuration. What cannot be pruned rightly is
+refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+KNOWN_LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
+_VISION_ID_FIELDS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+
+
+class UnsupportedBackbone(ValueError):
+    """A model that cannot be profiled or pruned; the message says which part and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """Geometry of the decoder: all that costs depend on. Sizes are numbers of features."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A stock model with its parts named. Build it with `find_backbone`."""
+
+    model: PreTrainedModel
+    text_model: PreTrainedModel
+    layers: nn.ModuleList
+    layer_kinds: tuple[str, ...]
+    vision_token_ids: tuple[int, ...]
+    shape: DecoderShape
+    model_type: str
+    name: str
+
+    @property
+    def config_digest(self) -> str:
+        """Hash of the family, the decoder's geometry and its layer kinds: the schedule's fingerprint."""
+        facts = {"model_type": self.model_type, **asdict(self.shape), "layer_kinds": self.layer_kinds}
+        return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def vision_mask(self, input_ids: Tensor) -> Tensor:
+        """True where ``input_ids`` (``[batch, length]``) holds a vision token."""
+        # One comparison per id: `torch.isin` with a host tensor would wait for the device.
+        mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token_id in self.vision_token_ids:
+            mask |= input_ids == token_id
+        return mask
+
+
+def find_backbone(model: PreTrainedModel) -> Backbone:
+    """Find the decoder, its layers and the vision ids of a stock model. Raises `UnsupportedBackbone`."""
+    family = type(model).__name__
+    config = model.config
+    text_config = config.get_text_config(decoder=True)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedBackbone(f"{family} is an encoder-decoder; its vision tokens are not in the decoder")
+    text_model = _find_text_model(model, text_config.num_hidden_layers)
+    _refuse_cross_attention(text_model.layers, family)
+    kinds = _layer_kinds(text_model.config, family)
+    return Backbone(
+        model=model,
+        text_model=text_model,
+        layers=text_model.layers,
+        layer_kinds=kinds,
+        vision_token_ids=_vision_token_ids(config, family),
+        shape=_shape(text_model.config),
+        model_type=config.model_type,
+        name=str(getattr(config, "_name_or_path", "") or family),
+    )
+
+
+def _find_text_model(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    candidate: nn.Module | None = model.get_decoder()
+    while candidate is not None:
+        layers = getattr(candidate, "layers", None)
+        if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
+            return candidate
+        candidate = getattr(candidate, "model", None) or getattr(candidate, "language_model", None)
+    raise UnsupportedBackbone(
+        f"{type(model).__name__}: no module below get_decoder() owns `layers` with {num_layers} decoder layers"
+    )
+
+
+def _refuse_cross_attention(layers: nn.ModuleList, family: str) -> None:
+    if any("cross_attn" in name for name, _ in layers.named_modules()):
+        raise UnsupportedBackbone(
+            f"{family} reaches its image by cross-attention layers; its vision tokens do not stand in the "
+            "decoder's sequence and cannot be dropped from it"
+        )
+
+
+def _layer_kinds(text_config: PreTrainedConfig, family: str) -> tuple[str, ...]:
+    kinds = getattr(text_config, "layer_types", None) or ["full_attention"] * text_config.num_hidden_layers
+    if unknown := sorted(set(kinds) - KNOWN_LAYER_KINDS):
+        raise UnsupportedBackbone(
+            f"{family} has decoder layers of kind {', '.join(unknown)}; "
+            f"only {', '.join(sorted(KNOWN_LAYER_KINDS))} can be pruned"
+        )
+    return tuple(kinds)
+
+
+def _vision_token_ids(config: PreTrainedConfig, family: str) -> tuple[int, ...]:
+    found = {getattr(config, field, None) for field in _VISION_ID_FIELDS} - {None}
+    if not found:
+        raise UnsupportedBackbone(
+            f"{family}: its configuration names no vision token id ({', '.join(_VISION_ID_FIELDS)}); "
+            "the vision tokens must stand in the decoder's sequence"
+        )
+    return tuple(sorted(found))
+
+
+def _shape(text_config: PreTrainedConfig) -> DecoderShape:
+    heads = text_config.num_attention_heads
+    return DecoderShape(
+        num_layers=text_config.num_hidden_layers,
+        hidden_size=text_config.hidden_size,
+        num_heads=heads,
+        num_kv_heads=getattr(text_config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // heads,
+        intermediate_size=text_config.intermediate_size,
+        vocab_size=text_config.vocab_size,
+    )

@@ -1,0 +1,96 @@
+"""Scores in, kept tokens out: pure tensor arithmetic that knows no model.
+
+Rows of a batch may keep different numbers of tokens. A stage's width is the most that any row keeps;
+shorter rows are filled up on the left, padding first, and the fillers are marked invalid. All widths
+are known on the host before the decoder starts, so no shape depends on data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning_runtime.schedule import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage for one batch, on the host.
+
+    ``keep[row]`` vision tokens stay in that row; every row is ``width`` positions wide afterwards.
+    ``filled`` says whether any row needs fillers.
+    """
+
+    layer: int
+    keep: tuple[int, ...]
+    width: int
+    filled: bool
+
+
+def plan_stages(
+    stages: Sequence[Stage], num_vision: Sequence[int], num_other: Sequence[int]
+) -> tuple[StagePlan, ...]:
+    """Turn ratios into counts for one batch; stages that drop nothing are left out.
+
+    Args:
+        stages: the schedule's stages.
+        num_vision: vision tokens of each row.
+        num_other: valid tokens of each row that are not vision tokens.
+    """
+    plans = []
+    before = tuple(num_vision)
+    for stage in stages:
+        keep = tuple(stage.kept(vision) for vision in num_vision)
+        if keep == before:
+            continue
+        lengths = [kept + other for kept, other in zip(keep, num_other, strict=True)]
+        width = max(lengths)
+        plans.append(StagePlan(stage.layer, keep, width, filled=min(lengths) < width))
+        before = keep
+    return tuple(plans)
+
+
+def select_kept(scores: Tensor, vision: Tensor, valid: Tensor, keep: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Choose the positions that stay.
+
+    Every valid position that is not a vision token stays, and of the vision tokens the ``keep`` best.
+    Ties go to the earlier position; a NaN score ranks last. Kept positions stay in their order.
+
+    Args:
+        scores: ``[batch, length]``, higher = keep; read at vision tokens only.
+        vision, valid: bool ``[batch, length]``.
+        keep: number of vision tokens to keep, integer ``[batch]``.
+        width: number of positions to return, at least what any row keeps.
+
+    Returns:
+        ``(index, is_kept)``, both ``[batch, width]``: positions to gather, fillers first, and False at
+        the fillers.
+    """
+    length = scores.shape[1]
+    position = torch.arange(length, device=scores.device)
+    vision = vision & valid
+    lowest = torch.finfo(torch.float32).min
+    ranked = torch.nan_to_num(scores.float(), nan=lowest, neginf=lowest)
+    ranked = ranked.masked_fill(~vision, float("-inf"))
+    rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    kept = valid & (~vision | (rank < keep[:, None]))
+
+    # Three groups, each in the order of its positions: dropped, then padding, then kept.
+    group = torch.where(kept, 2, torch.where(valid, 0, 1))
+    index = (group * length + position).argsort(dim=1)[:, length - width :]
+    return index, kept.gather(1, index)
+
+
+def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Gather ``index`` (``[batch, width]``) along dimension ``dim`` of ``tensor``, batch first.
+
+    A batch dimension of 1 (tables shared by all rows) is expanded. ``dim`` counts from the front.
+    """
+    batch, width = index.shape
+    tensor = tensor.expand(batch, *tensor.shape[1:])
+    shape = [1] * tensor.dim()
+    shape[0], shape[dim] = batch, width
+    return tensor.gather(dim, index.view(shape).expand(*tensor.shape[:dim], width, *tensor.shape[dim + 1 :]))

@@ -1,0 +1,49 @@
+"""What a scorer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+
+class AttentionScorer(ABC):
+    """Scores vision tokens from the raters' attention at the stage's layer.
+
+    A subclass says which rows it reads and what one group of heads adds. Its score is the sum over
+    all heads, so that attention can be computed a few heads at a time and no ``[heads, length,
+    length]`` map ever exists.
+    """
+
+    name: ClassVar[str]
+    needs_attention: ClassVar[bool] = True
+    last_row_only: ClassVar[bool] = False
+    """True: only the row of each sample's last rater is computed."""
+
+    @abstractmethod
+    def score_heads(self, rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
+        """What these heads add to every key's score, ``[batch, keys]``; higher = keep.
+
+        Args:
+            rows: attention probabilities of the raters, ``[batch, heads, raters, keys]``, float32,
+                softmax over all keys; all-zero rows where ``is_rater`` is False.
+            raters: position of each rater among the keys, ``[batch, raters]``.
+            is_rater: False for filler entries of ``raters``, ``[batch, raters]``.
+        """
+
+
+class PositionScorer(ABC):
+    """Scores vision tokens by where they stand; a control, and usable before the decoder."""
+
+    name: ClassVar[str]
+    needs_attention: ClassVar[bool] = False
+
+    @abstractmethod
+    def score_positions(self, vision: Tensor, forward: int) -> Tensor:
+        """Scores for every original position, ``[batch, length]`` float32; higher = keep.
+
+        Args:
+            vision: True at vision tokens of the unpruned sequence, ``[batch, length]``.
+            forward: how many prefills came before this one inside the same ``with``.
+        """

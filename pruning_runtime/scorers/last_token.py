@@ -1,0 +1,17 @@
+"""FastV's rule: what the last prompt token looks at."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pruning_runtime.scorers.base import AttentionScorer
+
+
+class LastToken(AttentionScorer):
+    """Attention from the sample's last rater, summed over heads (FastV, arXiv 2403.06764)."""
+
+    name = "last_token"
+    last_row_only = True
+
+    def score_heads(self, rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
+        return rows.sum((1, 2))

@@ -1,0 +1,29 @@
+"""Control: random tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning_runtime.scorers.base import PositionScorer
+
+
+class RandomTokens(PositionScorer):
+    """A fresh random order per prefill, the same for all rows of a batch.
+
+    One order per prefill keeps the beams of one prompt together and the stages nested; ``seed`` and
+    the number of the prefill fix it.
+    """
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer, found {seed!r}")
+        self.seed = seed
+
+    def score_positions(self, vision: Tensor, forward: int) -> Tensor:
+        # Drawn on the CPU so that every device keeps the same tokens.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + forward)
+        order = torch.rand(vision.shape[1], generator=generator)
+        return order.to(vision.device, non_blocking=True).expand(vision.shape)
