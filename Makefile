@@ -1,0 +1,56 @@
+# Every target makes the environment it needs. PYTHON is any Python 3.11 or newer.
+PYTHON ?= python3
+# Users' environment: the product and its extra, nothing else.
+VENV := .venv
+# Tests get their own: torchvision, which the tests of Qwen's processors need, breaks transformers' import
+# beside a CPU build of torch (tests/conftest.py mends that for tests only).
+TEST_VENV := .venv-test
+PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo figures bench test test-slow test-gpu lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile]'
+	@touch $@
+
+$(TEST_VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e '.[profile,test,lint]'
+	@touch $@
+
+demo: $(VENV)/.done  ## The main job on the embedded backbone: profile, schedule, evaluation, figures
+	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --out outputs/demo
+
+figures: $(VENV)/.done  ## Draw the demo run's figures again
+	$(VENV)/bin/adaptinfer-profile plot outputs/demo
+
+bench: $(VENV)/.done  ## Probe against eager attention, and the detectors on planted truth
+	$(VENV)/bin/python scripts/bench_probe.py
+	$(VENV)/bin/python scripts/bench_detectors.py
+
+test: $(TEST_VENV)/.done  ## All tests that take seconds
+	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"
+
+test-slow: $(TEST_VENV)/.done  ## The tests that take minutes
+	$(TEST_VENV)/bin/python -m pytest -n auto -m slow
+
+test-gpu: $(TEST_VENV)/.done  ## The tests that need a CUDA device
+	$(TEST_VENV)/bin/python -m pytest -m gpu
+
+lint: $(TEST_VENV)/.done  ## Ruff and mypy
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy pruning_runtime schedule_finder
+
+format: $(TEST_VENV)/.done  ## Format the source
+	$(TEST_VENV)/bin/ruff check --fix .
+	$(TEST_VENV)/bin/ruff format .
+
+clean:  ## Remove environments and caches; never touches outputs/
+	rm -rf $(VENV) $(TEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +

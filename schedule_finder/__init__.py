@@ -1,0 +1,1 @@
+"""Find pruning schedules for vision-language backbones: profile, detect, solve, evaluate, plot."""

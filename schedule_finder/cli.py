@@ -1,0 +1,539 @@
+"""``adaptinfer-profile``: thin commands over the steps; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import functools
+import inspect as python_inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from schedule_finder.backbones import LoadedBackbone
+    from schedule_finder.run_folder import Run
+    from schedule_finder.samples import DataSet
+
+app = typer.Typer(
+    help="Discover where a vision-language backbone stops needing its vision tokens, and prune them there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+screen = Console()
+notes = Console(stderr=True)
+
+DEFAULT_BUDGET = "50%"
+
+Backbone = Annotated[str, typer.Argument(help="`demo`, a checkpoint folder, or a hub name.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default outputs/BACKBONE.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option("--dataset", help="`demo`, a .jsonl/.parquet/.csv file, an image folder, or a hub name."),
+]
+Samples = Annotated[int, typer.Option("--samples", min=2, help="Samples to profile.")]
+EvalSamples = Annotated[int, typer.Option("--eval-samples", min=0, help="Held-out samples to evaluate on.")]
+Budget = Annotated[str, typer.Option("--budget", help="Fraction of the unpruned cost: 0.15 or 15%.")]
+BudgetKind = Annotated[str, typer.Option("--budget-kind", help="processed, published or flops.")]
+Solver = Annotated[str, typer.Option("--solver", help="How stages are chosen: retained.")]
+Scorer = Annotated[str, typer.Option("--scorer", help="text_guided, uniform_text or last_token.")]
+Detector = Annotated[str | None, typer.Option("--detector", help="distribution_shift or token_curve.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Seed = Annotated[int, typer.Option("--seed")]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
+Split = Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")]
+ImageColumn = Annotated[str | None, typer.Option("--image-column")]
+QuestionColumn = Annotated[str | None, typer.Option("--question-column")]
+AnswerColumn = Annotated[str | None, typer.Option("--answer-column")]
+Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate a curve over budgets.")]
+Json = Annotated[bool, typer.Option("--json", help="Last line of stdout: one JSON document.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Register a command: errors become one line, and what it returns the JSON document.
+
+    Exit code 2 for bad input, 1 for a failure.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            if debug:
+                raise
+            from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone
+            from schedule_finder.attention_profile import ProfileError
+            from schedule_finder.errors import InputError
+            from schedule_finder.profile_store import StoreError
+
+            bad_input = (InputError, ScheduleError, UnsupportedBackbone, PruningError, ProfileError, StoreError)
+            if isinstance(error, bad_input):
+                notes.print(f"[red]error:[/red] {escape(_one_line(error))}", soft_wrap=True)
+                raise SystemExit(2) from None
+            notes.print(
+                f"[red]failed:[/red] {type(error).__name__}: {escape(_one_line(error))} (--debug shows where)",
+                soft_wrap=True,
+            )
+            raise SystemExit(1) from None
+        if json_output:
+            sys.stdout.write(json.dumps(result) + "\n")
+
+    signature = python_inspect.signature(function, eval_str=True)
+    common = [
+        python_inspect.Parameter(name, python_inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("json_output", Json), ("debug", Debug))
+    ]
+    guarded.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *common])  # type: ignore[attr-defined]
+    guarded.__annotations__ = {
+        **{name: parameter.annotation for name, parameter in signature.parameters.items()},
+        "json_output": Json,
+        "debug": Debug,
+    }
+    app.command()(guarded)
+    return guarded
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+@_command
+def run(
+    backbone: Backbone = "demo",
+    dataset: Dataset = None,
+    samples: Samples = 1000,
+    eval_samples: EvalSamples = 450,
+    budget: Budget = DEFAULT_BUDGET,
+    budget_kind: BudgetKind = "processed",
+    solver: Solver = "retained",
+    scorer: Scorer = "text_guided",
+    detector: Detector = None,
+    out: Out = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    max_new_tokens: Tokens = 16,
+    split: Split = None,
+    image_column: ImageColumn = None,
+    question_column: QuestionColumn = None,
+    answer_column: AnswerColumn = None,
+    sweep: Sweep = True,
+) -> dict[str, Any]:
+    """The main job: profile, detect, schedule, evaluate, plot.
+
+    adaptinfer-profile run demo
+
+    adaptinfer-profile run ./my-llava --dataset data.jsonl --samples 64 --out outputs/mine
+    """
+    from schedule_finder import steps
+
+    fraction = _fraction(budget)
+    _check_kind(budget_kind)
+    current, loaded, data = _begin(
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, batch_size,
+        split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
+    )  # fmt: skip
+    _profile(current, loaded, data, batch_size)
+    _show_detections(steps.detect_step(current, detector))
+    schedule = steps.schedule_step(current, budget=fraction, kind=budget_kind, solver=solver, scorer=scorer)
+    _show_schedule(schedule)
+    table = None
+    if eval_samples:
+        table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
+    figures = _plot(current)
+    return _finish(current, table, figures)
+
+
+@_command
+def profile(
+    backbone: Backbone = "demo",
+    dataset: Dataset = None,
+    samples: Samples = 1000,
+    eval_samples: EvalSamples = 450,
+    out: Out = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    split: Split = None,
+    image_column: ImageColumn = None,
+    question_column: QuestionColumn = None,
+    answer_column: AnswerColumn = None,
+) -> dict[str, Any]:
+    """Steps 1 and 2: choose samples and record what text looks at, layer by layer. Resumes."""
+    current, loaded, data = _begin(
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, batch_size,
+        split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
+    )  # fmt: skip
+    counts = _profile(current, loaded, data, batch_size)
+    screen.print(f"profile: {current.profile.folder}")
+    return {"run": str(current.folder), **counts}
+
+
+@_command
+def detect(folder: RunArgument, detector: Detector = None) -> dict[str, Any]:
+    """Step 3: change points of a run's profile, by every detector."""
+    from schedule_finder import steps
+
+    current = _open(folder)
+    document = steps.detect_step(current, detector)
+    _show_detections(document)
+    found = {name: entry["change_points"] for name, entry in document["detectors"].items()}
+    return {"run": str(folder), "default": document["default"], "change_points": found}
+
+
+@_command
+def schedule(
+    folder: RunArgument,
+    budget: Budget = DEFAULT_BUDGET,
+    budget_kind: BudgetKind = "processed",
+    solver: Solver = "retained",
+    scorer: Scorer = "text_guided",
+) -> dict[str, Any]:
+    """Step 4: a schedule for any budget from a run's profile, in seconds and without a model.
+
+    adaptinfer-profile schedule outputs/demo --budget 25%
+    """
+    from schedule_finder import steps
+
+    current = _open(folder)
+    _check_kind(budget_kind)
+    found = steps.schedule_step(current, budget=_fraction(budget), kind=budget_kind, solver=solver, scorer=scorer)
+    _show_schedule(found)
+    screen.print(f"schedule: {current.schedule}")
+    return {"run": str(folder), "schedule": str(current.schedule), "budget": found.budget.model_dump()}
+
+
+@_command
+def evaluate(
+    folder: RunArgument,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    max_new_tokens: Tokens = 16,
+    sweep: Sweep = True,
+) -> dict[str, Any]:
+    """Step 5: the schedule and its controls against the full model, on held-out samples."""
+    from schedule_finder.backbones import load_backbone
+
+    current = _open(folder)
+    options = current.options
+    data = _open_data(options)
+    with _status("loading the backbone"):
+        loaded = load_backbone(options["backbone"], device=device, dtype=dtype)
+    table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
+    _show_evaluation(table, current)
+    return {"run": str(folder), "evaluation": str(current.evaluation)}
+
+
+@_command
+def plot(folder: RunArgument) -> dict[str, Any]:
+    """Step 6: figures (PDF and PNG) of what a run holds, with the tables they were drawn from."""
+    current = _open(folder)
+    figures = _plot(current)
+    for path in figures:
+        screen.print(str(path), soft_wrap=True)
+    return {"run": str(folder), "figures": [str(path) for path in figures]}
+
+
+@_command
+def inspect(
+    what: Annotated[str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")],
+) -> dict[str, Any]:
+    """What is in a run, a schedule file, a published preset or a backbone, as tables."""
+    from pruning_runtime import Schedule
+
+    path = Path(what)
+    if (path / "run.json").exists():
+        return _inspect_run(_open(path))
+    if path.is_file():
+        found = Schedule.load(path)
+    elif what in Schedule.presets():
+        found = Schedule.preset(what)
+    else:
+        return _inspect_backbone(what)
+    _show_schedule(found)
+    return found.model_dump(mode="json")
+
+
+# ---- pieces of commands
+
+
+def _fraction(text: str) -> float:
+    from schedule_finder.errors import InputError
+
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise InputError(f"--budget {text!r} is no number; write 0.15 or 15%") from None
+    if not 0 < value <= 1:
+        raise InputError(f"--budget {text}: above 0 and at most 1 (or 100%), as a fraction of the unpruned cost")
+    return value
+
+
+def _check_kind(kind: str) -> None:
+    from typing import get_args
+
+    from pruning_runtime.schedule import BudgetKind as Kinds
+    from schedule_finder.errors import InputError
+
+    if kind not in get_args(Kinds):
+        raise InputError(f"--budget-kind {kind!r}: choose {', '.join(get_args(Kinds))}")
+
+
+def _open(folder: Path) -> Run:
+    from schedule_finder.run_folder import Run
+
+    current = Run(folder)
+    current.document()
+    return current
+
+
+def _begin(
+    backbone: str,
+    dataset: str | None,
+    samples: int,
+    eval_samples: int,
+    out: Path | None,
+    device: str,
+    dtype: str,
+    seed: int,
+    batch_size: int,
+    **columns: str | None,
+) -> tuple[Run, LoadedBackbone, DataSet]:
+    """Load everything that can be wrong before anything is written."""
+    from schedule_finder.backbones import load_backbone
+    from schedule_finder.errors import InputError
+    from schedule_finder.run_folder import Run
+
+    if dataset is None:
+        if backbone != "demo":
+            raise InputError(f"backbone {backbone!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name)")
+        dataset = "demo"
+    options = {
+        "backbone": backbone,
+        "dataset": dataset,
+        "samples": samples,
+        "eval_samples": eval_samples,
+        "seed": seed,
+        "columns": columns,
+    }
+    data = _open_data(options)
+    with _status("loading the backbone"):
+        loaded = load_backbone(backbone, device=device, dtype=dtype)
+    folder = out or Path("outputs") / Path(backbone).name
+    command = f"adaptinfer-profile {' '.join(sys.argv[1:])}"
+    current = Run.begin(folder, command, options)
+    screen.print(
+        f"[bold]{escape(backbone)}[/bold] ({loaded.identity.model_type}, {loaded.identity.num_layers} layers, "
+        f"{loaded.dtype} on {loaded.device}) with data set [bold]{escape(dataset)}[/bold] -> {folder}",
+        soft_wrap=True,
+    )
+    return current, loaded, data
+
+
+def _open_data(options: dict[str, Any]) -> DataSet:
+    from schedule_finder.samples import open_data
+
+    return open_data(options["dataset"], seed=options["seed"], **options["columns"])
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    with notes.status(what):
+        yield
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=notes,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _profile(current: Run, loaded: LoadedBackbone, data: DataSet, batch_size: int) -> dict[str, Any]:
+    from schedule_finder import steps
+
+    with _progress("profile") as progress:
+        counts = steps.profile_step(current, loaded, data, progress, batch_size=batch_size)
+    if counts["skipped"]:
+        notes.print(f"{counts['skipped']} sample(s) skipped; the reasons are in {current.samples}", soft_wrap=True)
+    return counts
+
+
+def _evaluate(
+    current: Run, loaded: LoadedBackbone, data: DataSet, batch_size: int, max_new_tokens: int, sweep: bool
+) -> Any:
+    from schedule_finder import steps
+
+    with _progress("evaluate") as progress:
+        return steps.evaluate_step(
+            current,
+            loaded,
+            data,
+            progress,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            sweep=steps.SWEEP if sweep else (),
+        )
+
+
+def _plot(current: Run) -> list[Path]:
+    from schedule_finder import figures
+
+    with current.step("plot"), _status("drawing"):
+        return figures.make_figures(current)
+
+
+def _finish(current: Run, table: Any, figures: list[Path]) -> dict[str, Any]:
+    if table is not None:
+        _show_evaluation(table, current)
+    screen.print(f"schedule: [bold]{current.schedule}[/bold]", soft_wrap=True)
+    screen.print(f"figures:  [bold]{current.figures}[/bold] ({len(figures)} files)", soft_wrap=True)
+    return {
+        "run": str(current.folder),
+        "schedule": str(current.schedule),
+        "evaluation": str(current.evaluation) if table is not None else None,
+        "figures": [str(path) for path in figures],
+    }
+
+
+def _show_detections(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("detector", "change points (first layer of each new regime)", title="Change points", title_justify="left")
+    for name, entry in document["detectors"].items():
+        points = ", ".join(map(str, entry["change_points"])) or "none"
+        table.add_row(name + (" (used)" if name == document["default"] else ""), points)
+    screen.print(table)
+
+
+def _show_schedule(schedule: Any) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "tokens leave after layer", "keep", "vision tokens", title=f"Schedule for {escape(schedule.backbone.name)}",
+        title_justify="left",
+    )  # fmt: skip
+    for stage in schedule.stages:
+        kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
+        table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
+    screen.print(table)
+    screen.print(f"scorer {schedule.scorer.name}, positions {schedule.positions}")
+    if schedule.budget:
+        costs = schedule.budget
+        flops = "" if costs.flops is None else f", flops {100 * costs.flops:.1f} %"
+        screen.print(
+            f"cost of the unpruned prefill: processed {100 * costs.processed:.1f} %, "
+            f"published count {100 * costs.published:.1f} %{flops} (asked for: {costs.kind} {100 * costs.target:.1f} %)",
+            soft_wrap=True,
+        )
+    solver = schedule.evidence.get("solver", {})
+    if isinstance(solver, dict) and "retained" in solver:
+        screen.print(
+            f"placed by {solver['placed_by']}; replayed: {100 * solver['retained']:.1f} % of text-to-vision "
+            "attention retained", soft_wrap=True,
+        )  # fmt: skip
+    for method, result in schedule.evidence.get("held_out", {}).items():
+        if result["exact_match"] is not None:
+            screen.print(
+                f"held out, {method}: exact match {100 * result['exact_match']:.1f} % "
+                f"({100 * result['ci_low']:.1f}-{100 * result['ci_high']:.1f}) on {result['n']} samples",
+                soft_wrap=True,
+            )
+
+
+def _show_evaluation(table: Any, current: Run) -> None:
+    from rich.table import Table
+
+    from pruning_runtime import Schedule
+
+    target = Schedule.load(current.schedule).budget.target
+    overall = table[table.question_type == "all"]
+    own = overall[(overall.method == "full") | ((overall.budget - target).abs() < 1e-9)]
+    shown = Table(
+        "method", "exact match", "95 % interval", "same answer as full", "KL", "processed", "published", "FLOPs",
+        "KV cache", "prefill", title=f"Held-out samples: {int(own.n.max())}", title_justify="left",
+    )  # fmt: skip
+    full_ms = float(own[own.method == "full"].prefill_ms.iloc[0])
+    full_kv = float(own[own.method == "full"].kv_bytes.iloc[0])
+    for row in own.itertuples():
+        shown.add_row(
+            row.method,
+            f"{100 * row.exact_match:.1f} %",
+            f"{100 * row.ci_low:.1f}-{100 * row.ci_high:.1f}",
+            f"{100 * row.agreement:.1f} %",
+            f"{row.kl:.3f}",
+            f"{100 * row.processed:.1f} %",
+            f"{100 * row.published:.1f} %",
+            f"{100 * row.flops:.1f} %",
+            f"{100 * row.kv_bytes / full_kv:.1f} %",
+            f"{100 * row.prefill_ms / full_ms:.0f} %",
+        )
+    screen.print(shown)
+    screen.print(f"every question type and budget: {current.evaluation}", soft_wrap=True)
+
+
+def _inspect_run(current: Run) -> dict[str, Any]:
+    from rich.table import Table
+
+    document = current.document()
+    table = Table("step", "state", "seconds", "facts", title=f"Run {current.folder}", title_justify="left")
+    for name, entry in document["steps"].items():
+        facts = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("state", "seconds"))
+        table.add_row(name, entry["state"], str(entry.get("seconds", "")), facts)
+    screen.print(table)
+    if current.schedule.exists():
+        from pruning_runtime import Schedule
+
+        _show_schedule(Schedule.load(current.schedule))
+    return document
+
+
+def _inspect_backbone(name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from schedule_finder.backbones import load_backbone
+
+    with _status("loading the backbone"):
+        loaded = load_backbone(name, device="cpu")
+    parts = loaded.backbone
+    facts = {
+        "class": type(parts.model).__name__,
+        "model_type": parts.model_type,
+        "decoder": type(parts.text_model).__name__,
+        **asdict(parts.shape),
+        "layer_kinds": sorted(set(parts.layer_kinds)),
+        "vision_token_ids": list(parts.vision_token_ids),
+        "attention": parts.text_model.config._attn_implementation,
+        "config_digest": parts.config_digest,
+    }
+    table = Table("fact", "value", title=f"Backbone {escape(name)}", title_justify="left")
+    for key, value in facts.items():
+        table.add_row(key, escape(str(value)))
+    screen.print(table)
+    return facts

@@ -1,0 +1,123 @@
+"""A run on disk: numbered files, and what each step did."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from schedule_finder.errors import InputError
+from schedule_finder.files import write_text
+from schedule_finder.profile_store import ProfileStore
+from schedule_finder.provenance import provenance
+
+FORMAT, VERSION = "adaptinfer-run", 1
+
+
+class Run:
+    """The folder of one run. ``run.json`` holds the options and the state of every step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def path(self) -> Path:
+        """``run.json``."""
+        return self.folder / "run.json"
+
+    @property
+    def samples(self) -> Path:
+        """Step 1's file."""
+        return self.folder / "1_samples.jsonl"
+
+    @property
+    def profile(self) -> ProfileStore:
+        """Step 2's folder."""
+        return ProfileStore(self.folder / "2_profile")
+
+    @property
+    def change_points(self) -> Path:
+        """Step 3's file."""
+        return self.folder / "3_change_points.json"
+
+    @property
+    def schedule(self) -> Path:
+        """Step 4's file."""
+        return self.folder / "4_schedule.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Step 5's table."""
+        return self.folder / "5_evaluation.csv"
+
+    @property
+    def figures(self) -> Path:
+        """Step 6's folder."""
+        return self.folder / "6_figures"
+
+    @classmethod
+    def begin(cls, folder: Path, command: str, options: dict[str, Any]) -> Run:
+        """Make the run, or go on with one that was begun with the same options. Raises `InputError`."""
+        run = cls(folder)
+        if run.path.exists():
+            known = run.document()["options"]
+            different = [f"{name} {known.get(name)!r}" for name in options if known.get(name) != options[name]]
+            if different:
+                raise InputError(
+                    f"{folder} holds a run with another {', '.join(different)}; choose another --out, or the same options"
+                )
+            return run
+        run._write(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "command": command,
+                "options": options,
+                "provenance": provenance(),
+                "steps": {},
+            }
+        )
+        return run
+
+    def document(self) -> dict[str, Any]:
+        """The content of ``run.json``. Raises `InputError` where there is no run."""
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self.folder}: no run here (no run.json); begin one with `adaptinfer-profile run`") from None
+        except ValueError as error:
+            raise InputError(f"{self.path}: not readable ({error}); restore it or begin a new run") from error
+        if document.get("format") != FORMAT or document.get("version") != VERSION:
+            raise InputError(f"{self.path}: not a run of version {VERSION}")
+        return document
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the run was begun with."""
+        return self.document()["options"]
+
+    @contextmanager
+    def step(self, name: str, **options: Any) -> Iterator[dict[str, Any]]:
+        """Record a step: its state, its options, its time; the body may add facts to what is yielded."""
+        entry: dict[str, Any] = {"state": "running", **options}
+        self._update(name, entry)
+        begun = time.perf_counter()
+        try:
+            yield entry
+        except BaseException:
+            entry["state"] = "failed"
+            self._update(name, entry)
+            raise
+        entry |= {"state": "done", "seconds": round(time.perf_counter() - begun, 2)}
+        self._update(name, entry)
+
+    def _update(self, name: str, entry: dict[str, Any]) -> None:
+        document = self.document()
+        document["steps"][name] = entry
+        self._write(document)
+
+    def _write(self, document: dict[str, Any]) -> None:
+        write_text(self.path, json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,67 @@
+"""A checkpoint folder and data files, as somebody else would have made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+
+from tests.tiny_models import BOS, EOS, IMAGE, PAD, VOCAB, build_llava
+
+TEMPLATE = (
+    "<bos> user {% for part in messages[0]['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} assistant{% endif %}"
+)
+WORDS = ["user", "assistant", "what", "is", "this", "?", "red", "green", "blue", "left", "right", "where"]
+
+
+def write_llava_folder(folder: Path, *, seed: int = 0, template: bool = True) -> Path:
+    """A tiny LLaVA checkpoint with its processor, saved by transformers itself."""
+    vocabulary = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<image>": IMAGE, "<unk>": VOCAB - 1}
+    vocabulary |= {word: 3 + place for place, word in enumerate(WORDS)}
+    for number in range(VOCAB):
+        if number not in vocabulary.values():
+            vocabulary[f"word{number}"] = number
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16}, do_center_crop=False
+        ),
+        tokenizer=fast,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE if template else None,
+    )
+    build_llava(seed=seed).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(folder: Path, rows: int, *, seed: int = 0) -> Path:
+    """A data file with the columns image, question, answer, and its images in a folder beside it."""
+    generator = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in range(rows):
+        pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{row}.png")
+        question = " ".join(["what", "is", "this", *generator.choice(WORDS[5:], size=row % 4), "?"])
+        lines.append({"image": f"images/{row}.png", "question": question, "answer": str(generator.choice(WORDS[6:9]))})
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path

@@ -1,0 +1,161 @@
+"""Profiles on disk: what goes in comes out; shards resume, merge, and survive damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profile_store import ProfileStore, StoreError
+
+LAYERS = 5
+META = {"backbone": {"name": "x", "num_layers": LAYERS}, "layers": list(range(LAYERS)), "dtype": "float32"}
+
+
+def rows_of(count: int, seed: int = 0) -> list[ProfileRow]:
+    """Rows with different numbers of vision tokens and values over eight orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        vision = int(rng.integers(1, 40))
+        rows.append(
+            ProfileRow(
+                num_vision=vision,
+                num_raters=int(rng.integers(1, 9)),
+                num_other=int(rng.integers(9, 20)),
+                scores={
+                    name: np.exp(rng.uniform(-18, 0, (LAYERS, vision))).astype(np.float32) for name in SCORE_FIELDS
+                },
+                curves={name: rng.random(LAYERS).astype(np.float32) for name in CURVE_FIELDS},
+            )
+        )
+    return rows
+
+
+def store_with(folder: Path, names: list[str], rows: list[ProfileRow], shard: int = 4) -> ProfileStore:
+    store = ProfileStore(folder)
+    store.open(META)
+    for first in range(0, len(rows), shard):
+        store.append(names[first : first + shard], rows[first : first + shard])
+    return store
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    rows = rows_of(10)
+    names = [f"s{i}" for i in (5, 3, 9, 0, 1, 2, 4, 6, 7, 8)]
+    profile = store_with(tmp_path, names, rows).read()
+    assert profile.ids == sorted(names)
+    by_name = dict(zip(names, rows, strict=True))
+    for place, name in enumerate(profile.ids):
+        row = by_name[name]
+        for count in ("num_vision", "num_raters", "num_other"):
+            assert profile.counts[count][place] == getattr(row, count)
+        for field in SCORE_FIELDS:
+            found, expected = profile.scores[field][place], row.scores[field]
+            assert found.shape == expected.shape
+            # Half precision relative to the layer's largest value.
+            largest = expected.max(1, keepdims=True)
+            assert (np.abs(found - expected) <= expected * 2**-10 + largest * 2**-24).all()
+        for field in CURVE_FIELDS:
+            np.testing.assert_array_equal(profile.curves[field][place], row.curves[field])
+
+
+def test_shards_may_be_read_in_any_order(tmp_path: Path) -> None:
+    rows, names = rows_of(9), [f"{i}" for i in range(9)]
+    one = store_with(tmp_path / "a", names, rows).read()
+    other = store_with(tmp_path / "b", names[::-1], rows[::-1], shard=2).read()
+    assert one.ids == other.ids
+    for field in SCORE_FIELDS:
+        for a, b in zip(one.scores[field], other.scores[field], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_layers_of_zeros_and_huge_scores(tmp_path: Path) -> None:
+    (row,) = rows_of(1)
+    row.scores["text_guided"][0] = 0.0
+    row.scores["text_guided"][1] *= 1e6
+    profile = store_with(tmp_path, ["a"], [row]).read()
+    assert (profile.scores["text_guided"][0][0] == 0).all()
+    np.testing.assert_allclose(
+        profile.scores["text_guided"][0][1], row.scores["text_guided"][1], rtol=1e-3, atol=1e-1
+    )
+
+
+def test_resuming_needs_the_same_backbone(tmp_path: Path) -> None:
+    store_with(tmp_path, ["a"], rows_of(1))
+    store = ProfileStore(tmp_path)
+    store.open(META)
+    store.append(["b"], rows_of(1, seed=1))
+    assert store.ids() == ["a", "b"]
+    with pytest.raises(StoreError, match="another dtype"):
+        store.open({**META, "dtype": "bfloat16"})
+    assert store.ids() == ["a", "b"]
+
+
+def test_merge_takes_doubles_once(tmp_path: Path) -> None:
+    rows = rows_of(6)
+    left = store_with(tmp_path / "l", list("abcd"), rows[:4])
+    right = store_with(tmp_path / "r", list("cdef"), rows[2:])
+    both = ProfileStore(tmp_path / "both")
+    both.merge([left, right])
+    direct = store_with(tmp_path / "direct", list("abcdef"), rows).read()
+    merged = both.read()
+    assert merged.ids == direct.ids
+    for field in SCORE_FIELDS:
+        for a, b in zip(merged.scores[field], direct.scores[field], strict=True):
+            np.testing.assert_allclose(a, b, rtol=2**-10)
+    other = ProfileStore(tmp_path / "other")
+    other.open({**META, "layers": [0]})
+    with pytest.raises(StoreError, match="another layers"):
+        both.merge([other])
+
+
+def test_a_damaged_shard_is_set_aside_and_only_its_samples_are_missing(tmp_path: Path) -> None:
+    store = store_with(tmp_path, list("abcdefgh"), rows_of(8))
+    first = tmp_path / "part-00000.parquet"
+    first.write_bytes(first.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"part-00000.*again"):
+        store.read()
+    assert store.ids() == list("efgh")
+    assert (tmp_path / "part-00000.corrupt").exists()
+    store.append(list("abcd"), rows_of(4))
+    assert len(store.read()) == 8
+
+
+def test_a_half_written_shard_is_not_there(tmp_path: Path) -> None:
+    store = store_with(tmp_path, list("abcd"), rows_of(4))
+    (tmp_path / "part-00001.partial").write_bytes(b"PAR1")
+    assert len(store.read()) == 4
+
+
+def test_folders_without_a_profile(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no profile here"):
+        ProfileStore(tmp_path / "none").read()
+    empty = ProfileStore(tmp_path / "empty")
+    empty.open(META)
+    with pytest.raises(StoreError, match="empty"):
+        empty.read()
+    empty.meta_path.write_text('{"format": "somethi')
+    with pytest.raises(StoreError, match="not readable"):
+        empty.meta()
+
+
+def test_size_and_speed_of_1000_samples(tmp_path: Path) -> None:
+    """1000 samples x 32 layers x 576 tokens stay under 100 MB; here a tenth of that."""
+    rng = np.random.default_rng(0)
+    rows = [
+        ProfileRow(
+            576,
+            40,
+            60,
+            {name: rng.lognormal(-7, 1.5, (32, 576)).astype(np.float32) for name in SCORE_FIELDS},
+            {name: rng.random(32).astype(np.float32) for name in CURVE_FIELDS},
+        )
+        for _ in range(100)
+    ]
+    store = ProfileStore(tmp_path)
+    store.open({**META, "layers": list(range(32))})
+    store.append([str(i) for i in range(100)], rows)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10e6
