@@ -1,11 +1,11 @@
 """Apply a vision-token pruning schedule to a stock Hugging Face vision-language model.
 
-    from pruning_runtime import Schedule, pruned
+from pruning_runtime import Schedule, pruned
 
-    schedule = Schedule.load("4_schedule.json")
-    with pruned(model, schedule) as record:
-        model.generate(**inputs, max_new_tokens=32)
-    print(record)
+schedule = Schedule.load("4_schedule.json")
+with pruned(model, schedule) as record:
+    model.generate(**inputs, max_new_tokens=32)
+print(record)
 """
 
 from pruning_runtime.apply import PruningError, pruned

@@ -88,7 +88,9 @@ def pruned(
 def _exclusive(model: nn.Module) -> Iterator[None]:
     with _in_use_lock:
         if model in _in_use:
-            raise PruningError("this model is already inside `pruned`; leave that `with` first, or load a second copy")
+            raise PruningError(
+                "this model is already inside `pruned`; leave that `with` first, or load a second copy"
+            )
         _in_use.add(model)
     try:
         yield
@@ -105,7 +107,9 @@ def _refuse_unsupported(backbone: Backbone, schedule: Schedule) -> None:
     if getattr(generation, "prefill_chunk_size", None):
         raise UnsupportedBackbone(f"{family}: generation_config.prefill_chunk_size must be None to prune")
     if "static" in (getattr(generation, "cache_implementation", None) or ""):
-        raise UnsupportedBackbone(f"{family}: a static cache has one length for all layers; use the dynamic one")
+        raise UnsupportedBackbone(
+            f"{family}: a static cache has one length for all layers; use the dynamic one"
+        )
     rope = getattr(backbone.text_model.config, "rope_parameters", None) or {}
     if schedule.positions == "renumbered" and "mrope_section" in rope:
         raise UnsupportedBackbone(f"{family}: positions 'renumbered' is undefined for M-RoPE; use 'original'")
@@ -163,7 +167,12 @@ class _Pruner:
     """The hooks of one `pruned`."""
 
     def __init__(
-        self, backbone: Backbone, schedule: Schedule, vision_mask: Tensor | None, keep_scores: bool, timing: bool
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        vision_mask: Tensor | None,
+        keep_scores: bool,
+        timing: bool,
     ) -> None:
         self.backbone = backbone
         self.schedule = schedule
@@ -223,7 +232,9 @@ class _Pruner:
                 raise PruningError(f"vision_mask is {tuple(given.shape)}, the prompt is {tuple(expected)}")
             return given
         if input_ids is None:
-            raise PruningError("a prompt given as inputs_embeds needs pruned(..., vision_mask=[batch, length])")
+            raise PruningError(
+                "a prompt given as inputs_embeds needs pruned(..., vision_mask=[batch, length])"
+            )
         return self.backbone.vision_mask(input_ids)
 
     def _start_record(self, num_vision: Sequence[int], num_other: Sequence[int]) -> None:
@@ -301,11 +312,11 @@ class _Pruner:
     def _drop(self, forward: _Forward, stage: StagePlan, hidden: Tensor) -> Tensor:
         before = forward.prompt.segments[-1]
         vision = forward.vision.gather(1, before.index)
+        keep = torch.tensor(stage.keep).to(hidden.device, non_blocking=True)
         if isinstance(self.scorer, PositionScorer):
-            scores = self.scorer.score_positions(forward.vision, self.record.prefills - 1).gather(1, before.index)
+            scores = self.scorer.score_positions(vision, before.index, keep, self.record.prefills - 1)
         else:
             scores = forward.scores
-        keep = torch.tensor(stage.keep).to(hidden.device, non_blocking=True)
         place, valid = select_kept(scores, vision, before.valid, keep, stage.width)
         after = _Segment(before.index.gather(1, place), valid, masked=stage.filled)
         forward.prompt.segments.append(after)
@@ -349,14 +360,18 @@ class _Pruner:
         segment = forward.prompt.segments[-1]
         kwargs = dict(kwargs)
         kwargs["attention_mask"] = self._once(
-            forward, kwargs.get("attention_mask"), lambda mask: self._prefill_mask(mask, segment, hidden.dtype)
+            forward,
+            kwargs.get("attention_mask"),
+            lambda mask: self._prefill_mask(mask, segment, hidden.dtype),
         )
         position_ids = kwargs.get("position_ids")
         if position_ids is not None:
             # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
             flash = self._kernel.startswith("flash")
-            kwargs["position_ids"] = None if flash else self._once(
-                forward, position_ids, lambda ids: gather_positions(ids, segment.index, 1)
+            kwargs["position_ids"] = (
+                None
+                if flash
+                else self._once(forward, position_ids, lambda ids: gather_positions(ids, segment.index, 1))
             )
         if self.schedule.positions == "renumbered":
             places = (segment.valid.long().cumsum(1) - 1).clamp(min=0)
@@ -426,7 +441,9 @@ class _Pruner:
         kwargs = dict(kwargs)
         key = ("decode mask", prompt.segment_of_layer[layer], window)
         if key not in forward.gathered:
-            forward.gathered[key] = self._continuation_mask(forward, segment, generated, queries, window, cached, hidden)
+            forward.gathered[key] = self._continuation_mask(
+                forward, segment, generated, queries, window, cached, hidden
+            )
         kwargs["attention_mask"] = forward.gathered[key]
         if self.schedule.positions == "renumbered" and prompt.segment_of_layer[layer] > 0:
             first = segment.valid.sum(1, keepdim=True) + generated

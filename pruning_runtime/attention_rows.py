@@ -92,7 +92,7 @@ def attention_rows(
 
     per_head = batch * width * length * 4
     whole_groups = max(1, min(kv_heads, chunk_bytes // (per_head * group)))
-    part_of_group = group if whole_groups > 1 else max(1, min(group, chunk_bytes // per_head))
+    part_of_group = max(1, min(group, chunk_bytes // per_head))
     for first_kv in range(0, kv_heads, whole_groups):
         kv = slice(first_kv, first_kv + whole_groups)
         keys = key[:, kv].transpose(-1, -2)
@@ -103,11 +103,12 @@ def attention_rows(
             logits = logits.view(batch, -1, width, length).float() * scaling
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
+            these = slice(first_kv * group + first, first_kv * group + first + logits.shape[1])
             if bias is not None:
-                head = first_kv * group + first
-                logits = logits + (bias if bias.shape[1] == 1 else bias[:, head : head + logits.shape[1]])
+                logits = logits + (bias if bias.shape[1] == 1 else bias[:, these])
             if blocked is not None:
-                logits = logits.masked_fill(blocked, float("-inf"))
+                hidden = blocked if blocked.shape[1] == 1 else blocked[:, these]
+                logits = logits.masked_fill(hidden, float("-inf"))
             # A filler row may be blocked everywhere; softmax makes it NaN, so it is filled, not multiplied.
             yield logits.softmax(-1).masked_fill(~real[:, None, :, None], 0.0)
 

@@ -56,12 +56,16 @@ def attention_tap(backbone: Backbone, listener: Listener) -> Iterator[None]:
     if chosen.startswith("flex"):
         raise UnsupportedBackbone("flex attention's block masks cannot be pruned; choose sdpa or eager")
 
-    layer_of = {
-        module: layer for layer, block in enumerate(backbone.layers) for module in block.modules()
-    }
+    layer_of = {module: layer for layer, block in enumerate(backbone.layers) for module in block.modules()}
 
     def tapped(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         layer = layer_of.get(module)
         if layer is not None:

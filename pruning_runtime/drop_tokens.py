@@ -53,11 +53,13 @@ def plan_stages(
     return tuple(plans)
 
 
-def select_kept(scores: Tensor, vision: Tensor, valid: Tensor, keep: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def select_kept(
+    scores: Tensor, vision: Tensor, valid: Tensor, keep: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
     """Choose the positions that stay.
 
     Every valid position that is not a vision token stays, and of the vision tokens the ``keep`` best.
-    Ties go to the earlier position; a NaN score ranks last. Kept positions stay in their order.
+    Ties go to the earlier position; a NaN score counts as the lowest. Kept positions stay in their order.
 
     Args:
         scores: ``[batch, length]``, higher = keep; read at vision tokens only.

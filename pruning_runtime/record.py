@@ -99,7 +99,9 @@ class Record:
             f"{100 * self.processed:.1f} % of them computed per layer on average; "
             f"cache {self.cache_bytes / 2**20:.2f} MiB"
         ]
-        lines += [f"  after layer {stage.layer}: kept {', '.join(map(str, stage.keep))}" for stage in self.stages]
+        lines += [
+            f"  after layer {stage.layer}: kept {', '.join(map(str, stage.keep))}" for stage in self.stages
+        ]
         lines += [f"  {part}: {value:.2f} ms" for part, value in self.milliseconds.items()]
         return "\n".join(lines)
 
@@ -132,8 +134,10 @@ class Stopwatch:
     def part(self, part: str) -> Iterator[None]:
         """Time the body of a ``with`` as ``part``."""
         self.start(part)
-        yield
-        self.stop(part)
+        try:
+            yield
+        finally:
+            self.stop(part)
 
     def sums(self) -> dict[str, float]:
         """Milliseconds by part so far."""

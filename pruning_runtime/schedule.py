@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pruning_runtime.scorers import SCORERS, make_scorer
+from pruning_runtime.scorers import make_scorer
 
 if TYPE_CHECKING:
     from pruning_runtime.backbone import Backbone
@@ -25,7 +24,7 @@ VERSION = 1
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 BudgetKind = Literal["processed", "published", "flops"]
-Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
 class ScheduleError(ValueError):
@@ -44,7 +43,7 @@ class Stage(_Part):
     are still there afterwards. ``keep_tokens`` is for display only.
     """
 
-    layer: int = Field(ge=-1)
+    layer: int = Field(ge=-1, strict=True)
     keep_ratio: Ratio
     keep_tokens: int | None = Field(default=None, ge=0)
 
@@ -61,8 +60,6 @@ class ScorerChoice(_Part):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.name not in SCORERS:
-            raise ValueError(f"unknown scorer {self.name!r}; known: {', '.join(sorted(SCORERS))}")
         make_scorer(self.name, self.options)
         return self
 
@@ -141,14 +138,13 @@ class Schedule(_Part):
         """Parse and check a schedule; ``source`` names it in errors. Raises `ScheduleError`."""
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ScheduleError(
-                f"{source}: not a complete JSON document (line {error.lineno}: {error.msg}); "
-                "write it again with `adaptinfer-profile schedule`"
+                f"{source}: not a complete JSON document ({error}); write it again with `adaptinfer-profile schedule`"
             ) from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ScheduleError(f"{source}: not a schedule file; its `format` must be {FORMAT!r}")
-        if document.get("version") != VERSION:
+        if document.get("version") != VERSION or not isinstance(document["version"], int):
             raise ScheduleError(
                 f"{source}: version {document.get('version')!r} is not supported; this release reads {VERSION}"
             )
@@ -179,7 +175,8 @@ class Schedule(_Part):
     def presets() -> list[str]:
         """Names of all published schedules that ship with the runtime."""
         return sorted(
-            path.relative_to(PRESET_FOLDER).with_suffix("").as_posix() for path in PRESET_FOLDER.rglob("*.json")
+            path.relative_to(PRESET_FOLDER).with_suffix("").as_posix()
+            for path in PRESET_FOLDER.rglob("*.json")
         )
 
     def to_json(self) -> str:
@@ -190,9 +187,12 @@ class Schedule(_Part):
         """Write the file in one step: a reader sees the old or the new one, never half of it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(self.to_json())
-        os.replace(file.name, path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(self.to_json(), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Raise `ScheduleError` unless this schedule was made for a backbone of this shape."""
@@ -216,7 +216,7 @@ class Schedule(_Part):
 def _first_problem(error: ValidationError) -> str:
     """One line for the first finding: field, value, what is allowed."""
     problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    field = ".".join(" ".join(str(part).split()) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     where = f"field `{field}`: " if field else ""
     value = problem["input"]

@@ -248,7 +248,8 @@ def _open_table(source: str, split: str | None) -> tuple[Any, Path]:
     except InputError:
         raise
     except Exception as error:  # `datasets` wraps whatever its readers raise in types of its own
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        lines = str(error.__cause__ or error).strip().splitlines()
+        reason = lines[0] if lines else "it holds no rows"
         raise InputError(
             f"data set {source!r} cannot be read: {reason} (known: `demo`, a local .jsonl, .parquet, .csv or image "
             "folder, or a hub name that can be reached)"

@@ -38,7 +38,7 @@ from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget
 ROWS_PER_SHARD = 128
 MOST_SKIPPED = 0.05
 """Share of samples that may be unusable before a run stops: beyond it the data set is the problem."""
-LEAST_TRIED = 20
+LEAST_TRIED = 60
 SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15)
 """Budgets of the accuracy curve, in the unit of the run's budget."""
 SWEEP_CONTROLS = ("last_token", "random", "strided")

@@ -40,10 +40,12 @@ class PositionScorer(ABC):
     needs_attention: ClassVar[bool] = False
 
     @abstractmethod
-    def score_positions(self, vision: Tensor, forward: int) -> Tensor:
-        """Scores for every original position, ``[batch, length]`` float32; higher = keep.
+    def score_positions(self, vision: Tensor, position: Tensor, keep: Tensor, forward: int) -> Tensor:
+        """Scores of the tokens that reach a stage, ``[batch, length]`` float32; higher = keep.
 
         Args:
-            vision: True at vision tokens of the unpruned sequence, ``[batch, length]``.
+            vision: True at the vision tokens among them, ``[batch, length]``.
+            position: each token's place in the unpruned sequence, ``[batch, length]``.
+            keep: vision tokens that will stay in each row, ``[batch]``.
             forward: how many prefills came before this one inside the same ``with``.
         """

@@ -8,6 +8,10 @@ from torch import Tensor
 from pruning_runtime.scorers.base import PositionScorer
 
 
+LONGEST = 1 << 17
+"""Positions that a random order covers; drawn whole so that stages of one prefill agree."""
+
+
 class RandomTokens(PositionScorer):
     """A fresh random order per prefill, the same for all rows of a batch.
 
@@ -22,8 +26,8 @@ class RandomTokens(PositionScorer):
             raise TypeError(f"seed must be an integer, found {seed!r}")
         self.seed = seed
 
-    def score_positions(self, vision: Tensor, forward: int) -> Tensor:
+    def score_positions(self, vision: Tensor, position: Tensor, keep: Tensor, forward: int) -> Tensor:
         # Drawn on the CPU so that every device keeps the same tokens.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + forward)
-        order = torch.rand(vision.shape[1], generator=generator)
-        return order.to(vision.device, non_blocking=True).expand(vision.shape)
+        order = torch.rand(LONGEST, generator=generator)
+        return order.to(vision.device, non_blocking=True)[position]

@@ -44,8 +44,8 @@ class Retained(Solver):
         if not candidates:
             # Nothing to go by but the budget: an even spread of layers to choose from.
             placed_by = "budget"
-            num_layers = budget.shape.num_layers
-            candidates = [layer for layer in (num_layers * eighth // 8 for eighth in (1, 2, 4, 6)) if layer in profiled]
+            spread = [eighth * (budget.shape.num_layers - 1) // 8 for eighth in (1, 2, 4, 6)]
+            candidates = sorted({layer for layer in spread if layer in profiled})
         if not any(layer <= deepest for layer in candidates):
             # No change point early enough: the budget says where the first stage must stand.
             placed_by = "budget" if placed_by == "budget" else "budget and change points"

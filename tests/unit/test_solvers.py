@@ -1,0 +1,167 @@
+"""Solvers: budgets are met, the replay is what the runtime would do, the objective is what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.schedule import Stage
+from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS
+from schedule_finder.errors import InputError
+from schedule_finder.profile_store import Profile
+from schedule_finder.solvers import SOLVERS, BudgetTarget
+from schedule_finder.solvers.retained import Replay, Retained
+
+KINDS = ("processed", "published", "flops")
+
+
+def shape_of(layers: int) -> DecoderShape:
+    return DecoderShape(layers, 64, 4, 2, 16, 128, 1000)
+
+
+def profile_of(maps: list[np.ndarray], scores: list[np.ndarray] | None = None) -> Profile:
+    """A profile whose every score field is ``scores`` (default the maps themselves)."""
+    layers = maps[0].shape[0]
+    count = len(maps)
+    fields = {name: scores or maps for name in SCORE_FIELDS} | {"uniform_text": maps}
+    return Profile(
+        meta={"backbone": {"num_layers": layers}, "layers": list(range(layers))},
+        ids=[f"{i:03d}" for i in range(count)],
+        counts={
+            "num_vision": np.array([sample.shape[1] for sample in maps]),
+            "num_raters": np.full(count, 5),
+            "num_other": np.full(count, 8),
+        },
+        scores=fields,
+        curves={name: np.zeros((count, layers)) for name in CURVE_FIELDS},
+    )
+
+
+def random_profile(layers: int, seed: int, samples: int = 6) -> Profile:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(8, 30, samples)
+    return profile_of(
+        [rng.dirichlet(np.full(size, 0.3), layers).astype(np.float32) for size in sizes],
+        [rng.random((layers, size)).astype(np.float32) for size in sizes],
+    )
+
+
+def target_for(profile: Profile, kind: str, budget: float) -> BudgetTarget:
+    return BudgetTarget(kind, budget, shape_of(profile.num_layers), profile.mean_vision, profile.mean_other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers=st.integers(4, 16),
+    points=st.sets(st.integers(1, 15), max_size=3),
+    kind=st.sampled_from(KINDS),
+    budget=st.floats(0.05, 1.0),
+    solver=st.sampled_from(sorted(SOLVERS)),
+    seed=st.integers(0, 99),
+)
+def test_any_reachable_budget_is_met(
+    layers: int, points: set[int], kind: str, budget: float, solver: str, seed: int
+) -> None:
+    profile = random_profile(layers, seed)
+    target = target_for(profile, kind, budget)
+    change_points = sorted(point for point in points if point < layers)
+    least = target.cost((Stage(layer=0, keep_ratio=0.0),))
+    if budget < least - 1e-6:
+        with pytest.raises(InputError, match="out of reach"):
+            SOLVERS[solver]().solve(profile, change_points, target, scorer="text_guided")
+        return
+    if budget < least + 1e-6:
+        return
+    stages = SOLVERS[solver]().solve(profile, change_points, target, scorer="text_guided").stages
+    assert target.cost(stages) == pytest.approx(budget, rel=0.01)
+    assert [stage.layer for stage in stages] == sorted({stage.layer for stage in stages})
+    ratios = [stage.keep_ratio for stage in stages]
+    assert ratios == sorted(ratios, reverse=True)
+    assert stages[-1].layer <= layers - 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), data=st.data())
+def test_the_replay_is_what_the_stages_do(seed: int, data: st.DataObject) -> None:
+    profile = random_profile(8, seed, samples=3)
+    layers = sorted(data.draw(st.sets(st.integers(0, 6), min_size=1, max_size=3)))
+    ratios = sorted(
+        data.draw(st.lists(st.floats(0, 1), min_size=len(layers), max_size=len(layers))), reverse=True
+    )
+    stages = [Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=True)]
+    expected = []
+    for attention, scores in zip(profile.maps, profile.scores["text_guided"], strict=True):
+        alive = list(range(attention.shape[1]))
+        carried = 0.0
+        for layer in range(8):
+            carried += attention[layer, alive].sum()
+            for stage in stages:
+                if stage.layer == layer:
+                    best = sorted(alive, key=lambda token: -scores[layer, token])
+                    alive = sorted(best[: stage.kept(attention.shape[1])])
+        expected.append(carried / attention.sum())
+    assert Replay(profile, "text_guided").retained(stages) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_keeping_everything_retains_everything() -> None:
+    profile = random_profile(6, 0)
+    assert Replay(profile, "text_guided").retained(()) == pytest.approx(1.0)
+    assert Replay(profile, "text_guided").retained((Stage(layer=1, keep_ratio=1.0),)) == pytest.approx(1.0)
+
+
+def planted_profile(change: int, layers: int = 12, tokens: int = 40) -> Profile:
+    """Text looks at ten tokens before layer ``change`` and at ten others from then on."""
+    rng = np.random.default_rng(0)
+    maps = []
+    for _ in range(20):
+        order = rng.permutation(tokens)
+        attention = np.full((layers, tokens), 1e-3, dtype=np.float32)
+        attention[:change, order[:10]] = 0.09
+        attention[change:, order[10:20]] = 0.09
+        maps.append(attention)
+    return profile_of(maps)
+
+
+@pytest.mark.parametrize("change", [2, 4])
+def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
+    """Before the change the scores point at the wrong tokens: the best schedule prunes right at it."""
+    profile = planted_profile(change)
+    # Exactly enough for all layers up to the change, and ten tokens of forty from then on.
+    budget = ((change + 1) + (11 - change) * 0.25) / 12
+    target = target_for(profile, "processed", budget)
+    solution = Retained().solve(profile, [change], target, scorer="text_guided")
+    assert [stage.layer for stage in solution.stages][-1] == change
+    assert solution.evidence["retained"] > 0.95
+    assert solution.evidence["placed_by"] == "change points"
+    early = target.spend_rest([0], ())
+    assert Replay(profile, "text_guided").retained(early) < 0.6
+
+
+def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
+    profile = planted_profile(6)
+    solution = Retained().solve(profile, [], target_for(profile, "processed", 0.3), scorer="text_guided")
+    assert solution.evidence["placed_by"] == "budget"
+    late = Retained().solve(profile, [9], target_for(profile, "processed", 0.3), scorer="text_guided")
+    assert late.evidence["placed_by"] == "budget and change points"
+
+
+def test_more_stages_never_retain_less() -> None:
+    profile = random_profile(12, 3, samples=20)
+    by_number = (
+        Retained()
+        .solve(profile, [3, 6, 9], target_for(profile, "processed", 0.5), scorer="text_guided")
+        .evidence["by_number_of_stages"]
+    )
+    assert set(by_number) == {"1", "2", "3"}
+    assert by_number["2"]["retained"] >= by_number["1"]["retained"] - 0.01
+
+
+def test_spend_rest_refuses_what_cannot_be_spent() -> None:
+    target = BudgetTarget("processed", 0.5, shape_of(10), 100, 20)
+    assert target.spend_rest([6], ()) is None  # seven whole layers already cost more
+    assert target.spend_rest([2, 4], (0.1,)) is None  # the rest would have to rise again
+    (stage,) = target.spend_rest([4], ())
+    assert stage.keep_ratio == pytest.approx(0.0, abs=1e-6)
