@@ -42,11 +42,8 @@ def index_raters(is_rater: Tensor, width: int, *, last_only: bool = False) -> tu
     length = is_rater.shape[1]
     position = torch.arange(length, device=is_rater.device)
     key = torch.where(is_rater, position, position - length)
-    if last_only:
-        positions = key.argmax(1, keepdim=True)
-    else:
-        # Raters sort behind everything else and among themselves by position.
-        positions = key.argsort(dim=1)[:, length - width :]
+    # Raters sort behind everything else and among themselves by position.
+    positions = key.argmax(1, keepdim=True) if last_only else key.argsort(dim=1)[:, length - width :]
     return positions, is_rater.gather(1, positions)
 
 

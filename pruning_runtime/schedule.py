@@ -6,6 +6,7 @@ found it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -104,7 +105,7 @@ class Schedule(_Part):
     @field_validator("stages")
     @classmethod
     def _ordered(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        for before, after in zip(stages, stages[1:], strict=False):
+        for before, after in itertools.pairwise(stages):
             if after.layer <= before.layer:
                 raise ValueError(
                     f"layers must increase from stage to stage, found {before.layer} then {after.layer}"

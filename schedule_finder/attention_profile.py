@@ -143,7 +143,9 @@ class _Probe:
             sums[:3] += masses.sum((1, 2)).T
             # Entropy of a / m over vision tokens, from the entropy of a: sum(entr(a)) / m + log(m).
             mass = masses[..., 0].clamp(min=torch.finfo(torch.float32).tiny)
-            entropy = (torch.special.entr(block) @ self._kinds[:, None, :, :1]).squeeze(-1) / mass + mass.log()
+            entropy = (torch.special.entr(block) @ self._kinds[:, None, :, :1]).squeeze(
+                -1
+            ) / mass + mass.log()
             sums[3] += entropy.masked_fill(~self._real[:, None], 0.0).sum((1, 2))
         per_rater = heads * self._count
         scores[0] /= per_rater[:, None]

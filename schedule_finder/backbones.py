@@ -107,9 +107,13 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
 
 
 def _template(processor: ProcessorMixin) -> str:
-    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    template = getattr(processor, "chat_template", None) or getattr(
+        processor.tokenizer, "chat_template", None
+    )
     if not template:
-        raise InputError("this backbone's processor has no chat template; add one to its folder (chat_template.jinja)")
+        raise InputError(
+            "this backbone's processor has no chat template; add one to its folder (chat_template.jinja)"
+        )
     return template
 
 

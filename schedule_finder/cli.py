@@ -77,7 +77,14 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             from schedule_finder.errors import InputError
             from schedule_finder.profile_store import StoreError
 
-            bad_input = (InputError, ScheduleError, UnsupportedBackbone, PruningError, ProfileError, StoreError)
+            bad_input = (
+                InputError,
+                ScheduleError,
+                UnsupportedBackbone,
+                PruningError,
+                ProfileError,
+                StoreError,
+            )
             if isinstance(error, bad_input):
                 notes.print(f"[red]error:[/red] {escape(_one_line(error))}", soft_wrap=True)
                 raise SystemExit(2) from None
@@ -210,7 +217,9 @@ def schedule(
 
     current = _open(folder)
     _check_kind(budget_kind)
-    found = steps.schedule_step(current, budget=_fraction(budget), kind=budget_kind, solver=solver, scorer=scorer)
+    found = steps.schedule_step(
+        current, budget=_fraction(budget), kind=budget_kind, solver=solver, scorer=scorer
+    )
     _show_schedule(found)
     screen.print(f"schedule: {current.schedule}")
     return {"run": str(folder), "schedule": str(current.schedule), "budget": found.budget.model_dump()}
@@ -250,7 +259,9 @@ def plot(folder: RunArgument) -> dict[str, Any]:
 
 @_command
 def inspect(
-    what: Annotated[str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")
+    ],
 ) -> dict[str, Any]:
     """What is in a run, a schedule file, a published preset or a backbone, as tables."""
     from pruning_runtime import Schedule
@@ -279,7 +290,9 @@ def _fraction(text: str) -> float:
     except ValueError:
         raise InputError(f"--budget {text!r} is no number; write 0.15 or 15%") from None
     if not 0 < value <= 1:
-        raise InputError(f"--budget {text}: above 0 and at most 1 (or 100%), as a fraction of the unpruned cost")
+        raise InputError(
+            f"--budget {text}: above 0 and at most 1 (or 100%), as a fraction of the unpruned cost"
+        )
     return value
 
 
@@ -320,7 +333,9 @@ def _begin(
 
     if dataset is None:
         if backbone != "demo":
-            raise InputError(f"backbone {backbone!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name)")
+            raise InputError(
+                f"backbone {backbone!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name)"
+            )
         dataset = "demo"
     options = {
         "backbone": backbone,
@@ -358,7 +373,14 @@ def _status(what: str) -> Iterator[None]:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("{task.description}"),
@@ -379,7 +401,9 @@ def _profile(current: Run, loaded: LoadedBackbone, data: DataSet, batch_size: in
     with _progress("profile") as progress:
         counts = steps.profile_step(current, loaded, data, progress, batch_size=batch_size)
     if counts["skipped"]:
-        notes.print(f"{counts['skipped']} sample(s) skipped; the reasons are in {current.samples}", soft_wrap=True)
+        notes.print(
+            f"{counts['skipped']} sample(s) skipped; the reasons are in {current.samples}", soft_wrap=True
+        )
     return counts
 
 
@@ -423,7 +447,12 @@ def _finish(current: Run, table: Any, figures: list[Path]) -> dict[str, Any]:
 def _show_detections(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table("detector", "change points (first layer of each new regime)", title="Change points", title_justify="left")
+    table = Table(
+        "detector",
+        "change points (first layer of each new regime)",
+        title="Change points",
+        title_justify="left",
+    )
     for name, entry in document["detectors"].items():
         points = ", ".join(map(str, entry["change_points"])) or "none"
         table.add_row(name + (" (used)" if name == document["default"] else ""), points)

@@ -163,7 +163,8 @@ def methods_for(schedule: Schedule, controls: Sequence[str] = CONTROLS) -> list[
     budget = schedule.budget.target if schedule.budget else 1.0
     others = [name for name in controls if name != schedule.scorer.name]
     return [Method("schedule", schedule, budget)] + [
-        Method(name, schedule.model_copy(update={"scorer": ScorerChoice(name=name)}), budget) for name in others
+        Method(name, schedule.model_copy(update={"scorer": ScorerChoice(name=name)}), budget)
+        for name in others
     ]
 
 

@@ -6,8 +6,8 @@ them, so that small attention keeps its precision.
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -112,9 +112,13 @@ class ProfileStore:
         try:
             meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise StoreError(f"{self.folder}: no profile here; run `adaptinfer-profile profile` first") from None
+            raise StoreError(
+                f"{self.folder}: no profile here; run `adaptinfer-profile profile` first"
+            ) from None
         except ValueError as error:
-            raise StoreError(f"{self.meta_path}: not readable ({error}); profile again into a new folder") from error
+            raise StoreError(
+                f"{self.meta_path}: not readable ({error}); profile again into a new folder"
+            ) from error
         if meta.get("format") != FORMAT or meta.get("version") != VERSION:
             raise StoreError(f"{self.meta_path}: not a profile of version {VERSION}")
         return meta
@@ -135,7 +139,7 @@ class ProfileStore:
             use_dictionary=False,
             use_byte_stream_split=floats,
         )
-        os.replace(partial, path)
+        partial.replace(path)
 
     def ids(self) -> list[str]:
         """Ids of all samples that are stored; a shard that cannot be read is set aside with its samples."""
@@ -229,5 +233,5 @@ def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     for chunk in column.chunks:
         values = chunk.flatten().to_numpy(zero_copy_only=False)
         offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-        arrays += [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        arrays += [values[a:b] for a, b in itertools.pairwise(offsets)]
     return arrays

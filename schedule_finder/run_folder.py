@@ -64,7 +64,9 @@ class Run:
         run = cls(folder)
         if run.path.exists():
             known = run.document()["options"]
-            different = [f"{name} {known.get(name)!r}" for name in options if known.get(name) != options[name]]
+            different = [
+                f"{name} {known.get(name)!r}" for name in options if known.get(name) != options[name]
+            ]
             if different:
                 raise InputError(
                     f"{folder} holds a run with another {', '.join(different)}; choose another --out, or the same options"
@@ -87,7 +89,9 @@ class Run:
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{self.folder}: no run here (no run.json); begin one with `adaptinfer-profile run`") from None
+            raise InputError(
+                f"{self.folder}: no run here (no run.json); begin one with `adaptinfer-profile run`"
+            ) from None
         except ValueError as error:
             raise InputError(f"{self.path}: not readable ({error}); restore it or begin a new run") from error
         if document.get("format") != FORMAT or document.get("version") != VERSION:

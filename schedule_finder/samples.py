@@ -101,7 +101,12 @@ class DemoData:
             sample = next(stream)
             drawn.append(
                 Sample(
-                    sample.id, (sample.image,), sample.question, sample.answer, sample.question_type, sample.regions
+                    sample.id,
+                    (sample.image,),
+                    sample.question,
+                    sample.answer,
+                    sample.question_type,
+                    sample.regions,
                 )
             )
         return drawn[entry.row]
@@ -129,7 +134,9 @@ class TableData:
         columns = self._table.column_names
         self._image = _column(image_column, IMAGE_COLUMNS, columns, "--image-column", source)
         self._question = _column(question_column, QUESTION_COLUMNS, columns, "--question-column", source)
-        self._answer = _column(answer_column, ANSWER_COLUMNS, columns, "--answer-column", source, needed=False)
+        self._answer = _column(
+            answer_column, ANSWER_COLUMNS, columns, "--answer-column", source, needed=False
+        )
         self._type = next((name for name in TYPE_COLUMNS if name in columns), None)
         self._table = _undecoded(self._table, self._image)
 
@@ -193,7 +200,9 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
         ]
     total = data.size("discovery")
     if total < 2:
-        raise InputError(f"data set {data.source!r} has {total} row; two are the least, to discover and to evaluate")
+        raise InputError(
+            f"data set {data.source!r} has {total} row; two are the least, to discover and to evaluate"
+        )
     if count + held_out > total:
         held_out = min(held_out, max(1, total // 5))
         count = min(count, total - held_out)
@@ -201,7 +210,10 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
     width = len(str(total - 1))
     return [
         SampleEntry(
-            id=f"{int(row):0{width}d}", source=data.source, row=int(row), use="discovery" if i < count else "held_out"
+            id=f"{int(row):0{width}d}",
+            source=data.source,
+            row=int(row),
+            use="discovery" if i < count else "held_out",
         )
         for i, row in enumerate(order)
     ]
@@ -269,7 +281,13 @@ def _undecoded(table: Any, column: str) -> Any:
 
 
 def _column(
-    chosen: str | None, guesses: Sequence[str], columns: Sequence[str], option: str, source: str, *, needed: bool = True
+    chosen: str | None,
+    guesses: Sequence[str],
+    columns: Sequence[str],
+    option: str,
+    source: str,
+    *,
+    needed: bool = True,
 ) -> str | None:
     if chosen is not None:
         if chosen not in columns:

@@ -68,7 +68,11 @@ def profile_step(
         }
     )
     stored = set(store.ids())
-    pending = [i for i, e in enumerate(entries) if e.use == "discovery" and e.id not in stored and e.status != "skipped"]
+    pending = [
+        i
+        for i, e in enumerate(entries)
+        if e.use == "discovery" and e.id not in stored and e.status != "skipped"
+    ]
     with run.step("profile") as facts:
         rows: list[tuple[str, ProfileRow]] = []
 
@@ -150,7 +154,9 @@ def solve(
     if scorer not in profile.scores:
         raise InputError(f"--scorer {scorer!r}: the profile holds {', '.join(profile.scores)}")
     if not 0 < budget <= 1:
-        raise InputError(f"--budget {budget}: a fraction of the unpruned cost, above 0 and at most 1 (or 15%)")
+        raise InputError(
+            f"--budget {budget}: a fraction of the unpruned cost, above 0 and at most 1 (or 15%)"
+        )
     target = BudgetTarget(
         kind, budget, DecoderShape(**profile.meta["shape"]), profile.mean_vision, profile.mean_other
     )
@@ -172,7 +178,9 @@ def solve(
                 "vision_tokens": round(profile.mean_vision, 1),
                 "other_tokens": round(profile.mean_other, 1),
             },
-            "question_types": sorted({entries[name].question_type for name in profile.ids if name in entries}),
+            "question_types": sorted(
+                {entries[name].question_type for name in profile.ids if name in entries}
+            ),
             "detector": {"name": detections["default"]},
             "change_points": detection["change_points"],
             "solver": solution.evidence,
@@ -246,7 +254,12 @@ def _sweep_methods(run: Run, schedule: Schedule, budgets: Sequence[float]) -> li
             continue
         try:
             other = solve(
-                run, profile, detections, budget=budget, kind=schedule.budget.kind, scorer=schedule.scorer.name
+                run,
+                profile,
+                detections,
+                budget=budget,
+                kind=schedule.budget.kind,
+                scorer=schedule.scorer.name,
             )
         except InputError:
             continue  # a budget below what this backbone can reach is a gap in the curve, no failure
@@ -322,7 +335,9 @@ def _detections(run: Run) -> dict[str, Any]:
     try:
         return json.loads(run.change_points.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{run.change_points}: not there; run `adaptinfer-profile detect {run.folder}` first") from None
+        raise InputError(
+            f"{run.change_points}: not there; run `adaptinfer-profile detect {run.folder}` first"
+        ) from None
     except ValueError as error:
         raise InputError(f"{run.change_points}: not readable ({error}); detect again") from error
 
@@ -344,7 +359,9 @@ def _profile_some(
         except BadSample as error:
             results.append((place, None, str(error)))
     try:
-        rows = profile_batch(loaded.backbone, loaded.inputs([sample for _, sample in usable])) if usable else []
+        rows = (
+            profile_batch(loaded.backbone, loaded.inputs([sample for _, sample in usable])) if usable else []
+        )
     except (ProfileError, ValueError) as error:
         if len(usable) == 1:
             return [*results, (usable[0][0], usable[0][1], str(error))]
@@ -355,7 +372,9 @@ def _profile_some(
         return results
     for (place, sample), row in zip(usable, rows, strict=True):
         finite = all(np.isfinite(values).all() for values in (*row.scores.values(), *row.curves.values()))
-        results.append((place, sample, row if finite else "the model's attention is not finite (NaN or infinite)"))
+        results.append(
+            (place, sample, row if finite else "the model's attention is not finite (NaN or infinite)")
+        )
     return results
 
 

@@ -34,7 +34,12 @@ IMAGE_ID = 5
 def build(way: str, layers: int, width: int, kv_heads: int) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights whose vision tower is as small as can be."""
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=96, patch_size=4
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=96,
+        patch_size=4,
     )
     text = LlamaConfig(
         vocab_size=1000,
@@ -44,7 +49,9 @@ def build(way: str, layers: int, width: int, kv_heads: int) -> LlavaForCondition
         num_attention_heads=8,
         num_key_value_heads=kv_heads,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_ID, vision_feature_layer=-1)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE_ID, vision_feature_layer=-1
+    )
     config._attn_implementation = "eager" if way == "eager maps" else "sdpa"
     torch.manual_seed(0)
     return LlavaForConditionalGeneration(config).eval()
@@ -87,7 +94,9 @@ def peak_megabytes(way: str, kv_heads: int, arguments: list[str]) -> float:
 
 def main() -> None:
     """Measure, print a table, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)

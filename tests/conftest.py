@@ -16,6 +16,4 @@ torch.set_num_threads(1)
 if importlib.util.find_spec("torchvision") and not torch.cuda.is_available():
     _torchvision = torch.library.Library("torchvision", "DEF")
     _torchvision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _torchvision.define(
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    )
+    _torchvision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -61,7 +61,9 @@ def write_jsonl(folder: Path, rows: int, *, seed: int = 0) -> Path:
         pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{row}.png")
         question = " ".join(["what", "is", "this", *generator.choice(WORDS[5:], size=row % 4), "?"])
-        lines.append({"image": f"images/{row}.png", "question": question, "answer": str(generator.choice(WORDS[6:9]))})
+        lines.append(
+            {"image": f"images/{row}.png", "question": question, "answer": str(generator.choice(WORDS[6:9]))}
+        )
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

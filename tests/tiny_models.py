@@ -123,7 +123,9 @@ def _llava_images(count: int, generator: torch.Generator) -> Inputs:
 
 
 def _qwen_text(**text: Any) -> dict[str, Any]:
-    return _text(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}, **text)
+    return _text(
+        rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}, **text
+    )
 
 
 def _qwen_ids() -> dict[str, int]:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pruning_runtime.scorers.base import PositionScorer
 
-
 LONGEST = 1 << 17
 """Positions that a random order covers; drawn whole so that stages of one prefill agree."""
 

@@ -49,7 +49,8 @@ class BudgetTarget:
 
         def stages_with(last: float) -> tuple[Stage, ...]:
             return tuple(
-                Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, (*ratios, last), strict=True)
+                Stage(layer=layer, keep_ratio=ratio)
+                for layer, ratio in zip(layers, (*ratios, last), strict=True)
             )
 
         low, high = 0.0, ceiling

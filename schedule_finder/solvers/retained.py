@@ -39,7 +39,9 @@ class Retained(Solver):
         deepest = budget.deepest_layer()
         profiled = profile.meta["layers"]
         beside = {layer for point in change_points for layer in (point - 1, point)}
-        candidates = sorted(layer for layer in beside if layer in profiled and layer <= budget.shape.num_layers - 2)
+        candidates = sorted(
+            layer for layer in beside if layer in profiled and layer <= budget.shape.num_layers - 2
+        )
         placed_by = "change points"
         if not candidates:
             # Nothing to go by but the budget: an even spread of layers to choose from.
@@ -88,7 +90,7 @@ def _spendings(
     """Every continuation of ``done`` that spends the budget exactly, with what it retains."""
     ratios = tuple(stage.keep_ratio for stage in done)
     for layer in candidates:
-        if done and layer <= done[-1].layer or not done and layer > deepest:
+        if (done and layer <= done[-1].layer) or (not done and layer > deepest):
             continue
         layers = (*(stage.layer for stage in done), layer)
         stages = budget.spend_rest(layers, ratios)

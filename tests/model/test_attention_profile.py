@@ -39,7 +39,11 @@ def test_equal_to_eager_attention(family: str, attention: str, rows: tuple[int, 
             seen = vision[row].numpy().nonzero()[0]
             others = [i for i in np.flatnonzero(valid[row]) if not vision[row, i]]
             raters = [i for i in others if i > seen[0]]
-            assert (found.num_vision, found.num_raters, found.num_other) == (len(seen), len(raters), len(others))
+            assert (found.num_vision, found.num_raters, found.num_other) == (
+                len(seen),
+                len(raters),
+                len(others),
+            )
             heads = layer_maps.shape[1]
             for name in SCORE_FIELDS:
                 scale = heads * len(raters) if name == "uniform_text" else 1
@@ -47,16 +51,16 @@ def test_equal_to_eager_attention(family: str, attention: str, rows: tuple[int, 
                 np.testing.assert_allclose(found.scores[name][layer], expected, atol=1e-5, rtol=1e-5)
 
             rows_of = layer_maps[row][:, raters].double().numpy()
-            importance = sum(
-                head + head.T - np.diag(np.diag(head)) for head in rows_of[:, :, raters]
-            ).sum(0)
+            importance = sum(head + head.T - np.diag(np.diag(head)) for head in rows_of[:, :, raters]).sum(0)
             share = importance / importance.sum()
             prefix = [i for i in others if i not in raters]
             expected_curves = {
                 "vision_mass": rows_of[:, :, seen].sum(2).mean(),
                 "text_mass": rows_of[:, :, raters].sum(2).mean(),
                 "other_mass": rows_of[:, :, prefix].sum(2).mean(),
-                "vision_entropy": np.mean([entropy(line) for line in rows_of[:, :, seen].reshape(-1, len(seen))]),
+                "vision_entropy": np.mean(
+                    [entropy(line) for line in rows_of[:, :, seen].reshape(-1, len(seen))]
+                ),
                 "importance_entropy": entropy(importance),
                 "importance_max": share.max(),
                 "importance_last": share[-1],
@@ -92,7 +96,7 @@ class _Transfers(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN204, ARG002
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):  # type: ignore[no-untyped-def]
         if func in _READS:
             self.count += 1
         return func(*args, **(kwargs or {}))

@@ -116,9 +116,7 @@ def test_a_run_resumes_where_it_stopped(made: dict[str, Path], tmp_path: Path) -
     profile = out / "2_profile"
     shards = sorted(profile.glob("part-*.parquet"))
     shards[-1].unlink()
-    result = call(
-        "profile", made["checkpoint"], "--dataset", made["data"], "--samples", 24, "--out", out
-    )
+    result = call("profile", made["checkpoint"], "--dataset", made["data"], "--samples", 24, "--out", out)
     assert result["done"] == 24
     from schedule_finder.profile_store import ProfileStore
 
@@ -160,7 +158,9 @@ def test_bad_input_later_on_loses_nothing(made: dict[str, Path], tmp_path: Path)
     assert "the profile holds" in call("schedule", out, "--scorer", "random", code=2)
     assert "--detector" in call("detect", out, "--detector", "eye", code=2)
     assert (out / "4_schedule.json").read_text() == before
-    assert "another samples" in call("profile", made["checkpoint"], "--dataset", made["data"], "--out", out, code=2)
+    assert "another samples" in call(
+        "profile", made["checkpoint"], "--dataset", made["data"], "--out", out, code=2
+    )
 
     (out / "4_schedule.json").write_text(before[:300])
     assert "not a complete JSON" in call("evaluate", out, code=2)

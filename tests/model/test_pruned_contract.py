@@ -22,7 +22,12 @@ def state_of(model: nn.Module) -> list[Any]:
     """Everything that hooks and patches could have changed, for every module."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
     return [
-        (name, [list(getattr(module, kind)) for kind in hooks], "forward" in vars(module), sorted(vars(module)))
+        (
+            name,
+            [list(getattr(module, kind)) for kind in hooks],
+            "forward" in vars(module),
+            sorted(vars(module)),
+        )
         for name, module in model.named_modules()
     ] + [
         sorted(ALL_ATTENTION_FUNCTIONS),
@@ -110,7 +115,9 @@ def test_schedule_for_another_backbone() -> None:
     with pytest.raises(ScheduleError, match="num_layers is 8.*made for 6"), pruned(deeper, schedule):
         pass
     digest = find_backbone(llava).config_digest
-    exact = schedule.model_copy(update={"backbone": schedule.backbone.model_copy(update={"config_digest": digest})})
+    exact = schedule.model_copy(
+        update={"backbone": schedule.backbone.model_copy(update={"config_digest": digest})}
+    )
     wider = FAMILIES["llava"].build(intermediate_size=80)
     with pruned(llava, exact):
         pass

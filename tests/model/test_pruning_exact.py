@@ -47,7 +47,9 @@ def reference(
     """The masked run; what was dropped is read off the record."""
     vision = find_backbone(model).vision_mask(inputs["input_ids"])
     stages = record.stages if record else []
-    dropped = [(stage.layer + 1, dropped_positions(inputs, vision, stage.kept_positions())) for stage in stages]
+    dropped = [
+        (stage.layer + 1, dropped_positions(inputs, vision, stage.kept_positions())) for stage in stages
+    ]
     return masked_logits(model, inputs, tokens, dropped, **options)
 
 
@@ -192,7 +194,7 @@ def test_beams_and_prompt_lookup_follow_the_cache() -> None:
         )
     assert torch.equal(greedy, lookup)
     with pruned(model, schedule) as record:
-        tokens, _ = generate(model, inputs, max_new_tokens=1, min_new_tokens=1)
+        _tokens, _ = generate(model, inputs, max_new_tokens=1, min_new_tokens=1)
     # The winning beam's score, from the masked run of its own tokens.
     answer = beams.sequences[:, inputs["input_ids"].shape[1] :]
     logits = reference(model, inputs, answer, record)
@@ -240,7 +242,9 @@ def _compacted(
     for layer, block in enumerate(text.layers):
         for stage in record.stages:
             if stage.layer + 1 == layer:
-                kept = torch.tensor([position - shift for position in stage.kept_positions()[row]], dtype=torch.long)
+                kept = torch.tensor(
+                    [position - shift for position in stage.kept_positions()[row]], dtype=torch.long
+                )
                 stays = ~vision[present] | torch.isin(present, kept)
                 hidden, present = hidden[:, stays], present[stays]
         length = hidden.shape[1]

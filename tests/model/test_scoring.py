@@ -53,9 +53,9 @@ def test_kept_tokens_are_the_best_by_the_formula(family: str, rule: str) -> None
     maps = eager_maps(family, inputs)
     for layer in (0, 2):
         scores = expected_scores(rule, maps[layer], vision, inputs["attention_mask"].bool())
-        with pruned(model, schedule_for(model, (layer, 0.3), scorer=rule), keep_scores=True) as record:
-            with torch.no_grad():
-                model(**inputs)
+        schedule = schedule_for(model, (layer, 0.3), scorer=rule)
+        with pruned(model, schedule, keep_scores=True) as record, torch.no_grad():
+            model(**inputs)
         (stage,) = record.stages
         for row, kept in enumerate(stage.kept_positions()):
             seen = vision[row].nonzero()[:, 0]

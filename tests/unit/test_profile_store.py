@@ -26,7 +26,8 @@ def rows_of(count: int, seed: int = 0) -> list[ProfileRow]:
                 num_raters=int(rng.integers(1, 9)),
                 num_other=int(rng.integers(9, 20)),
                 scores={
-                    name: np.exp(rng.uniform(-18, 0, (LAYERS, vision))).astype(np.float32) for name in SCORE_FIELDS
+                    name: np.exp(rng.uniform(-18, 0, (LAYERS, vision))).astype(np.float32)
+                    for name in SCORE_FIELDS
                 },
                 curves={name: rng.random(LAYERS).astype(np.float32) for name in CURVE_FIELDS},
             )

@@ -26,7 +26,7 @@ def profile_of(maps: list[np.ndarray], scores: list[np.ndarray] | None = None) -
     """A profile whose every score field is ``scores`` (default the maps themselves)."""
     layers = maps[0].shape[0]
     count = len(maps)
-    fields = {name: scores or maps for name in SCORE_FIELDS} | {"uniform_text": maps}
+    fields = dict.fromkeys(SCORE_FIELDS, scores or maps) | {"uniform_text": maps}
     return Profile(
         meta={"backbone": {"num_layers": layers}, "layers": list(range(layers))},
         ids=[f"{i:03d}" for i in range(count)],
