@@ -8,7 +8,7 @@ are: every layer simply sees a shorter sequence, and its cache holds exactly the
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +22,22 @@ from pruning_runtime.attention_rows import attention_rows, find_raters, index_ra
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
 from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
+from pruning_runtime.families import deepstack
+from pruning_runtime.masks import Reach, kernel_mask, shortened_mask
+from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
 from pruning_runtime.record import Record, StageRecord, Stopwatch
-from pruning_runtime.schedule import Schedule
-from pruning_runtime.scorers import PositionScorer, make_scorer
+from pruning_runtime.schedule import Schedule, ScheduleError
+from pruning_runtime.scorers import AttentionScorer, PositionScorer, make_scorer
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _in_use: WeakSet[nn.Module] = WeakSet()
 _in_use_lock = threading.Lock()
+
+# Keyword arguments of a decoder layer that hold no entry per position of the prompt, or are not ours to cut.
+_LEFT_ALONE = frozenset(
+    {"attention_mask", "past_key_values", "shared_kv_states", "use_cache", "hidden_states"}
+)
 
 
 class PruningError(RuntimeError):
@@ -67,7 +77,7 @@ def pruned(
     """
     backbone = find_backbone(model)
     schedule.check_backbone(backbone)
-    _refuse_unsupported(backbone, schedule)
+    _refuse_setup(backbone, schedule)
     with _exclusive(model), ExitStack() as undo:
         pruner = _Pruner(backbone, schedule, vision_mask, keep_scores, timing)
         hooks = [
@@ -77,9 +87,10 @@ def pruned(
         ]
         for layer, block in enumerate(backbone.layers):
             hooks.append(block.register_forward_pre_hook(pruner.before_layer(layer), with_kwargs=True))
+            hooks.append(block.register_forward_hook(pruner.after_layer(layer)))
         for hook in hooks:
             undo.callback(hook.remove)
-        if pruner.scorer.needs_attention:
+        if isinstance(pruner.scorer, AttentionScorer):
             undo.enter_context(attention_tap(backbone, pruner.on_attention))
         yield pruner.record
 
@@ -99,7 +110,7 @@ def _exclusive(model: nn.Module) -> Iterator[None]:
             _in_use.discard(model)
 
 
-def _refuse_unsupported(backbone: Backbone, schedule: Schedule) -> None:
+def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
     model, family = backbone.model, type(backbone.model).__name__
     generation = getattr(model, "generation_config", None)
     if model.training and getattr(model, "is_gradient_checkpointing", False):
@@ -113,54 +124,41 @@ def _refuse_unsupported(backbone: Backbone, schedule: Schedule) -> None:
     rope = getattr(backbone.text_model.config, "rope_parameters", None) or {}
     if schedule.positions == "renumbered" and "mrope_section" in rope:
         raise UnsupportedBackbone(f"{family}: positions 'renumbered' is undefined for M-RoPE; use 'original'")
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """The sequence that a run of consecutive layers sees.
-
-    ``index`` (``[batch, width]``) holds the original position of each place, ``valid`` whether it is
-    a real token. ``masked``: some place is not, so a mask is needed.
-    """
-
-    index: Tensor
-    valid: Tensor
-    masked: bool
-
-    @property
-    def width(self) -> int:
-        return self.index.shape[1]
+    if not make_scorer(schedule.scorer.name, schedule.scorer.options).needs_attention:
+        return
+    for stage in schedule.stages:
+        if not backbone.has_own_attention(stage.layer):
+            usable = [layer for layer in range(len(backbone.layers)) if backbone.has_own_attention(layer)]
+            raise ScheduleError(
+                f"stages: layer {stage.layer} of {family} has no keys of its own to score with "
+                f"({backbone.layer_kinds[stage.layer]}); scorer {schedule.scorer.name!r} can stand at {usable}"
+            )
 
 
 @dataclass
-class _PrunedPrompt:
-    """Which tokens of a prompt each layer kept. It travels with the prompt's cache."""
+class _Prefill:
+    """One prompt on its way through the decoder."""
 
-    length: int
-    segments: list[_Segment]
-    segment_of_layer: dict[int, int] = field(default_factory=dict)
-    later_turns: bool = False
-    """More than one token was added at once, so tokens after the prompt may be padding."""
-
-    def segment(self, layer: int) -> _Segment:
-        return self.segments[self.segment_of_layer[layer]]
-
-
-@dataclass
-class _Forward:
-    """One call of the model: a prefill, or a continuation on a cache."""
-
-    prefill: bool
-    prompt: _PrunedPrompt
-    vision: Tensor | None = None
-    raters: Tensor | None = None
-    num_raters: int = 0
-    plan: dict[int, StagePlan] = field(default_factory=dict)
+    prompt: PrunedPrompt
+    vision: Tensor
+    raters: Tensor
+    num_raters: int
+    plan: dict[int, StagePlan]
+    restore: bool
     scores: Tensor | None = None
-    attention_mask: Tensor | None = None
-    restore: bool = False
-    gathered: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    """Arguments already gathered for the current segment; the same objects reach every layer."""
+    deepstack: list[Tensor] = field(default_factory=list)
+    gathered: dict[Any, Any] = field(default_factory=dict)
+    """Arguments cut for the current segment: the model hands the same objects to every layer."""
+
+
+@dataclass
+class _Continuation:
+    """Generated tokens, or a later turn, on a pruned prompt's cache."""
+
+    prompt: PrunedPrompt
+    attention_mask: Tensor | None
+    made: dict[Any, Any] = field(default_factory=dict)
+    """Masks and rotary tables, one for all layers of a segment."""
 
 
 class _Pruner:
@@ -175,28 +173,32 @@ class _Pruner:
         timing: bool,
     ) -> None:
         self.backbone = backbone
-        self.schedule = schedule
         self.scorer = make_scorer(schedule.scorer.name, schedule.scorer.options)
         self.record = Record(num_layers=backbone.shape.num_layers)
+        self._stages = schedule.stages
+        self._renumbered = schedule.positions == "renumbered"
         self._given_vision = vision_mask
         self._keep_scores = keep_scores
         self._watch = Stopwatch(next(backbone.text_model.parameters()).device, timing)
-        self._kernel = backbone.text_model.config._attn_implementation
-        self._forward: _Forward | None = None
+        self._kernel: str = backbone.text_model.config._attn_implementation
+        self._forward: _Prefill | _Continuation | None = None
 
-    # ---- the model's forward: what kind of call is this, and what will each stage keep
+    # ---- the model: what kind of call is this, and what will each stage keep
 
     def before_model(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the whole model."""
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         if cache is None or cache.get_seq_length() == 0:
-            self._forward = self._begin_prefill(args, kwargs)
+            self._forward = self._begin(input_ids, cache, kwargs)
         else:
-            self._forward = self._continue(cache, args, kwargs)
+            self._forward = self._continue(input_ids, cache, kwargs)
 
-    def _begin_prefill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Forward:
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        if (cache := kwargs.get("past_key_values")) is not None:
-            _refuse_static(cache)
+    def _begin(self, input_ids: Tensor | None, cache: Cache | None, kwargs: dict[str, Any]) -> _Prefill:
+        if getattr(cache, "is_compileable", False):
+            raise UnsupportedBackbone(
+                f"{type(cache).__name__} has one fixed length for all layers; use a DynamicCache to prune"
+            )
         vision = self._vision(input_ids, kwargs.get("inputs_embeds"))
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
@@ -205,95 +207,123 @@ class _Pruner:
         vision = vision & valid
         raters = find_raters(vision, valid)
         # The one transfer to the host: three counts per row, before the decoder starts.
-        num_vision, num_valid, num_raters = torch.stack([vision.sum(1), valid.sum(1), raters.sum(1)]).tolist()
+        counts = torch.stack([vision.sum(1), valid.sum(1), raters.sum(1)]).tolist()
+        num_vision, num_valid, num_raters = counts
         num_other = [total - seen for total, seen in zip(num_valid, num_vision, strict=True)]
-        stages = plan_stages(self.schedule.stages, num_vision, num_other)
+        plan = plan_stages(self._stages, num_vision, num_other)
 
         batch, length = vision.shape
         position = torch.arange(length, device=vision.device).expand(batch, length)
-        everything = _Segment(position, valid, masked=min(num_valid) < length)
-        self._start_record(num_vision, num_other)
-        return _Forward(
-            prefill=True,
-            prompt=_PrunedPrompt(length, [everything]),
+        whole = Segment(position, valid, filled=min(num_valid) < length)
+        self.record.begin_prefill(num_vision, num_other)
+        return _Prefill(
+            prompt=PrunedPrompt(length, [whole]),
             vision=vision,
             raters=raters,
             num_raters=max(num_raters),
-            plan={stage.layer: stage for stage in stages},
-            attention_mask=mask,
-            restore=bool(stages) and kwargs.get("logits_to_keep", 0) != 1,
+            plan={stage.layer: stage for stage in plan},
+            restore=bool(plan) and kwargs.get("logits_to_keep", 0) != 1,
         )
 
     def _vision(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if self._given_vision is not None:
-            given = self._given_vision.bool()
-            expected = (input_ids if input_ids is not None else inputs_embeds).shape[:2]
-            if given.shape != expected:
-                raise PruningError(f"vision_mask is {tuple(given.shape)}, the prompt is {tuple(expected)}")
-            return given
+        prompt = inputs_embeds if input_ids is None else input_ids
+        if self._given_vision is not None and prompt is not None:
+            if self._given_vision.shape != prompt.shape[:2]:
+                raise PruningError(
+                    f"vision_mask is {tuple(self._given_vision.shape)}, the prompt is {tuple(prompt.shape[:2])}"
+                )
+            return self._given_vision.bool().to(prompt.device)
         if input_ids is None:
             raise PruningError(
                 "a prompt given as inputs_embeds needs pruned(..., vision_mask=[batch, length])"
             )
         return self.backbone.vision_mask(input_ids)
 
-    def _start_record(self, num_vision: Sequence[int], num_other: Sequence[int]) -> None:
-        record = self.record
-        record.prefills += 1
-        record.num_vision, record.num_other = tuple(num_vision), tuple(num_other)
-        record.stages = []
-        record.cache = None
-
-    def _continue(self, cache: Cache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Forward:
+    def _continue(self, input_ids: Tensor | None, cache: Cache, kwargs: dict[str, Any]) -> _Continuation:
         prompt = getattr(cache, "pruned_prompt", None)
         if prompt is None:
             raise PruningError(
                 "this cache was filled outside `pruned`, so which tokens it holds is unknown; "
                 "run the whole prompt inside the `with`"
             )
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
         # Looked at only where several tokens come at once: a generated token costs no host transfer.
         several = input_ids is not None and input_ids.shape[1] > 1
         if several and bool(self.backbone.vision_mask(input_ids).any()):
             raise PruningError(
-                "vision tokens arrived on a cache that already holds a prompt: chunked prefill cannot be pruned, "
-                "and a later turn with a new image needs the whole conversation on a fresh cache"
+                "vision tokens arrived on a cache that already holds a prompt: chunked prefill cannot be "
+                "pruned, and a later turn with a new image needs the whole conversation on a fresh cache"
             )
-        return _Forward(prefill=False, prompt=prompt, attention_mask=kwargs.get("attention_mask"))
+        return _Continuation(prompt, kwargs.get("attention_mask"))
 
     # ---- the decoder
 
-    def before_decoder(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._forward is None:
+    def before_decoder(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
+        """Pre-hook of the text model."""
+        forward = self._forward
+        if forward is None:
             raise PruningError("call the whole model inside `pruned`, not a part of it")
-        self._watch.start("prefill" if self._forward.prefill else "decode")
-
-    def after_decoder(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        forward, self._forward = self._forward, None
-        self._watch.stop("prefill" if forward.prefill else "decode")
-        self.record.milliseconds = self._watch.sums()
-        if forward.restore:
-            return _restore_length(output, forward.prompt)
+        self._watch.start("prefill" if isinstance(forward, _Prefill) else "decode")
+        embeddings = kwargs.get("inputs_embeds")
+        if isinstance(forward, _Prefill) and forward.plan and embeddings is not None:
+            kwargs = dict(kwargs)
+            forward.deepstack = deepstack.take_features(kwargs, embeddings)
+            return args, kwargs
         return None
 
-    def before_layer(self, layer: int) -> Any:
+    def after_decoder(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        """Hook of the text model."""
+        forward, self._forward = self._forward, None
+        prefill = isinstance(forward, _Prefill)
+        self._watch.stop("prefill" if prefill else "decode")
+        self.record.milliseconds = self._watch.sums()
+        if isinstance(forward, _Prefill) and forward.restore:
+            return restore_length(output, forward.prompt)
+        return None
+
+    def before_layer(self, layer: int) -> Callable[..., Arguments | None]:
         """The pre-hook of decoder layer ``layer``."""
 
-        def hook(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             forward = self._forward
-            if forward.prefill:
-                return self._prefill_layer(forward, layer, args, kwargs)
-            return self._continue_layer(forward, layer, args, kwargs)
+            # Most layers get their hidden states by place, a few by name.
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if isinstance(forward, _Prefill):
+                shortened = self._prefill_layer(forward, layer, hidden, args[1:], kwargs)
+            else:
+                assert forward is not None
+                shortened = self._continue_layer(forward, layer, hidden, args[1:], kwargs)
+            if shortened is None:
+                return None
+            hidden, others, kwargs = shortened
+            return ((hidden, *others), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
         return hook
 
+    def after_layer(self, layer: int) -> Callable[..., Any]:
+        """The hook of decoder layer ``layer``: DeepStack's addition, where a prompt has one."""
+
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            forward = self._forward
+            if not isinstance(forward, _Prefill) or layer >= len(forward.deepstack):
+                return None
+            segment = forward.prompt.of(layer, output.device)
+            return output + gather_positions(forward.deepstack[layer], segment.index, 1)
+
+        return hook
+
+    # ---- a prompt
+
     def _prefill_layer(
-        self, forward: _Forward, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self,
+        forward: _Prefill,
+        layer: int,
+        hidden: Tensor,
+        others: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None:
         prompt = forward.prompt
-        hidden = args[0] if args else kwargs["hidden_states"]
         if layer == 0 and (cache := kwargs.get("past_key_values")) is not None:
             cache.pruned_prompt = prompt
             self.record.cache = cache
@@ -304,44 +334,62 @@ class _Pruner:
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
         if len(prompt.segments) == 1:
             return None
-        kwargs = self._gather_arguments(forward, kwargs, hidden)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
 
-    def _drop(self, forward: _Forward, stage: StagePlan, hidden: Tensor) -> Tensor:
-        before = forward.prompt.segments[-1]
-        vision = forward.vision.gather(1, before.index)
+        segment = prompt.of(layer, hidden.device)
+        kwargs = dict(kwargs)
+        for name, value in kwargs.items():
+            if name not in _LEFT_ALONE:
+                kwargs[name] = self._cut(forward, name, value, segment)
+        if self._renumbered:
+            kwargs["position_embeddings"] = self._once(
+                forward.gathered, "rotary", lambda: self._rotary(hidden, self._renumbered_places(segment))
+            )
+        elif kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
+            # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
+            kwargs["position_ids"] = None
+        kwargs["attention_mask"] = self._prefill_mask(
+            forward, layer, kwargs.get("attention_mask"), hidden, segment
+        )
+        others = tuple(
+            self._cut(forward, f"argument {place}", value, segment) for place, value in enumerate(others)
+        )
+        return hidden, others, kwargs
+
+    def _drop(self, forward: _Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
+        before = forward.prompt.segments[-1].to(hidden.device)
+        vision = forward.vision.to(hidden.device).gather(1, before.index)
         keep = torch.tensor(stage.keep).to(hidden.device, non_blocking=True)
         if isinstance(self.scorer, PositionScorer):
             scores = self.scorer.score_positions(vision, before.index, keep, self.record.prefills - 1)
+        elif forward.scores is not None:
+            scores = forward.scores.to(hidden.device)
         else:
-            scores = forward.scores
+            raise PruningError(
+                f"layer {stage.layer} ran without its attention being seen; its kernel was bypassed"
+            )
         place, valid = select_kept(scores, vision, before.valid, keep, stage.width)
-        after = _Segment(before.index.gather(1, place), valid, masked=stage.filled)
+        after = Segment(before.index.gather(1, place), valid, stage.filled)
         forward.prompt.segments.append(after)
         forward.gathered.clear()
-        self.record.stages.append(
-            StageRecord(
-                stage.layer,
-                stage.keep,
-                after.index,
-                vision.gather(1, place) & valid,
-                scores if self._keep_scores else None,
-            )
-        )
-        return gather_positions(hidden, place, 1)
+        kept_vision = vision.gather(1, place) & valid
+        kept_scores = scores if self._keep_scores else None
+        self.record.stages.append(StageRecord(stage.layer, stage.keep, after.index, kept_vision, kept_scores))
+        sequence = hidden.dim() - 2
+        if hidden.shape[sequence] != before.width:
+            return hidden  # the model itself went on with its last tokens only; they are still there
+        return gather_positions(hidden, place, sequence)
 
     def on_attention(self, inputs: AttentionInputs) -> None:
         """Score vision tokens where a stage follows; the listener of the tap."""
-        forward = self._forward
-        if forward is None or not forward.prefill or inputs.layer not in forward.plan:
+        forward, scorer = self._forward, self.scorer
+        if not isinstance(forward, _Prefill) or inputs.layer not in forward.plan:
             return
+        assert isinstance(scorer, AttentionScorer)
         with self._watch.part("scoring"):
-            segment = forward.prompt.segments[-1]
-            is_rater = forward.raters.gather(1, segment.index) & segment.valid
-            width = 1 if self.scorer.last_row_only else max(forward.num_raters, 1)
-            rows, real = index_raters(is_rater, width, last_only=self.scorer.last_row_only)
+            segment = forward.prompt.of(inputs.layer, inputs.query.device)
+            is_rater = forward.raters.to(inputs.query.device).gather(1, segment.index) & segment.valid
+            width = 1 if scorer.last_row_only else max(forward.num_raters, 1)
+            rows, real = index_raters(is_rater, width, last_only=scorer.last_row_only)
             blocks = attention_rows(
                 inputs.query,
                 inputs.key,
@@ -352,119 +400,158 @@ class _Pruner:
                 softcap=inputs.softcap,
                 sliding_window=inputs.sliding_window,
             )
-            forward.scores = sum(self.scorer.score_heads(block, rows, real) for block in blocks)
+            scores = inputs.query.new_zeros(segment.index.shape, dtype=torch.float32)
+            for block in blocks:
+                scores += scorer.score_heads(block, rows, real)
+            forward.scores = scores
 
     # ---- arguments that have one entry per position
 
-    def _gather_arguments(self, forward: _Forward, kwargs: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
-        segment = forward.prompt.segments[-1]
-        kwargs = dict(kwargs)
-        kwargs["attention_mask"] = self._once(
-            forward,
-            kwargs.get("attention_mask"),
-            lambda mask: self._prefill_mask(mask, segment, hidden.dtype),
+    def _cut(self, forward: _Prefill, name: str, value: Any, segment: Segment) -> Any:
+        """``value`` with one entry per place of the segment where it had one per position of the prompt."""
+        if isinstance(value, tuple):
+            return tuple(self._cut(forward, name, part, segment) for part in value)
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        sequence = _sequence_dimension(name, value, forward.prompt.length)
+        if sequence is None:
+            return value
+        # Kept with the result, so that the id stays taken for as long as the entry lives.
+        cut, _ = self._once(
+            forward.gathered, id(value), lambda: (gather_positions(value, segment.index, sequence), value)
         )
-        position_ids = kwargs.get("position_ids")
-        if position_ids is not None:
-            # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
-            flash = self._kernel.startswith("flash")
-            kwargs["position_ids"] = (
-                None
-                if flash
-                else self._once(forward, position_ids, lambda ids: gather_positions(ids, segment.index, 1))
-            )
-        if self.schedule.positions == "renumbered":
-            places = (segment.valid.long().cumsum(1) - 1).clamp(min=0)
-            kwargs["position_embeddings"] = self._rotary(forward, hidden, places)
-        elif kwargs.get("position_embeddings") is not None:
-            kwargs["position_embeddings"] = tuple(
-                self._once(forward, table, lambda table: gather_positions(table, segment.index, 1))
-                for table in kwargs["position_embeddings"]
-            )
-        return kwargs
+        return cut
 
-    def _once(self, forward: _Forward, source: Any, make: Any) -> Any:
-        """``make(source)``, computed for the first layer of a segment and reused by the others."""
-        key = ("gathered", id(source))
-        if key not in forward.gathered:
-            # The source is kept as well: its id stays taken for as long as the entry lives.
-            forward.gathered[key] = (make(source), source)
-        return forward.gathered[key][0]
+    def _once(self, made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+        """``make()``, once for all layers that share ``made``."""
+        if key not in made:
+            made[key] = make()
+        return made[key]
 
-    def _rotary(self, forward: _Forward, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        key = ("rotary", places.shape[1])
-        if key not in forward.gathered:
-            forward.gathered[key] = self.backbone.text_model.rotary_emb(hidden, position_ids=places)
-        return forward.gathered[key]
+    def _prefill_mask(
+        self, forward: _Prefill, layer: int, mask: Tensor | None, hidden: Tensor, segment: Segment
+    ) -> Tensor | None:
+        source = self.backbone.kv_sources[layer]
+        keys = forward.prompt.of(source, hidden.device)
+        attends = self.backbone.attends(layer)
 
-    def _prefill_mask(self, mask: Tensor | None, segment: _Segment, dtype: torch.dtype) -> Tensor | None:
-        if mask is None:
-            if not segment.masked:
+        def make() -> Tensor | None:
+            valid = forward.prompt.still_there(keys, segment)
+            if mask is not None:
+                return shortened_mask(mask.to(hidden.device), segment.index, keys.index, valid)
+            if not segment.filled and keys is segment:
                 return None
-            # Places are in the order of their positions wherever they are valid: causal as they stand.
-            place = torch.arange(segment.width, device=segment.index.device)
-            allowed = (place <= place[:, None]) & segment.valid[:, None, :]
-            return self._as_kernel_mask(allowed, segment.valid, dtype)
-        if mask.dim() == 2:
-            return gather_positions(mask, segment.index, 1) * segment.valid
-        mask = gather_positions(gather_positions(mask, segment.index, 2), segment.index, 3)
-        blocked = ~segment.valid[:, None, None, :]
-        return mask.masked_fill(blocked, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+            if not attends:
+                return valid
+            queries = segment.index[:, -hidden.shape[-2] :]
+            allowed = self._reach(layer).allows(queries, keys.index) & valid[:, None, :]
+            return kernel_mask(allowed, valid, self._kernel, hidden.dtype)
 
-    def _as_kernel_mask(self, allowed: Tensor, keys_valid: Tensor, dtype: torch.dtype) -> Tensor:
-        """``allowed`` (``[batch, queries, keys]``) in the convention of the model's kernel."""
-        if self._kernel.startswith("flash"):
-            return keys_valid
-        allowed = allowed[:, None]
-        if self._kernel == "eager":
-            return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-        return allowed
+        key = ("mask", id(mask), source if keys is not segment else None, attends, self._reach(layer))
+        made, _ = self._once(forward.gathered, key, lambda: (make(), mask))
+        return made
+
+    def _renumbered_places(self, segment: Segment) -> Tensor:
+        return (segment.valid.long().cumsum(1) - 1).clamp(min=0)
+
+    def _rotary(self, hidden: Tensor, places: Tensor) -> Any:
+        rotary: Any = self.backbone.text_model.rotary_emb
+        return rotary(hidden, position_ids=places)
+
+    def _reach(self, layer: int) -> Reach:
+        config = self.backbone.text_model.config
+        kind = self.backbone.layer_kinds[layer]
+        if kind == "sliding_attention":
+            return Reach(window=config.sliding_window)
+        if kind == "chunked_attention":
+            return Reach(chunk=config.attention_chunk_size)
+        return Reach()
 
     # ---- generated tokens and later turns
 
     def _continue_layer(
-        self, forward: _Forward, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self,
+        forward: _Continuation,
+        layer: int,
+        hidden: Tensor,
+        others: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None:
         prompt = forward.prompt
-        if len(prompt.segments) == 1:
+        if len(prompt.segments) == 1 or not self.backbone.attends(layer):
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if layer == 0:
-            self._check_continuation(forward, kwargs["past_key_values"], hidden)
-        segment = prompt.segment(layer)
-        cached = kwargs["past_key_values"].layers[layer]
-        # Counted from the cache itself, so that cropping it (assisted decoding) is followed.
-        generated = cached.get_seq_length() - segment.width
-        queries = hidden.shape[1]
+        queries = hidden.shape[-2]
         prompt.later_turns |= queries > 1
-        window = self._window(layer)
+        source = self.backbone.kv_sources[layer]
+        # Counted from the cache itself, so that cropping it (assisted decoding) is followed; and only where
+        # the layer has not added its new keys yet, so layers that share keys read what their source found.
+        generated, keys_seen = self._once(
+            forward.made, ("cache", source), lambda: self._cache_state(prompt, source, queries, kwargs)
+        )
+        if layer == 0:
+            self._check_rows_and_mask(forward, hidden, generated)
+        segment = prompt.segment_of_layer[layer]
+        reach = self._reach(layer)
         kwargs = dict(kwargs)
-        key = ("decode mask", prompt.segment_of_layer[layer], window)
-        if key not in forward.gathered:
-            forward.gathered[key] = self._continuation_mask(
-                forward, segment, generated, queries, window, cached, hidden
+        kwargs["attention_mask"] = self._once(
+            forward.made,
+            ("mask", segment, prompt.segment_of_layer[source], reach, keys_seen),
+            lambda: self._continuation_mask(forward, layer, source, reach, generated, keys_seen, hidden),
+        )
+        if self._renumbered and segment > 0:
+            kwargs["position_embeddings"] = self._once(
+                forward.made,
+                ("rotary", segment),
+                lambda: self._later_rotary(prompt, layer, generated, hidden),
             )
-        kwargs["attention_mask"] = forward.gathered[key]
-        if self.schedule.positions == "renumbered" and prompt.segment_of_layer[layer] > 0:
-            first = segment.valid.sum(1, keepdim=True) + generated
-            places = first + torch.arange(queries, device=hidden.device)
-            key = ("decode rotary", prompt.segment_of_layer[layer])
-            if key not in forward.gathered:
-                forward.gathered[key] = self.backbone.text_model.rotary_emb(hidden, position_ids=places)
-            kwargs["position_embeddings"] = forward.gathered[key]
-        return args, kwargs
+        return hidden, others, kwargs
 
-    def _window(self, layer: int) -> int | None:
-        if self.backbone.layer_kinds[layer] != "sliding_attention":
+    def _cache_state(
+        self, prompt: PrunedPrompt, source: int, queries: int, kwargs: dict[str, Any]
+    ) -> tuple[int, int]:
+        """Tokens after the prompt that are cached already, and keys that this call will see."""
+        cached = kwargs["past_key_values"].layers[source]
+        width = prompt.segments[prompt.segment_of_layer[source]].width
+        return cached.get_seq_length() - width, cached.get_mask_sizes(queries)[0]
+
+    def _continuation_mask(
+        self,
+        forward: _Continuation,
+        layer: int,
+        source: int,
+        reach: Reach,
+        generated: int,
+        keys_seen: int,
+        hidden: Tensor,
+    ) -> Tensor | None:
+        prompt, device = forward.prompt, hidden.device
+        segment, keys = prompt.of(layer, device), prompt.of(source, device)
+        queries = hidden.shape[-2]
+        unmasked = not (segment.filled or prompt.later_turns or reach.limited) and keys is segment
+        if queries == 1 and unmasked:
             return None
-        return self.backbone.text_model.config.sliding_window
+        batch = len(segment.index)
+        fresh = torch.arange(prompt.length, prompt.length + generated + queries, device=device).expand(
+            batch, -1
+        )
+        fresh_valid = torch.ones_like(fresh, dtype=torch.bool)
+        if prompt.later_turns and forward.attention_mask is not None:
+            fresh_valid = forward.attention_mask[:, prompt.length :].bool().to(device)
+        position = torch.cat([keys.index, fresh], 1)[:, -keys_seen:]
+        valid = torch.cat([prompt.still_there(keys, segment), fresh_valid], 1)[:, -keys_seen:]
+        allowed = reach.allows(fresh[:, -queries:], position) & valid[:, None, :]
+        return kernel_mask(allowed, valid, self._kernel, hidden.dtype)
 
-    def _check_continuation(self, forward: _Forward, cache: Cache, hidden: Tensor) -> None:
-        rows = forward.prompt.segments[0].index.shape[0]
-        if hidden.shape[0] != rows:
-            raise PruningError(f"the cache was filled with {rows} rows, this call has {hidden.shape[0]}")
-        segment = forward.prompt.segment(0)
-        total = forward.prompt.length + cache.layers[0].get_seq_length() - segment.width + hidden.shape[1]
+    def _later_rotary(self, prompt: PrunedPrompt, layer: int, generated: int, hidden: Tensor) -> Any:
+        segment = prompt.of(layer, hidden.device)
+        first = segment.valid.sum(1, keepdim=True) + generated
+        return self._rotary(hidden, first + torch.arange(hidden.shape[-2], device=hidden.device))
+
+    def _check_rows_and_mask(self, forward: _Continuation, hidden: Tensor, generated: int) -> None:
+        rows = len(forward.prompt.segments[0].index)
+        if hidden.shape[-3] != rows:
+            raise PruningError(f"the cache was filled with {rows} rows, this call has {hidden.shape[-3]}")
+        total = forward.prompt.length + generated + hidden.shape[-2]
         mask = forward.attention_mask
         if mask is not None and mask.dim() == 2 and mask.shape[1] != total:
             raise PruningError(
@@ -472,49 +559,17 @@ class _Pruner:
                 "later turns need the mask of the whole conversation"
             )
 
-    def _continuation_mask(
-        self,
-        forward: _Forward,
-        segment: _Segment,
-        generated: int,
-        queries: int,
-        window: int | None,
-        cached: Any,
-        hidden: Tensor,
-    ) -> Tensor | None:
-        prompt, length = forward.prompt, forward.prompt.length
-        if queries == 1 and not segment.masked and not prompt.later_turns and window is None:
-            return None
-        keys = cached.get_mask_sizes(queries)[0]
-        batch, device = hidden.shape[0], hidden.device
-        fresh = torch.arange(length, length + generated + queries, device=device)
-        fresh_valid = torch.ones(batch, len(fresh), dtype=torch.bool, device=device)
-        if prompt.later_turns and forward.attention_mask is not None:
-            fresh_valid = forward.attention_mask[:, length:].bool()
-        position = torch.cat([segment.index, fresh.expand(batch, -1)], 1)[:, -keys:]
-        valid = torch.cat([segment.valid, fresh_valid], 1)[:, -keys:]
-        query = fresh[-queries:]
-        allowed = valid[:, None, :] & (position[:, None, :] <= query[:, None])
-        if window is not None:
-            allowed = allowed & (query[:, None] - position[:, None, :] < window)
-        return self._as_kernel_mask(allowed, valid, hidden.dtype)
 
-
-def _refuse_static(cache: Cache) -> None:
-    if getattr(cache, "is_compileable", False):
+def _sequence_dimension(name: str, value: Tensor, length: int) -> int | None:
+    """Which dimension of a layer's argument runs over the prompt; None where none does."""
+    if name == "position_ids":
+        return value.dim() - 1 if value.shape[-1] == length else None
+    if name == "position_embeddings":
+        return value.dim() - 2 if value.shape[-2] == length else None
+    found = [dimension for dimension in range(1, value.dim()) if value.shape[dimension] == length]
+    if len(found) > 1:
         raise UnsupportedBackbone(
-            f"{type(cache).__name__} has one fixed length for all layers; use a DynamicCache to prune"
+            f"{name} of shape {tuple(value.shape)} has several dimensions as long as the prompt ({length}); "
+            "which of them runs over it cannot be told"
         )
-
-
-def _restore_length(output: Any, prompt: _PrunedPrompt) -> Any:
-    """Put the decoder's last hidden states back to their original places, zeros where dropped."""
-    last = prompt.segments[-1]
-    hidden = output[0]
-    hidden = hidden.masked_fill(~last.valid[..., None], 0)
-    restored = hidden.new_zeros(hidden.shape[0], prompt.length, hidden.shape[2])
-    restored.scatter_(1, last.index[..., None].expand_as(hidden), hidden)
-    if isinstance(output, tuple):
-        return (restored, *output[1:])
-    output.last_hidden_state = restored
-    return output
+    return found[0] if found else None

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-KNOWN_LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
+from pruning_runtime.families.kv_sharing import kv_sources
+
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+RECURRENT_KINDS = frozenset({"linear_attention", "conv"})
+"""Layers whose state runs along the sequence; dropping tokens before them means compaction."""
+KNOWN_LAYER_KINDS = ATTENTION_KINDS | RECURRENT_KINDS
 _VISION_ID_FIELDS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 
 
@@ -44,6 +49,7 @@ class Backbone:
     text_model: PreTrainedModel
     layers: nn.ModuleList
     layer_kinds: tuple[str, ...]
+    kv_sources: tuple[int, ...]
     vision_token_ids: tuple[int, ...]
     shape: DecoderShape
     model_type: str
@@ -54,6 +60,14 @@ class Backbone:
         """Hash of the family, the decoder's geometry and its layer kinds: the schedule's fingerprint."""
         facts = {"model_type": self.model_type, **asdict(self.shape), "layer_kinds": self.layer_kinds}
         return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def attends(self, layer: int) -> bool:
+        """Whether a decoder layer is attention at all."""
+        return self.layer_kinds[layer] in ATTENTION_KINDS
+
+    def has_own_attention(self, layer: int) -> bool:
+        """Whether a decoder layer has attention with keys of its own, so that tokens can be scored there."""
+        return self.attends(layer) and self.kv_sources[layer] == layer
 
     def vision_mask(self, input_ids: Tensor) -> Tensor:
         """True where ``input_ids`` (``[batch, length]``) holds a vision token."""
@@ -79,6 +93,7 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
         text_model=text_model,
         layers=text_model.layers,
         layer_kinds=kinds,
+        kv_sources=kv_sources(text_model.config, kinds),
         vision_token_ids=_vision_token_ids(config, family),
         shape=_shape(text_model.config),
         model_type=config.model_type,

@@ -87,12 +87,16 @@ def select_kept(
 
 
 def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Gather ``index`` (``[batch, width]``) along dimension ``dim`` of ``tensor``, batch first.
+    """Gather ``index`` (``[batch, width]``) along dimension ``dim`` of ``tensor``.
 
-    A batch dimension of 1 (tables shared by all rows) is expanded. ``dim`` counts from the front.
+    The dimension before ``dim`` is the batch; where it is 1 (a table shared by all rows) it is expanded.
+    Other dimensions are taken whole.
     """
     batch, width = index.shape
-    tensor = tensor.expand(batch, *tensor.shape[1:])
-    shape = [1] * tensor.dim()
-    shape[0], shape[dim] = batch, width
-    return tensor.gather(dim, index.view(shape).expand(*tensor.shape[:dim], width, *tensor.shape[dim + 1 :]))
+    index = index.to(tensor.device)
+    shape = list(tensor.shape)
+    shape[dim - 1] = batch
+    tensor = tensor.expand(shape)
+    shape[dim] = width
+    aligned = index.view(*[1] * (dim - 1), batch, width, *[1] * (tensor.dim() - dim - 1))
+    return tensor.gather(dim, aligned.expand(shape))

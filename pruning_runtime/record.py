@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -57,6 +57,13 @@ class Record:
     stages: list[StageRecord] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
     cache: Cache | None = field(default=None, repr=False)
+
+    def begin_prefill(self, num_vision: Sequence[int], num_other: Sequence[int]) -> None:
+        """Start describing another prompt."""
+        self.prefills += 1
+        self.num_vision, self.num_other = tuple(num_vision), tuple(num_other)
+        self.stages = []
+        self.cache = None
 
     @property
     def vision_tokens_per_layer(self) -> list[list[int]]:

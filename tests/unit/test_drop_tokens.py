@@ -227,7 +227,8 @@ def test_ratios_count_from_the_original_tokens() -> None:
 def test_gather_positions_picks_each_row_s_entries(
     batch: int, shared: bool, before: list[int], after: list[int], length: int, data: st.DataObject
 ) -> None:
-    shape = [1 if shared else batch, *before, length, *after]
+    # The batch stands right before the sequence; M-RoPE tables and stacked streams have more in front.
+    shape = [*before, 1 if shared else batch, length, *after]
     dim = 1 + len(before)
     tensor = torch.arange(math.prod(shape)).view(shape)
     width = data.draw(st.integers(1, length))
@@ -239,7 +240,7 @@ def test_gather_positions_picks_each_row_s_entries(
         )
     )
     found = gather_positions(tensor, torch.tensor(index), dim)
-    assert found.shape == (batch, *before, width, *after)
+    assert found.shape == (*before, batch, width, *after)
     for row in range(batch):
-        expected_row = tensor[0 if shared else row].index_select(dim - 1, torch.tensor(index[row]))
-        assert torch.equal(found[row], expected_row)
+        expected = tensor.select(dim - 1, 0 if shared else row).index_select(dim - 1, torch.tensor(index[row]))
+        assert torch.equal(found.select(dim - 1, row), expected)

@@ -1,0 +1,1 @@
+"""What a stock model cannot tell about itself; one file per exception."""

@@ -1,0 +1,71 @@
+"""Attention masks of shortened sequences, in the convention of the kernel that reads them.
+
+Pure tensor code. Visibility is always measured in original positions, so causality, sliding windows and
+chunks mean the same tokens as in the unpruned model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning_runtime.drop_tokens import gather_positions
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back a layer looks: ``window`` positions, or within ``chunk``-sized chunks; None: everything."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def allows(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Which original positions ``keys`` (``[batch, k]``) each of ``queries`` (``[batch, q]``) may see."""
+        query, key = queries[:, :, None], keys[:, None, :]
+        allowed = key <= query
+        if self.window is not None:
+            allowed = allowed & (query - key < self.window)
+        if self.chunk is not None:
+            allowed = allowed & (query // self.chunk == key // self.chunk)
+        return allowed
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything before a query can be out of its reach."""
+        return self.window is not None or self.chunk is not None
+
+
+def shortened_mask(mask: Tensor, rows: Tensor, columns: Tensor, keys_valid: Tensor) -> Tensor:
+    """Cut the model's own mask to the places that are left.
+
+    Args:
+        mask: 2-D key validity ``[batch, length]``, or 4-D ``[batch or 1, heads, length or fewer,
+            length]``, bool or additive; rows that the model itself cut are left as they are.
+        rows, columns: original positions of the queries and of the keys, ``[batch, ...]``.
+        keys_valid: False at keys that nobody may see, ``[batch, keys]``.
+    """
+    if mask.dim() == 2:
+        return gather_positions(mask, columns, 1) * keys_valid
+    length = mask.shape[3]
+    mask = mask.expand(len(columns), *mask.shape[1:])
+    if mask.shape[2] == length:
+        mask = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, length))
+    mask = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    hidden = ~keys_valid[:, None, None, :]
+    return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
+def kernel_mask(allowed: Tensor, keys_valid: Tensor, kernel: str, dtype: torch.dtype) -> Tensor:
+    """``allowed`` (bool ``[batch, queries, keys]``) as ``kernel`` wants it.
+
+    Eager attention adds a mask in the model's ``dtype``; flash attention is causal by itself and takes
+    key validity; sdpa takes bool.
+    """
+    if kernel.startswith("flash"):
+        return keys_valid
+    allowed = allowed[:, None]
+    if kernel == "eager":
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    return allowed
