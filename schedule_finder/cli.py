@@ -49,6 +49,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Seed = Annotated[int, typer.Option("--seed")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own.")
+]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")]
 ImageColumn = Annotated[str | None, typer.Option("--image-column")]
@@ -131,6 +134,7 @@ def run(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
     seed: Seed = 0,
+    threads: Threads = None,
     max_new_tokens: Tokens = 16,
     split: Split = None,
     image_column: ImageColumn = None,
@@ -149,7 +153,7 @@ def run(
     fraction = _fraction(budget)
     _check_kind(budget_kind)
     current, loaded, data = _begin(
-        backbone, dataset, samples, eval_samples, out, device, dtype, seed, batch_size,
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads,
         split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
     )  # fmt: skip
     _profile(current, loaded, data, batch_size)
@@ -174,6 +178,7 @@ def profile(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
     seed: Seed = 0,
+    threads: Threads = None,
     split: Split = None,
     image_column: ImageColumn = None,
     question_column: QuestionColumn = None,
@@ -181,7 +186,7 @@ def profile(
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples and record what text looks at, layer by layer. Resumes."""
     current, loaded, data = _begin(
-        backbone, dataset, samples, eval_samples, out, device, dtype, seed, batch_size,
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads,
         split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
     )  # fmt: skip
     counts = _profile(current, loaded, data, batch_size)
@@ -231,6 +236,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
+    threads: Threads = None,
     max_new_tokens: Tokens = 16,
     sweep: Sweep = True,
 ) -> dict[str, Any]:
@@ -241,6 +247,7 @@ def evaluate(
     options = current.options
     data = _open_data(options)
     with _status("loading the backbone"):
+        _set_threads(options["backbone"], threads)
         loaded = load_backbone(options["backbone"], device=device, dtype=dtype)
     table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
     _show_evaluation(table, current)
@@ -323,7 +330,7 @@ def _begin(
     device: str,
     dtype: str,
     seed: int,
-    batch_size: int,
+    threads: int | None,
     **columns: str | None,
 ) -> tuple[Run, LoadedBackbone, DataSet]:
     """Load everything that can be wrong before anything is written."""
@@ -347,6 +354,7 @@ def _begin(
     }
     data = _open_data(options)
     with _status("loading the backbone"):
+        _set_threads(backbone, threads)
         loaded = load_backbone(backbone, device=device, dtype=dtype)
     folder = out or Path("outputs") / Path(backbone).name
     command = f"adaptinfer-profile {' '.join(sys.argv[1:])}"
@@ -357,6 +365,17 @@ def _begin(
         soft_wrap=True,
     )
     return current, loaded, data
+
+
+def _set_threads(backbone: str, threads: int | None) -> None:
+    import torch
+
+    # The demo's matrices are too small to share: a second thread gains little on an idle machine, and on a
+    # busy one the threads wait for each other (measured in LOG.md: ten times slower).
+    if threads is None and backbone == "demo":
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _open_data(options: dict[str, Any]) -> DataSet:

@@ -1,0 +1,139 @@
+"""Curves per layer from a profile, with confidence bands over samples. Pure NumPy.
+
+``maps`` is everywhere a sequence with one array per sample, ``[num_layers, num_vision]``: attention
+mass that the raters give each vision token, mean over heads and raters. ``num_vision`` may differ from
+sample to sample; a row of zeros is a layer that gave vision nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean over samples and its confidence interval, each an array over layers (or gaps)."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    level: float
+
+
+def checked_maps(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Check maps from outside and return those that have vision tokens, as float64.
+
+    Raises:
+        ValueError: no sample, no sample with vision tokens, unequal numbers of layers, or values that are
+            not finite or below zero; the message names the sample.
+    """
+    checked: list[np.ndarray] = []
+    num_layers: int | None = None
+    for index, raw in enumerate(maps):
+        sample = np.asarray(raw, dtype=np.float64)
+        if sample.ndim != 2:
+            raise ValueError(f"maps[{index}]: shape {sample.shape}, need [num_layers, num_vision]")
+        if num_layers is not None and len(sample) != num_layers:
+            raise ValueError(f"maps[{index}]: {len(sample)} layers, earlier samples {num_layers}")
+        num_layers = len(sample)
+        if not np.isfinite(sample).all():
+            raise ValueError(f"maps[{index}]: values that are NaN or infinite, need finite >= 0")
+        if (sample < 0).any():
+            raise ValueError(f"maps[{index}]: lowest value {sample.min():g}, attention is >= 0")
+        if sample.shape[1]:
+            checked.append(sample)
+    if not checked:
+        raise ValueError(f"maps: {len(maps)} samples, none with vision tokens; need at least one")
+    return checked
+
+
+def vision_distribution(sample: np.ndarray) -> np.ndarray:
+    """Normalise each layer of a map ``[num_layers, num_vision]`` to sum 1; empty rows become NaN."""
+    total = sample.sum(axis=1, keepdims=True)
+    return np.divide(sample, total, out=np.full_like(sample, np.nan), where=total > 0)
+
+
+def vision_curve(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Attention mass on all vision tokens, ``[num_samples, num_layers]``, in [0, 1].
+
+    Mass is no evidence of use: a trained backbone may park attention on background patches.
+    """
+    return np.stack([sample.sum(axis=1) for sample in checked_maps(maps)])
+
+
+def layer_shift(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Jensen-Shannon divergence between the vision distributions of neighbouring layers.
+
+    Returns:
+        ``[num_samples, num_layers - 1]``, bits, in [0, 1]. Entry ``g`` compares layers ``g`` and ``g + 1``:
+        a change point ``l`` shows at gap ``l - 1``. NaN where either layer gave vision nothing: an empty
+        layer has no distribution, so nothing can be said about its change.
+    """
+    rows = []
+    for sample in checked_maps(maps):
+        p = vision_distribution(sample)
+        mid = (p[1:] + p[:-1]) / 2
+        # JS = H(mid) - mean of the two H: two thirds of the textbook form's logarithms.
+        entropy = _entropy(p)
+        rows.append(_entropy(mid) - (entropy[1:] + entropy[:-1]) / 2)
+    return np.clip(np.stack(rows), 0.0, 1.0)
+
+
+def top_token_curves(sample: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """Cumulative attention over layers of the tokens that get most of it in total.
+
+    The curves of the AdaptInfer recipe (METHODS.md): the ``share`` of tokens with most total
+    attention, ``[num_top, num_layers]``, each non-decreasing. ``num_top`` is ``share`` of the tokens
+    to the nearest whole one (58 of 576), at least 1. Tokens that got nothing at all are left out: a
+    flat curve has no break.
+    """
+    total = sample.sum(axis=0)
+    count = max(1, round(share * sample.shape[1]))
+    top = np.argsort(-total, kind="stable")[:count]
+    return np.cumsum(sample[:, top[total[top] > 0]].T, axis=1)
+
+
+def band(values: np.ndarray, level: float = 0.95, seed: int = 0, resamples: int = 1000) -> Band:
+    """Mean over samples with a percentile bootstrap interval, resampling whole samples.
+
+    Args:
+        values: ``[num_samples, num_points]``; NaN entries are left out of that point's mean.
+        level: coverage of the interval, in (0, 1).
+        seed: draws the resamples.
+        resamples: how many.
+
+    The interval is about *samples*: more of them narrow it. It says nothing about another
+    backbone.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or not len(values):
+        raise ValueError(f"values: shape {values.shape}, need [num_samples >= 1, num_points]")
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level}, need a number between 0 and 1")
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    weights = bootstrap_weights(len(values), resamples, seed)
+    with np.errstate(invalid="ignore"):  # a point that no sample knows is NaN
+        mean = filled.sum(axis=0) / known.sum(axis=0)
+        means = (weights @ filled) / (weights @ known)
+        # A resample may hold only samples that do not know a point; it then says nothing about it.
+        means = np.where(np.isnan(means), mean, means)
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Band(mean, low, high, level)
+
+
+def bootstrap_weights(num_samples: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each sample is drawn, ``[resamples, num_samples]``; rows sum to ``num_samples``."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), resamples).astype(float)
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    """Shannon entropy of the rows of ``p``, bits; NaN rows stay NaN."""
+    return -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=-1)

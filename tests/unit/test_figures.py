@@ -1,0 +1,456 @@
+"""Figures show what the run's files hold, leave out what is missing, and are fit for a paper."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from pruning_runtime import Schedule
+from pruning_runtime.accounting import processed_ratios, published_ratios
+from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
+from schedule_finder import figures
+from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.change_points import DETECTORS
+from schedule_finder.errors import InputError
+from schedule_finder.evaluate import COLUMNS, CONTROLS, wilson_interval
+from schedule_finder.figures import make_figures
+from schedule_finder.run_folder import Run
+from schedule_finder.signals import band, layer_shift
+
+LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
+TOKENS = SIDE * SIDE
+STAGES = (Stage(layer=2, keep_ratio=0.5), Stage(layer=5, keep_ratio=0.125))
+NAMES = list(figures._FIGURES)
+EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(CONTROLS, 0.7)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that went through all steps before the figures; not to be changed."""
+    run = Run(tmp_path_factory.mktemp("run"))
+    write_run(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def drawn(whole):
+    """The run and the files of its figures; not to be changed."""
+    return whole, make_figures(whole)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """The same run without figures, to be changed."""
+    shutil.copytree(whole.folder, tmp_path / "run", ignore=shutil.ignore_patterns("6_figures"))
+    return Run(tmp_path / "run")
+
+
+def write_run(run):
+    write_profile(run, [TOKENS] * SAMPLES)
+    profile = run.profile.read()
+    found = {name: make().detect(profile.maps) for name, make in DETECTORS.items()}
+    document = {
+        "default": "distribution_shift",
+        "layers": profile.meta["layers"],
+        "detectors": {
+            name: {"change_points": detection.change_points, "evidence": detection.evidence}
+            for name, detection in found.items()
+        },
+    }
+    run.change_points.write_text(json.dumps(document))
+    Schedule(
+        backbone=BackboneIdentity(name="planted", model_type="llava", num_layers=LAYERS),
+        stages=STAGES,
+        scorer=ScorerChoice(name="uniform_text"),
+    ).save(run.schedule)
+    evaluation_table().to_csv(run.evaluation, index=False)
+    write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
+
+
+def write_profile(run, lengths, num_layers=LAYERS, layers=None):
+    """Samples whose attention moves to other tokens at every layer of `SHIFTS`."""
+    rng = np.random.default_rng(0)
+    layers = list(range(num_layers)) if layers is None else layers
+    regime = np.searchsorted(SHIFTS, layers, side="right")
+    rows = []
+    for tokens in lengths:
+        logits = 1.5 * rng.normal(size=(len(SHIFTS) + 1, tokens))[regime]
+        weights = np.exp(logits + 0.1 * rng.normal(size=logits.shape))
+        mass = np.linspace(0.8, 0.3, len(layers), dtype=np.float32)
+        attention = (weights / weights.sum(1, keepdims=True) * mass[:, None]).astype(np.float32)
+        curves = {name: np.full(len(layers), 2.0, np.float32) for name in CURVE_FIELDS} | {
+            "vision_mass": mass
+        }
+        rows.append(ProfileRow(tokens, 9, 20, dict.fromkeys(SCORE_FIELDS, attention), curves))
+    run.profile.open({"backbone": {"num_layers": num_layers}, "layers": layers})
+    run.profile.append([f"sample-{i:03d}" for i in range(len(rows))], rows)
+
+
+def evaluation_table():
+    rows = []
+    for budget in (0.2, 0.5, 0.35):
+        for method, exact in EXACT.items():
+            if method in ("full", "uniform_text") and budget != 0.2:
+                continue
+            used = 1.0 if method == "full" else budget
+            low, high = wilson_interval(round(200 * exact * used**0.1), 200)
+            rows += [
+                dict.fromkeys(COLUMNS, 0.5)
+                | {"method": method, "budget": used, "question_type": kind, "n": 200, "processed": used}
+                | {"exact_match": round(200 * exact * used**0.1) / 200, "ci_low": low, "ci_high": high}
+                for kind in ("all", "where")
+            ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def write_example(run, pixels):
+    Image.fromarray(pixels).save(run.folder / "5_example.png")
+    document = {
+        "id": "s",
+        "question": "what costs $5 and $6",
+        "answer": None,
+        "full_answer": "blue",
+        "pruned_answer": "",
+        "grid": [SIDE, SIDE],
+        "stages": [{"layer": 2, "kept": list(range(0, 64, 2))}, {"layer": 5, "kept": [0, 8, 18]}],
+        "regions": [18, 19],
+    }
+    (run.folder / "5_example.json").write_text(json.dumps(document))
+
+
+def table(drawn, name):
+    return pd.read_csv(drawn[0].figures / f"{name}.csv")
+
+
+def remove_all_but(run, *names):
+    """Fewer figures to draw where one of them is all that a test is about."""
+    for path in run.folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def names_that_can_be_drawn(run):
+    data = figures._RunData(run)
+    return [name for name, draw in figures._FIGURES.items() if draw(data) is not None]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_every_figure_is_a_light_pdf_and_png_with_its_table(drawn):
+    run, written = drawn
+    expected = [f"{name}.{suffix}" for name in NAMES for suffix in ("pdf", "png", "csv")]
+    assert [path.name for path in written] == expected
+    assert all(path.parent == run.figures and 0 < path.stat().st_size < 200_000 for path in written)
+
+
+def test_pdfs_are_one_or_two_columns_wide_and_embed_truetype_fonts(drawn):
+    for path in drawn[1]:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width / 300 <= figures.DOUBLE + 0.01, path
+        if path.suffix == ".pdf":
+            content = path.read_bytes()
+            assert b"/FontFile2" in content, path
+            assert b"/Type3" not in content, path
+
+
+def test_same_run_gives_same_bytes(drawn, run):
+    remove_all_but(run, "4_schedule.json", "5_example.json", "5_example.png")
+    again = {path.name: path.read_bytes() for path in make_figures(run)}
+    assert len(again) == 6
+    first = {path.name: path.read_bytes() for path in drawn[1]}
+    assert again["6_overlay.pdf"] == first["6_overlay.pdf"]
+    assert again["6_overlay.png"] == first["6_overlay.png"]
+    assert b"CreationDate" not in first["6_overlay.pdf"]
+
+
+def test_matplotlib_is_left_as_it_was(run):
+    remove_all_but(run, "4_schedule.json")
+    with matplotlib.rc_context({"font.size": 3.25, "pdf.fonttype": 3}):
+        before = dict(matplotlib.rcParams)
+        make_figures(run)
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_no_global_state_of_pyplot_is_used():
+    assert "pyplot" not in Path(figures.__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stages", [3, 9])
+def test_a_noisy_photograph_stays_light(run, stages):
+    remove_all_but(run)
+    noise = np.random.default_rng(0).normal(0, 10, (500, 500, 3))
+    ramp = np.linspace(40, 200, 500)[:, None, None] + np.linspace(-30, 30, 500)[None, :, None]
+    write_example(run, np.clip(ramp + noise, 0, 255).astype(np.uint8))
+    document = json.loads((run.folder / "5_example.json").read_text())
+    document["stages"] = [{"layer": layer, "kept": list(range(TOKENS - layer))} for layer in range(stages)]
+    (run.folder / "5_example.json").write_text(json.dumps(document))
+    sizes = {path.name: path.stat().st_size for path in make_figures(run)}
+    assert max(sizes["6_overlay.pdf"], sizes["6_overlay.png"]) < 200_000, sizes
+
+
+def test_legends_lie_inside_the_figure(run):
+    with matplotlib.rc_context(figures._STYLE):
+        data = figures._RunData(run)
+        for name, draw in figures._FIGURES.items():
+            figure, _ = draw(data)
+            FigureCanvasAgg(figure).draw()
+            boxes = [legend.get_window_extent() for legend in figure.legends]
+            assert boxes or name == "6_overlay"
+            for box in boxes:
+                assert box.x0 >= 0, name
+                assert box.x1 <= figure.bbox.x1, name
+                assert box.y1 <= figure.bbox.y1, name
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_attention_map_is_even_on_average_and_falls_with_rank(drawn):
+    rows = table(drawn, "1_attention_map")
+    rows["width"] = rows.last_rank - rows.first_rank + 1
+    for _, layer in rows.groupby("layer"):
+        assert layer.width.sum() == TOKENS
+        assert np.average(layer.attention_over_even, weights=layer.width) == pytest.approx(1, rel=1e-4)
+        assert layer.attention_over_even.iloc[0] > 3 * layer.attention_over_even.iloc[-1]
+
+
+def test_attention_map_of_one_sample_is_its_sorted_map():
+    sample = np.array([[0.1, 0.4, 0.0, 0.1], [0.1, 0.1, 0.1, 0.3]])  # totals .2 .5 .1 .4
+    ranked = figures._ranked_attention([sample], np.arange(5))
+    expected = 4 * np.array([[0.4, 0.1, 0.1, 0.0], [0.1, 0.3, 0.1, 0.1]]) / 0.6
+    assert ranked == pytest.approx(expected)
+
+
+def test_attention_map_of_ragged_samples_and_silent_layers(tmp_path):
+    run = Run(tmp_path)
+    write_profile(run, [40, 64, 100], num_layers=16, layers=[0, 2, 3, 4, 6, 7, 8, 10, 12, 14])
+    assert names_that_can_be_drawn(run) == ["1_attention_map", "2_shift"]
+    ranked = figures._ranked_attention(
+        [np.ones((3, 5)), np.diag([1.0, 0, 1]) @ np.ones((3, 9))], np.arange(6)
+    )
+    assert ranked == pytest.approx(np.ones((3, 5)))
+
+
+def test_shift_table_is_the_signal_and_peaks_at_the_planted_layers(drawn):
+    rows = table(drawn, "2_shift").set_index("layer")
+    expected = band(layer_shift(drawn[0].profile.read().maps))
+    for part in ("mean", "low", "high"):
+        column = rows[f"js_bits_from_layer_before_{part}"]
+        assert np.isnan(column[0])
+        assert column[1:].tolist() == pytest.approx(getattr(expected, part), rel=1e-4)
+    assert set(rows.js_bits_from_layer_before_mean.nlargest(2).index) == set(SHIFTS)
+    assert rows.vision_mass_mean.tolist() == pytest.approx(np.linspace(0.8, 0.3, LAYERS), rel=1e-4)
+    assert rows.vision_entropy_share_mean.tolist() == pytest.approx([2 / 6] * LAYERS)  # 2 of log2(64) bits
+
+
+def test_change_point_table_counts_every_break_at_the_first_layer_of_its_regime(drawn):
+    rows = table(drawn, "3_change_points").set_index("first_layer_of_new_regime")
+    detectors = json.loads(drawn[0].change_points.read_text())["detectors"]
+    histogram = detectors["token_curve"]["evidence"]["histogram"]
+    for index, count in enumerate(histogram[:-1]):
+        assert rows.breaks_percent[index + 1] == pytest.approx(100 * count / sum(histogram), rel=1e-4)
+    assert rows.straight_ramp_percent.to_dict() == {layer: 100.0 * (layer == 6) for layer in range(1, LAYERS)}
+    for name, detection in detectors.items():
+        assert rows.index[rows[name] == 1].tolist() == detection["change_points"]
+    assert detectors["distribution_shift"]["change_points"] == list(SHIFTS)
+
+
+def test_staircase_is_the_accounting(drawn):
+    rows = table(drawn, "4_schedule")
+    assert rows.processed_tokens.tolist() == [64] * 3 + [32] * 3 + [8] * 6
+    assert rows.published_tokens.tolist() == [64] * 2 + [32] * 3 + [8] * 7
+    assert rows.processed_ratio.tolist() == processed_ratios(STAGES, LAYERS)
+    assert rows.published_ratio.tolist() == published_ratios(STAGES, LAYERS)
+
+
+def test_staircase_legend_states_both_means(run):
+    figure, _ = figures._staircase(figures._RunData(run))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["Processed, mean 28.0 (43.8%)", "Published, mean 23.3 (36.5%)"]
+
+
+def test_staircase_without_a_profile_takes_tokens_from_the_evidence_or_percent(run):
+    shutil.rmtree(run.profile.folder)
+    _, rows = figures._staircase(figures._RunData(run))
+    assert list(rows) == ["layer", "processed_ratio", "published_ratio"]
+    evidence = {"typical_prompt": {"vision_tokens": 100.0}}
+    Schedule.load(run.schedule).model_copy(update={"evidence": evidence}).save(run.schedule)
+    _, rows = figures._staircase(figures._RunData(run))
+    assert rows.processed_tokens.max() == 100
+
+
+def test_accuracy_table_is_the_evaluation_over_all_types(drawn):
+    rows = table(drawn, "5_accuracy")
+    source = evaluation_table().query("question_type == 'all'")
+    assert rows.method.tolist() == source.method.tolist()
+    columns = {"processed": "processed", "value": "exact_match", "ci_low": "ci_low", "ci_high": "ci_high"}
+    for mine, theirs in columns.items():
+        assert rows[mine].tolist() == pytest.approx(source[theirs].tolist(), rel=1e-4)
+    assert set(rows.measure) == {"exact_match"}
+
+
+def test_accuracy_points_stand_where_the_evaluation_says(run):
+    figure, _ = figures._accuracy(figures._RunData(run))
+    drawn = {
+        container.get_label(): container.lines[0].get_xydata() for container in figure.axes[0].containers
+    }
+    source = evaluation_table().query("question_type == 'all'").sort_values("processed")
+    for label, name in (("Schedule (uniform text)", "schedule"), ("Random", "random")):
+        # The line goes from budget to budget, whatever the order of rows; apart by at most 3 % of 30 %.
+        expected = source[source.method == name]
+        assert drawn[label][:, 0] == pytest.approx(100 * expected.processed, abs=0.91)
+        assert drawn[label][:, 1] == pytest.approx(100 * expected.exact_match)
+
+
+def test_accuracy_of_samples_without_answers_is_agreement(run):
+    rows = evaluation_table()
+    rows[["exact_match", "ci_low", "ci_high"]] = np.nan
+    rows.to_csv(run.evaluation, index=False)
+    figure, found = figures._accuracy(figures._RunData(run))
+    assert set(found.measure) == {"agreement"}
+    assert set(found.value) == {0.5}
+    assert (found.ci_low.iloc[0], found.ci_high.iloc[0]) == wilson_interval(100, 200)
+    assert "Agreement" in figure.axes[0].get_ylabel()
+
+
+def test_accuracy_at_one_budget_keeps_its_points_together(run):
+    rows = evaluation_table()
+    rows[(rows.budget == 0.2) | (rows.method == "full")].to_csv(run.evaluation, index=False)
+    figure, _ = figures._accuracy(figures._RunData(run))
+    low, high = figure.axes[0].get_xlim()
+    assert low < 20 - 5
+    assert high > 20 + 5
+
+
+def test_overlay_table_holds_every_token_and_what_each_stage_kept(drawn):
+    rows = table(drawn, "6_overlay")
+    assert rows.token[rows.kept_after_layer_2 == 1].tolist() == list(range(0, 64, 2))
+    assert rows.token[rows.kept_after_layer_5 == 1].tolist() == [0, 8, 18]
+    assert rows.token[rows.needed == 1].tolist() == [18, 19]
+    assert (rows.row[18], rows.column[18]) == (2, 2)
+
+
+def test_overlay_fades_dropped_tokens_only(run):
+    figure, _ = figures._overlay(figures._RunData(run))
+    whole, _, last = (axes.images[0].get_array() for axes in figure.axes)
+    assert (whole == 180).all()
+    assert (last[2 * 12 : 3 * 12, 2 * 12 : 3 * 12] == 180).all()  # token 18: row 2, column 2
+    assert (last[1 * 12 : 2 * 12, 0 * 12 : 1 * 12] == 180).all()  # token 8: row 1, column 0
+    assert (last == 180).all(axis=2).sum() == 3 * 12 * 12
+    assert last[3 * 12 :, :].min() > 240
+
+
+# --- what is missing or wrong --------------------------------------------------------------------
+
+
+def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
+    path = run.folder / "5_example.json"
+    document = json.loads(path.read_text())
+    document["question"] = "what costs $5 and $6 " * 9
+    del document["stages"][1]
+    path.write_text(json.dumps(document))
+    with matplotlib.rc_context(figures._STYLE):
+        figure, _ = figures._overlay(figures._RunData(run))
+        FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert len(boxes) == 3
+    assert figure.texts[2].get_text().count("\n") > 2
+    assert not figure.texts[2].get_parse_math()  # between dollar signs stands no mathematics
+    assert "costs $5 and $6 what" in figure.texts[2].get_text().replace("\n", " ")
+    for box in boxes:
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert box.y0 >= 0
+    assert boxes[2].y1 <= boxes[0].y0
+
+
+@pytest.mark.parametrize(
+    ("missing", "skipped"),
+    [
+        ("2_profile", {"1_attention_map", "2_shift"}),
+        ("3_change_points.json", {"3_change_points"}),
+        ("4_schedule.json", {"4_schedule"}),
+        ("5_evaluation.csv", {"5_accuracy"}),
+        ("5_example.json", {"6_overlay"}),
+        ("5_example.png", {"6_overlay"}),
+    ],
+)
+def test_missing_data_skips_only_its_figures(run, missing, skipped):
+    path = run.folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert names_that_can_be_drawn(run) == [name for name in NAMES if name not in skipped]
+
+
+def test_profile_that_has_only_begun_is_no_data(tmp_path):
+    run = Run(tmp_path)
+    run.profile.open({"backbone": {"num_layers": 4}, "layers": [0, 1, 2, 3]})
+    assert make_figures(run) == []
+    assert not run.figures.exists()
+
+
+def test_detector_that_had_too_few_layers_skips_its_figure(run):
+    document = json.loads(run.change_points.read_text())
+    document["detectors"]["token_curve"]["evidence"] = {"num_layers": 3, "reason": "too few"}
+    run.change_points.write_text(json.dumps(document))
+    assert "3_change_points" not in names_that_can_be_drawn(run)
+
+
+MALFORMED = {
+    "column": (lambda rows: rows.drop(columns="ci_low"), "no ci_low in it"),
+    "text": (lambda rows: rows.assign(processed="half"), "column 'processed' must hold numbers"),
+    "percent": (lambda rows: rows.assign(exact_match=97.5), "exact_match of 'full' is 97.5"),
+    "full": (lambda rows: rows[rows.method != "full"], "no row with method 'full'"),
+    "hole": (lambda rows: rows.assign(processed=np.nan), "must be there in every row"),
+}
+
+
+@pytest.mark.parametrize("problem", MALFORMED)
+def test_malformed_evaluation_is_an_input_error(run, problem):
+    change, message = MALFORMED[problem]
+    change(evaluation_table()).to_csv(run.evaluation, index=False)
+    with pytest.raises(InputError, match=message) as raised:
+        names_that_can_be_drawn(run)
+    assert str(run.evaluation) in str(raised.value)
+    assert "evaluate again" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'a,b\n1,2,3\n"', b"\xff\xfe\x00"])
+def test_evaluation_that_is_no_table_is_an_input_error(run, content):
+    run.evaluation.write_bytes(content)
+    with pytest.raises(InputError, match="not a readable table"):
+        figures._read_evaluation(run.evaluation)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("3_change_points.json", "{", "not readable"),
+        ("3_change_points.json", "[]", "no JSON object"),
+        ("3_change_points.json", '{"default": "x", "detectors": {}}', "no detector 'x'"),
+        ("5_example.json", '{"question": ""}', "no answer, full_answer"),
+        ("5_example.png", "not an image", "not a readable image"),
+    ],
+)
+def test_files_that_cannot_be_used_are_input_errors(run, name, content, message):
+    (run.folder / name).write_text(content)
+    with pytest.raises(InputError, match=message) as raised:
+        names_that_can_be_drawn(run)
+    assert name in str(raised.value)
+
+
+def test_token_outside_the_grid_is_an_input_error(run):
+    path = run.folder / "5_example.json"
+    document = json.loads(path.read_text())
+    document["stages"][0]["kept"].append(64)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="token 64 is outside the grid of 8 x 8"):
+        names_that_can_be_drawn(run)
