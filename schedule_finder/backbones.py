@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from pruning_runtime.backbone import Backbone, find_backbone
 from pruning_runtime.schedule import BackboneIdentity
@@ -88,7 +89,7 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=_dtype(dtype, chosen_device))
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"backbone {name!r} does not load: {reason} (known: `demo`, a folder with a checkpoint and its "

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from schedule_finder.backbones import LoadedBackbone
     from schedule_finder.run_folder import Run
     from schedule_finder.samples import DataSet
@@ -29,7 +31,7 @@ app = typer.Typer(
 screen = Console()
 notes = Console(stderr=True)
 
-DEFAULT_BUDGET = "50%"
+DEFAULT_BUDGET = "35%"
 
 Backbone = Annotated[str, typer.Argument(help="`demo`, a checkpoint folder, or a hub name.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
@@ -50,7 +52,8 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Seed = Annotated[int, typer.Option("--seed")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own.")
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own."),
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 Split = Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")]
@@ -463,15 +466,24 @@ def _finish(current: Run, table: Any, figures: list[Path]) -> dict[str, Any]:
     }
 
 
-def _show_detections(document: dict[str, Any]) -> None:
-    from rich.table import Table
+def _table(title: str, *columns: str) -> Table:
+    """A table that fits eighty columns: no frame, and only its last column wraps."""
+    from rich import box
+    from rich.table import Column, Table
 
-    table = Table(
-        "detector",
-        "change points (first layer of each new regime)",
-        title="Change points",
+    heads = [Column(name, no_wrap=name != columns[-1]) for name in columns]
+    return Table(
+        *heads,
+        title=escape(title),
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
+
+
+def _show_detections(document: dict[str, Any]) -> None:
+    table = _table("Change points", "detector", "first layer of each new regime")
     for name, entry in document["detectors"].items():
         points = ", ".join(map(str, entry["change_points"])) or "none"
         table.add_row(name + (" (used)" if name == document["default"] else ""), points)
@@ -479,12 +491,9 @@ def _show_detections(document: dict[str, Any]) -> None:
 
 
 def _show_schedule(schedule: Any) -> None:
-    from rich.table import Table
-
-    table = Table(
-        "tokens leave after layer", "keep", "vision tokens", title=f"Schedule for {escape(schedule.backbone.name)}",
-        title_justify="left",
-    )  # fmt: skip
+    table = _table(
+        f"Schedule for {schedule.backbone.name}", "tokens leave after layer", "keep", "vision tokens"
+    )
     for stage in schedule.stages:
         kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
         table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
@@ -514,41 +523,39 @@ def _show_schedule(schedule: Any) -> None:
 
 
 def _show_evaluation(table: Any, current: Run) -> None:
-    from rich.table import Table
-
     from pruning_runtime import Schedule
 
     target = Schedule.load(current.schedule).budget.target
     overall = table[table.question_type == "all"]
     own = overall[(overall.method == "full") | ((overall.budget - target).abs() < 1e-9)]
-    shown = Table(
-        "method", "exact match", "95 % interval", "same answer as full", "KL", "processed", "published", "FLOPs",
-        "KV cache", "prefill", title=f"Held-out samples: {int(own.n.max())}", title_justify="left",
-    )  # fmt: skip
-    full_ms = float(own[own.method == "full"].prefill_ms.iloc[0])
-    full_kv = float(own[own.method == "full"].kv_bytes.iloc[0])
+    full = own[own.method == "full"].iloc[0]
+    shown = _table(
+        f"{int(own.n.max())} held-out samples; costs in % of full",
+        *("method", "exact match", "agrees", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
+    )
     for row in own.itertuples():
         shown.add_row(
             row.method,
-            f"{100 * row.exact_match:.1f} %",
-            f"{100 * row.ci_low:.1f}-{100 * row.ci_high:.1f}",
-            f"{100 * row.agreement:.1f} %",
-            f"{row.kl:.3f}",
-            f"{100 * row.processed:.1f} %",
-            f"{100 * row.published:.1f} %",
-            f"{100 * row.flops:.1f} %",
-            f"{100 * row.kv_bytes / full_kv:.1f} %",
-            f"{100 * row.prefill_ms / full_ms:.0f} %",
+            f"{100 * row.exact_match:.1f} ({100 * row.ci_low:.1f}-{100 * row.ci_high:.1f})",
+            f"{100 * row.agreement:.1f}",
+            f"{row.kl:.2f}",
+            f"{100 * row.processed:.1f}",
+            f"{100 * row.published:.1f}",
+            f"{100 * row.flops:.1f}",
+            f"{100 * row.kv_bytes / full.kv_bytes:.1f}",
+            f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
         )
     screen.print(shown)
+    screen.print(
+        "exact match in % with its 95 % interval; agrees: same answer as full; KL of the first answer token; proc. "
+        "and publ.: vision tokens computed by either count; KV: cache bytes; time: prefill of the decoder"
+    )
     screen.print(f"every question type and budget: {current.evaluation}", soft_wrap=True)
 
 
 def _inspect_run(current: Run) -> dict[str, Any]:
-    from rich.table import Table
-
     document = current.document()
-    table = Table("step", "state", "seconds", "facts", title=f"Run {current.folder}", title_justify="left")
+    table = _table(f"Run {current.folder}", "step", "state", "seconds", "facts")
     for name, entry in document["steps"].items():
         facts = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("state", "seconds"))
         table.add_row(name, entry["state"], str(entry.get("seconds", "")), facts)
@@ -562,8 +569,6 @@ def _inspect_run(current: Run) -> dict[str, Any]:
 
 def _inspect_backbone(name: str) -> dict[str, Any]:
     from dataclasses import asdict
-
-    from rich.table import Table
 
     from schedule_finder.backbones import load_backbone
 
@@ -580,7 +585,7 @@ def _inspect_backbone(name: str) -> dict[str, Any]:
         "attention": parts.text_model.config._attn_implementation,
         "config_digest": parts.config_digest,
     }
-    table = Table("fact", "value", title=f"Backbone {escape(name)}", title_justify="left")
+    table = _table(f"Backbone {name}", "fact", "value")
     for key, value in facts.items():
         table.add_row(key, escape(str(value)))
     screen.print(table)

@@ -10,44 +10,79 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from tests.tiny_models import BOS, EOS, IMAGE, PAD, VOCAB, build_llava
+from tests.tiny_models import (
+    BOS,
+    EOS,
+    IMAGE,
+    PAD,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    VOCAB,
+    build_llava,
+    build_qwen2_vl,
+)
 
-TEMPLATE = (
+_TEMPLATE = (
     "<bos> user {% for part in messages[0]['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if part['type'] == 'image' %}IMAGE {% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} assistant{% endif %}"
 )
 WORDS = ["user", "assistant", "what", "is", "this", "?", "red", "green", "blue", "left", "right", "where"]
 
 
-def write_llava_folder(folder: Path, *, seed: int = 0, template: bool = True) -> Path:
-    """A tiny LLaVA checkpoint with its processor, saved by transformers itself."""
-    vocabulary = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<image>": IMAGE, "<unk>": VOCAB - 1}
+def _tokenizer(special: dict[str, int]) -> PreTrainedTokenizerFast:
+    """Word-level, with ids as the tiny models have them."""
+    vocabulary = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<unk>": VOCAB - 1} | special
     vocabulary |= {word: 3 + place for place, word in enumerate(WORDS)}
-    for number in range(VOCAB):
-        if number not in vocabulary.values():
-            vocabulary[f"word{number}"] = number
+    vocabulary |= {f"word{number}": number for number in set(range(VOCAB)) - set(vocabulary.values())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(special),
     )
+
+
+def write_llava_folder(folder: Path, *, seed: int = 0, template: bool = True) -> Path:
+    """A tiny LLaVA checkpoint with its processor, saved by transformers itself."""
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16}, do_center_crop=False
         ),
-        tokenizer=fast,
+        tokenizer=_tokenizer({"<image>": IMAGE}),
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=TEMPLATE if template else None,
+        chat_template=_TEMPLATE.replace("IMAGE", "<image>") if template else None,
     )
     build_llava(seed=seed).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_qwen2_vl_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny Qwen2-VL checkpoint: dynamic resolution, video processor and all."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    special = {
+        "<|image_pad|>": IMAGE,
+        "<|video_pad|>": VIDEO,
+        "<|vision_start|>": VISION_START,
+        "<|vision_end|>": VISION_END,
+    }
+    pixels = {"patch_size": 4, "merge_size": 2, "min_pixels": 64, "max_pixels": 64 * 16}
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=_tokenizer(special),
+        video_processor=Qwen2VLVideoProcessor(**pixels),
+        chat_template=_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    build_qwen2_vl(seed=seed).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

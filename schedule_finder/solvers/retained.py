@@ -1,33 +1,41 @@
-"""Keep the attention still to come: replay on the profile what each stage would keep."""
+"""Keep the attention that still moves: replay on the profile what each stage would keep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from pruning_runtime.schedule import Stage
 from schedule_finder.profile_store import Profile
+from schedule_finder.signals import layer_shift
 from schedule_finder.solvers.base import BudgetTarget, Solution, Solver
 
 MAX_STAGES = 3
 REPLAYED_SAMPLES = 64
 """Samples that the search replays, spread over the profile."""
-RATIO_GRID = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02)
+RATIO_GRID = (0.8, 0.6, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03)
 """Ratios tried at every stage but the last, which spends what the budget leaves."""
+BEAM = 3
+"""Choices of layers that are carried over to one stage more."""
 
 
 class Retained(Solver):
     """Spend the budget where it keeps most of the attention that later layers pay to vision tokens.
 
-    Stages stand at change points: after the last layer of the old regime or after the first layer of
-    the new one, whose attention says what that regime looks at. For every choice of at most
-    `MAX_STAGES` of those layers and every falling sequence of ratios on a grid (the last ratio spends
-    the rest of the budget exactly), the stages are replayed on the profile: which tokens would be
-    kept, and what share of the rater -> vision attention of all layers they carry. Tokens are kept by
-    the scorer's stored scores; those come from the unpruned model, which is what makes this a replay
-    and not a measurement.
+    The stages are replayed on the profile: which tokens would be kept, and what share of each layer's
+    rater -> vision attention they carry. A layer counts for half by being a layer and for half by how
+    far its attention has moved from the layer before (Jensen-Shannon divergence): attention that only
+    repeats itself brings the text little that is new. On the demo backbone that second half is what
+    tells layers that need vision from layers that do not (LOG.md); without a change point there is
+    nothing that moves, all layers count the same, and the budget alone places the stages.
+
+    Layers are searched by a beam: every single layer, then one layer more beside the best choices so
+    far; for each choice every falling sequence of ratios on a grid, the last ratio spending the rest of
+    the budget exactly. Tokens are kept by the scorer's stored scores; those come from the unpruned
+    model, which is what makes this a replay and not a measurement.
     """
 
     name = "retained"
@@ -37,80 +45,70 @@ class Retained(Solver):
     ) -> Solution:
         """See `Solver.solve`; evidence holds the objective and the best choice per number of stages."""
         deepest = budget.deepest_layer()
-        profiled = profile.meta["layers"]
-        beside = {layer for point in change_points for layer in (point - 1, point)}
-        candidates = sorted(
-            layer for layer in beside if layer in profiled and layer <= budget.shape.num_layers - 2
-        )
-        placed_by = "change points"
-        if not candidates:
-            # Nothing to go by but the budget: an even spread of layers to choose from.
-            placed_by = "budget"
-            spread = [eighth * (budget.shape.num_layers - 1) // 8 for eighth in (1, 2, 4, 6)]
-            candidates = sorted({layer for layer in spread if layer in profiled})
+        profiled: list[int] = profile.meta["layers"]
+        candidates = [layer for layer in profiled if layer <= budget.shape.num_layers - 2]
         if not any(layer <= deepest for layer in candidates):
-            # No change point early enough: the budget says where the first stage must stand.
-            placed_by = "budget" if placed_by == "budget" else "budget and change points"
-            first = max((layer for layer in profiled if layer <= deepest), default=deepest)
-            candidates = sorted({first, *candidates})
-        replay = Replay(profile, scorer)
+            candidates = [deepest, *candidates]
+        replay = Replay(profile, scorer, layer_weights(profile, moving=bool(change_points)))
+
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
-        for value, stages in _spendings(budget, replay, candidates, deepest, (), replay.start()):
-            if len(stages) not in best or value > best[len(stages)][0]:
-                best[len(stages)] = (value, stages)
-        value, stages = max(best.values(), key=lambda found: found[0])
+        choices = [(layer,) for layer in candidates if layer <= deepest]
+        for number in range(1, MAX_STAGES + 1):
+            found = sorted(_best_spendings(budget, replay, choices), key=lambda one: -one[0])
+            if not found:
+                break
+            best[number] = found[0]
+            kept = [tuple(stage.layer for stage in stages) for _, stages in found[:BEAM]]
+            longer = {tuple(sorted({*layers, layer})) for layers in kept for layer in candidates}
+            choices = [layers for layers in sorted(longer) if len(layers) > number and layers[0] <= deepest]
+        value, stages = max(best.values(), key=lambda one: one[0])
         return Solution(
             stages,
             {
                 "solver": self.name,
-                "objective": "share of rater -> vision attention carried by the tokens that layers compute",
+                "objective": "share of rater -> vision attention carried by the tokens that layers compute, "
+                "layers weighted half evenly and half by how far their attention moves",
                 "retained": value,
                 "by_number_of_stages": {
                     str(number): {
-                        "retained": found,
+                        "retained": found_value,
                         "stages": [stage.model_dump(exclude_none=True) for stage in chosen],
                     }
-                    for number, (found, chosen) in sorted(best.items())
+                    for number, (found_value, chosen) in sorted(best.items())
                 },
-                "candidate_layers": candidates,
-                "placed_by": placed_by,
+                "layer_weights": [round(float(weight), 5) for weight in replay.weights],
+                "placed_by": "attention shifts" if change_points else "budget",
                 "replayed_samples": replay.num_samples,
             },
         )
 
 
-def _spendings(
-    budget: BudgetTarget,
-    replay: Replay,
-    candidates: Sequence[int],
-    deepest: int,
-    done: tuple[Stage, ...],
-    state: _State,
+def layer_weights(profile: Profile, *, moving: bool) -> np.ndarray:
+    """How much each profiled layer counts, summing to 1; even where nothing is ``moving``."""
+    layers = len(profile.meta["layers"])
+    even = np.full(layers, 1 / layers)
+    if not moving:
+        return even
+    # The first layer's move is unknown; it is always computed in full, so its weight changes no choice.
+    moved = np.concatenate([[0.0], layer_shift(profile.maps).mean(0)])
+    return (even + moved / moved.sum()) / 2
+
+
+def _best_spendings(
+    budget: BudgetTarget, replay: Replay, choices: Sequence[tuple[int, ...]]
 ) -> Iterator[tuple[float, tuple[Stage, ...]]]:
-    """Every continuation of ``done`` that spends the budget exactly, with what it retains."""
-    ratios = tuple(stage.keep_ratio for stage in done)
-    for layer in candidates:
-        if (done and layer <= done[-1].layer) or (not done and layer > deepest):
-            continue
-        layers = (*(stage.layer for stage in done), layer)
-        stages = budget.spend_rest(layers, ratios)
-        if stages is not None:
-            yield replay.finish(replay.drop(state, stages[-1])), stages
-        if len(layers) == MAX_STAGES:
-            continue
-        for ratio in RATIO_GRID:
-            stage = Stage(layer=layer, keep_ratio=ratio)
-            # Already over the budget even if the next layer dropped the rest: no continuation fits.
-            affordable = budget.cost((*done, stage, *_all_gone_after(layer, budget))) <= budget.target
-            if ratio < (ratios[-1] if ratios else 1.0) and affordable:
-                yield from _spendings(
-                    budget, replay, candidates, deepest, (*done, stage), replay.drop(state, stage)
-                )
-
-
-def _all_gone_after(layer: int, budget: BudgetTarget) -> tuple[Stage, ...]:
-    following = layer + 1
-    return (Stage(layer=following, keep_ratio=0.0),) if following <= budget.shape.num_layers - 2 else ()
+    """For each choice of layers the ratios that retain most; choices that cannot spend the budget yield none."""
+    for layers in choices:
+        best: tuple[float, tuple[Stage, ...]] | None = None
+        for ratios in combinations(RATIO_GRID, len(layers) - 1):
+            stages = budget.spend_rest(layers, ratios)
+            if stages is None:
+                continue
+            value = replay.retained(stages)
+            if best is None or value > best[0]:
+                best = value, stages
+        if best is not None:
+            yield best
 
 
 @dataclass(frozen=True)
@@ -125,16 +123,22 @@ class _State:
 class Replay:
     """Which tokens stages would keep in the profiled samples, and the attention those carry.
 
-    Samples are padded to the longest: a token that does not exist scores lowest and carries nothing.
+    ``weights`` (one per profiled layer, summing to 1) say what a layer's attention counts. Samples are
+    padded to the longest: a token that does not exist scores lowest and carries nothing.
     """
 
-    def __init__(self, profile: Profile, scorer: str, samples: int = REPLAYED_SAMPLES) -> None:
+    def __init__(
+        self, profile: Profile, scorer: str, weights: np.ndarray, samples: int = REPLAYED_SAMPLES
+    ) -> None:
         places = np.unique(np.linspace(0, len(profile) - 1, min(samples, len(profile))).astype(int))
         part = profile.subset(places)
         self.num_samples = len(part)
         self._layers: list[int] = list(part.meta["layers"])
         self._num_vision = part.counts["num_vision"]
+        self.weights = weights
         attention = _padded(part.maps, 0.0)
+        totals = np.maximum(attention.sum(2, keepdims=True), np.finfo(np.float32).tiny)
+        attention = attention / totals * weights[:, None].astype(np.float32)
         # Attention that all layers from one on pay to a token: a run of layers is a difference of two.
         self._to_come = np.concatenate(
             [attention[:, ::-1].cumsum(1)[:, ::-1], np.zeros_like(attention[:, :1])], axis=1
@@ -162,7 +166,7 @@ class Replay:
         return _State(alive, carried, following)
 
     def finish(self, state: _State) -> float:
-        """Run the remaining layers; mean share of rater -> vision attention that was carried, in [0, 1]."""
+        """Run the remaining layers; mean over samples of the weighted share that was carried, in [0, 1]."""
         carried = state.carried + self._carried(state, len(self._layers))
         return float((carried / self._total).mean())
 

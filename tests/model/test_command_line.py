@@ -59,7 +59,7 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
     steps = json.loads((out / "run.json").read_text())["steps"]
     assert [step["state"] for step in steps.values()] == ["done"] * 5
     schedule = Schedule.load(out / "4_schedule.json")
-    assert schedule.budget.processed == pytest.approx(0.5, rel=0.01)
+    assert schedule.budget.processed == pytest.approx(0.35, rel=0.01)
     assert schedule.evidence["samples"] == 24
     assert schedule.evidence["held_out"]["full"]["n"] == 6
     table = pd.read_csv(out / "5_evaluation.csv")

@@ -242,5 +242,7 @@ def test_gather_positions_picks_each_row_s_entries(
     found = gather_positions(tensor, torch.tensor(index), dim)
     assert found.shape == (*before, batch, width, *after)
     for row in range(batch):
-        expected = tensor.select(dim - 1, 0 if shared else row).index_select(dim - 1, torch.tensor(index[row]))
+        expected = tensor.select(dim - 1, 0 if shared else row).index_select(
+            dim - 1, torch.tensor(index[row])
+        )
         assert torch.equal(found.select(dim - 1, row), expected)

@@ -13,7 +13,7 @@ from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS
 from schedule_finder.errors import InputError
 from schedule_finder.profile_store import Profile
 from schedule_finder.solvers import SOLVERS, BudgetTarget
-from schedule_finder.solvers.retained import Replay, Retained
+from schedule_finder.solvers.retained import Replay, Retained, layer_weights
 
 KINDS = ("processed", "published", "flops")
 
@@ -92,24 +92,38 @@ def test_the_replay_is_what_the_stages_do(seed: int, data: st.DataObject) -> Non
         data.draw(st.lists(st.floats(0, 1), min_size=len(layers), max_size=len(layers))), reverse=True
     )
     stages = [Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=True)]
+    weights = np.random.default_rng(seed).dirichlet(np.ones(8))
     expected = []
     for attention, scores in zip(profile.maps, profile.scores["text_guided"], strict=True):
         alive = list(range(attention.shape[1]))
         carried = 0.0
         for layer in range(8):
-            carried += attention[layer, alive].sum()
+            carried += weights[layer] * attention[layer, alive].sum() / attention[layer].sum()
             for stage in stages:
                 if stage.layer == layer:
                     best = sorted(alive, key=lambda token: -scores[layer, token])
                     alive = sorted(best[: stage.kept(attention.shape[1])])
-        expected.append(carried / attention.sum())
-    assert Replay(profile, "text_guided").retained(stages) == pytest.approx(np.mean(expected), abs=1e-5)
+        expected.append(carried)
+    assert Replay(profile, "text_guided", weights).retained(stages) == pytest.approx(
+        np.mean(expected), abs=1e-5
+    )
 
 
 def test_keeping_everything_retains_everything() -> None:
     profile = random_profile(6, 0)
-    assert Replay(profile, "text_guided").retained(()) == pytest.approx(1.0)
-    assert Replay(profile, "text_guided").retained((Stage(layer=1, keep_ratio=1.0),)) == pytest.approx(1.0)
+    replay = Replay(profile, "text_guided", layer_weights(profile, moving=True))
+    assert replay.retained(()) == pytest.approx(1.0)
+    assert replay.retained((Stage(layer=1, keep_ratio=1.0),)) == pytest.approx(1.0)
+
+
+def test_layers_weigh_by_how_far_attention_moves() -> None:
+    even = layer_weights(planted_profile(4), moving=False)
+    assert even.tolist() == pytest.approx([1 / 12] * 12)
+    moving = layer_weights(planted_profile(4), moving=True)
+    assert moving.sum() == pytest.approx(1)
+    # All that moves here moves into layer 4.
+    assert moving[4] == pytest.approx(0.5 + 0.5 / 12, abs=1e-3)
+    assert np.delete(moving, 4).max() == pytest.approx(0.5 / 12, abs=1e-3)
 
 
 def planted_profile(change: int, layers: int = 12, tokens: int = 40) -> Profile:
@@ -133,19 +147,19 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
     budget = ((change + 1) + (11 - change) * 0.25) / 12
     target = target_for(profile, "processed", budget)
     solution = Retained().solve(profile, [change], target, scorer="text_guided")
-    assert [stage.layer for stage in solution.stages][-1] == change
-    assert solution.evidence["retained"] > 0.95
-    assert solution.evidence["placed_by"] == "change points"
+    assert solution.stages[0].layer >= change
+    assert solution.evidence["retained"] > 0.9
+    assert solution.evidence["placed_by"] == "attention shifts"
     early = target.spend_rest([0], ())
-    assert Replay(profile, "text_guided").retained(early) < 0.6
+    replay = Replay(profile, "text_guided", layer_weights(profile, moving=True))
+    assert replay.retained(early) < 0.6
 
 
 def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     profile = planted_profile(6)
     solution = Retained().solve(profile, [], target_for(profile, "processed", 0.3), scorer="text_guided")
     assert solution.evidence["placed_by"] == "budget"
-    late = Retained().solve(profile, [9], target_for(profile, "processed", 0.3), scorer="text_guided")
-    assert late.evidence["placed_by"] == "budget and change points"
+    assert len(set(solution.evidence["layer_weights"])) == 1
 
 
 def test_more_stages_never_retain_less() -> None:
