@@ -85,7 +85,9 @@ def attention_rows(
     picked = query.gather(2, rows[:, None, :, None].expand(batch, heads, width, head_dim))
     picked = picked.view(batch, kv_heads, group, width, head_dim)
     blocked = _blocked(rows, real, mask, length, sliding_window)
-    bias = mask.gather(2, _row_index(rows, mask)) if _is_additive(mask) else None
+    bias = None
+    if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool:
+        bias = mask.gather(2, _row_index(rows, mask))
 
     per_head = batch * width * length * 4
     whole_groups = max(1, min(kv_heads, chunk_bytes // (per_head * group)))
@@ -108,10 +110,6 @@ def attention_rows(
                 logits = logits.masked_fill(hidden, float("-inf"))
             # A filler row may be blocked everywhere; softmax makes it NaN, so it is filled, not multiplied.
             yield logits.softmax(-1).masked_fill(~real[:, None, :, None], 0.0)
-
-
-def _is_additive(mask: Tensor | None) -> bool:
-    return mask is not None and mask.dim() == 4 and mask.dtype != torch.bool
 
 
 def _row_index(rows: Tensor, mask: Tensor) -> Tensor:

@@ -7,10 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
+
+_CACHE_STATES = ("keys", "values", "conv_states", "recurrent_states")
+"""What a cache's layer holds: attention layers the first two, recurrent ones the others."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class Record:
     def cache_bytes(self) -> int:
         """Bytes of the cache's key and value tensors as they are now; 0 without a cache."""
         layers = [] if self.cache is None else self.cache.layers
-        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-        return sum(tensor.nbytes for tensor in tensors)
+        states = [getattr(layer, name, None) for layer in layers for name in _CACHE_STATES]
+        return sum(state.nbytes for state in states if isinstance(state, Tensor))
 
     def __str__(self) -> str:
         if not self.prefills:
@@ -119,9 +123,9 @@ class Stopwatch:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self._enabled = enabled
         self._cuda = device.type == "cuda"
-        self._spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._spans: list[tuple[str, Any, Any]] = []
         self._sums: dict[str, float] = defaultdict(float)
-        self._open: dict[str, float | torch.cuda.Event] = {}
+        self._open: dict[str, Any] = {}
 
     def start(self, part: str) -> None:
         """Begin timing ``part``."""
@@ -130,12 +134,8 @@ class Stopwatch:
 
     def stop(self, part: str) -> None:
         """End timing ``part``; without a `start` nothing happens."""
-        if (begun := self._open.pop(part, None)) is None:
-            return
-        if self._cuda:
+        if (begun := self._open.pop(part, None)) is not None:
             self._spans.append((part, begun, self._now()))
-        else:
-            self._sums[part] += 1e3 * (self._now() - begun)
 
     @contextmanager
     def part(self, part: str) -> Iterator[None]:
@@ -147,14 +147,16 @@ class Stopwatch:
             self.stop(part)
 
     def sums(self) -> dict[str, float]:
-        """Milliseconds by part so far."""
+        """Milliseconds by part so far; waits for the device."""
         for part, begun, ended in self._spans:
-            ended.synchronize()
-            self._sums[part] += begun.elapsed_time(ended)
+            if self._cuda:
+                ended.synchronize()
+            self._sums[part] += begun.elapsed_time(ended) if self._cuda else 1e3 * (ended - begun)
         self._spans.clear()
         return dict(self._sums)
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Any:
+        """A moment: seconds, or an event on the device's stream."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

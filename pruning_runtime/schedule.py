@@ -20,8 +20,8 @@ from pruning_runtime.scorers import make_scorer
 if TYPE_CHECKING:
     from pruning_runtime.backbone import Backbone
 
-FORMAT = "adaptinfer-schedule"
-VERSION = 1
+FORMAT: Literal["adaptinfer-schedule"] = "adaptinfer-schedule"
+VERSION: Literal[1] = 1
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 BudgetKind = Literal["processed", "published", "flops"]

@@ -83,7 +83,7 @@ def profile_batch(backbone: Backbone, inputs: dict[str, Tensor]) -> list[Profile
     if min(num_raters) == 0:
         raise ProfileError(f"sample {num_raters.index(0)} of the batch has no text after its image")
 
-    device = backbone.text_model.get_input_embeddings().weight.device
+    device = next(backbone.text_model.parameters()).device
     probe = _Probe(vision.to(device), raters.to(device), max(num_raters))
     on_device = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     with torch.inference_mode(), attention_tap(backbone, probe.on_attention):

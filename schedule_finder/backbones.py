@@ -48,6 +48,12 @@ class LoadedBackbone:
             self.processor(images=images, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
         )
 
+    def generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Any:
+        """Greedy `generate` of the backbone, as it is or inside a `pruned`."""
+        model: Any = self.backbone.model
+        with torch.inference_mode():
+            return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
+
     def answers(self, generated: Tensor) -> list[str]:
         """Text of generated token ids, ``[batch, length]``."""
         return [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]
@@ -55,8 +61,9 @@ class LoadedBackbone:
     def _prompt(self, sample: Sample) -> str:
         content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
         content.append({"type": "text", "text": sample.question})
+        conversation: Any = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
+            conversation,
             chat_template=_template(self.processor),
             add_generation_prompt=True,
         )
@@ -87,7 +94,7 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
             )
         source = str(folder)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=_dtype(dtype, chosen_device))
+        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=_dtype(dtype, chosen_device))
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -18,6 +18,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pruning_runtime.schedule import BudgetKind as Kind
     from schedule_finder.backbones import LoadedBackbone
     from schedule_finder.run_folder import Run
     from schedule_finder.samples import DataSet
@@ -154,14 +155,14 @@ def run(
     from schedule_finder import steps
 
     fraction = _fraction(budget)
-    _check_kind(budget_kind)
+    kind = _kind(budget_kind)
     current, loaded, data = _begin(
         backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads,
         split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
     )  # fmt: skip
     _profile(current, loaded, data, batch_size)
     _show_detections(steps.detect_step(current, detector))
-    schedule = steps.schedule_step(current, budget=fraction, kind=budget_kind, solver=solver, scorer=scorer)
+    schedule = steps.schedule_step(current, budget=fraction, kind=kind, solver=solver, scorer=scorer)
     _show_schedule(schedule)
     table = None
     if eval_samples:
@@ -224,13 +225,11 @@ def schedule(
     from schedule_finder import steps
 
     current = _open(folder)
-    _check_kind(budget_kind)
-    found = steps.schedule_step(
-        current, budget=_fraction(budget), kind=budget_kind, solver=solver, scorer=scorer
-    )
+    kind = _kind(budget_kind)
+    found = steps.schedule_step(current, budget=_fraction(budget), kind=kind, solver=solver, scorer=scorer)
     _show_schedule(found)
     screen.print(f"schedule: {current.schedule}")
-    return {"run": str(folder), "schedule": str(current.schedule), "budget": found.budget.model_dump()}
+    return {"run": str(folder), "schedule": str(current.schedule), "budget": found.model_dump()["budget"]}
 
 
 @_command
@@ -306,14 +305,16 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _check_kind(kind: str) -> None:
+def _kind(text: str) -> Kind:
     from typing import get_args
 
     from pruning_runtime.schedule import BudgetKind as Kinds
     from schedule_finder.errors import InputError
 
-    if kind not in get_args(Kinds):
-        raise InputError(f"--budget-kind {kind!r}: choose {', '.join(get_args(Kinds))}")
+    for kind in get_args(Kinds):
+        if text == kind:
+            return kind
+    raise InputError(f"--budget-kind {text!r}: choose {', '.join(get_args(Kinds))}")
 
 
 def _open(folder: Path) -> Run:
@@ -525,7 +526,8 @@ def _show_schedule(schedule: Any) -> None:
 def _show_evaluation(table: Any, current: Run) -> None:
     from pruning_runtime import Schedule
 
-    target = Schedule.load(current.schedule).budget.target
+    costs = Schedule.load(current.schedule).budget
+    target = costs.target if costs else 1.0
     overall = table[table.question_type == "all"]
     own = overall[(overall.method == "full") | ((overall.budget - target).abs() < 1e-9)]
     full = own[own.method == "full"].iloc[0]

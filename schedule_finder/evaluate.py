@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from pruning_runtime import Schedule, pruned
@@ -104,13 +103,9 @@ class Evaluation:
             schedule = schedule.model_copy(
                 update={"scorer": ScorerChoice(name="random", options={"seed": self._batches})}
             )
-        with torch.inference_mode(), pruned(self.loaded.backbone.model, schedule, timing=True) as record:
-            output = self.loaded.backbone.model.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
+        with pruned(self.loaded.backbone.model, schedule, timing=True) as record:
+            output = self.loaded.generate(
+                inputs, self.max_new_tokens, output_logits=True, return_dict_in_generate=True
             )
         texts = self.loaded.answers(output.sequences[:, inputs["input_ids"].shape[1] :])
         rows = len(texts)

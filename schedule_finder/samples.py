@@ -132,7 +132,7 @@ class TableData:
         if len(self._table) == 0:
             raise InputError(f"data set {source!r} is empty")
         columns = self._table.column_names
-        self._image = _column(image_column, IMAGE_COLUMNS, columns, "--image-column", source)
+        self._image: str = _column(image_column, IMAGE_COLUMNS, columns, "--image-column", source)
         self._question = _column(question_column, QUESTION_COLUMNS, columns, "--question-column", source)
         self._answer = _column(
             answer_column, ANSWER_COLUMNS, columns, "--answer-column", source, needed=False
@@ -288,7 +288,8 @@ def _column(
     source: str,
     *,
     needed: bool = True,
-) -> str | None:
+) -> Any:
+    """The column to read: the chosen one, the first guess that is there, or None where it is not ``needed``."""
     if chosen is not None:
         if chosen not in columns:
             raise InputError(f"{option} {chosen!r}: data set {source!r} has the columns {', '.join(columns)}")
@@ -296,8 +297,8 @@ def _column(
     found = next((name for name in guesses if name in columns), None)
     if found is None and needed:
         raise InputError(
-            f"data set {source!r} has the columns {', '.join(columns)}; none of {', '.join(guesses)} is among them, "
-            f"so name it with {option}"
+            f"data set {source!r} has the columns {', '.join(columns)}; none of {', '.join(guesses)} is among "
+            f"them, so name it with {option}"
         )
     return found
 

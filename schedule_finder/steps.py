@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import DecoderShape
@@ -86,11 +85,11 @@ def profile_step(
         try:
             for batch in _batches(pending, batch_size):
                 for place, sample, result in _profile_some(loaded, data, [(i, entries[i]) for i in batch]):
-                    if isinstance(result, ProfileRow):
+                    if sample is not None and isinstance(result, ProfileRow):
                         entries[place] = replace(describe(entries[place], sample), status="done")
                         rows.append((entries[place].id, result))
                     else:
-                        entries[place] = replace(entries[place], status="skipped", reason=result)
+                        entries[place] = replace(entries[place], status="skipped", reason=str(result))
                 _stop_if_too_many_skipped(entries, "discovery")
                 if len(rows) >= ROWS_PER_SHARD:
                     flush()
@@ -278,11 +277,9 @@ def _write_example(
         return  # where a token lies in the image is known for one square grid only
     first = int(vision.nonzero()[0])
     length = inputs["input_ids"].shape[1]
-    model = loaded.backbone.model
-    with torch.inference_mode():
-        full = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        with pruned(model, schedule) as record:
-            short = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    full = loaded.generate(inputs, max_new_tokens)
+    with pruned(loaded.backbone.model, schedule) as record:
+        short = loaded.generate(inputs, max_new_tokens)
     document = {
         "id": sample.id,
         "question": sample.question,
@@ -303,7 +300,8 @@ def _write_example(
 def _note_held_out(run: Run, schedule: Schedule, table: pd.DataFrame) -> None:
     """Put the held-out result into the schedule file, beside the reasons it was made for."""
     overall = table[(table.question_type == "all") & table.method.isin(["full", "schedule"])]
-    own = overall[(overall.method == "full") | (np.isclose(overall.budget, schedule.budget.target))]
+    target = schedule.budget.target if schedule.budget else 1.0
+    own = overall[(overall.method == "full") | (np.isclose(overall.budget, target))]
     result = {
         row.method: {
             "n": int(row.n),

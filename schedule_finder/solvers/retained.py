@@ -52,7 +52,7 @@ class Retained(Solver):
         replay = Replay(profile, scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
-        choices = [(layer,) for layer in candidates if layer <= deepest]
+        choices: list[tuple[int, ...]] = [(layer,) for layer in candidates if layer <= deepest]
         for number in range(1, MAX_STAGES + 1):
             found = sorted(_best_spendings(budget, replay, choices), key=lambda one: -one[0])
             if not found:
