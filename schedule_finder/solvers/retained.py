@@ -18,6 +18,8 @@ REPLAYED_SAMPLES = 64
 """Samples that the search replays, spread over the profile."""
 RATIO_GRID = (0.8, 0.6, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03)
 """Ratios tried at every stage but the last, which spends what the budget leaves."""
+LEAST_GAIN = 0.002
+"""What one stage more must add to the share that is retained; every stage costs a scoring pass."""
 BEAM = 3
 """Choices of layers that are carried over to one stage more."""
 
@@ -61,7 +63,10 @@ class Retained(Solver):
             kept = [tuple(stage.layer for stage in stages) for _, stages in found[:BEAM]]
             longer = {tuple(sorted({*layers, layer})) for layers in kept for layer in candidates}
             choices = [layers for layers in sorted(longer) if len(layers) > number and layers[0] <= deepest]
-        value, stages = max(best.values(), key=lambda one: one[0])
+        value, stages = best[1]
+        for one_more in list(best.values())[1:]:
+            if one_more[0] > value + LEAST_GAIN:
+                value, stages = one_more
         return Solution(
             stages,
             {

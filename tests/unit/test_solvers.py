@@ -162,6 +162,17 @@ def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     assert len(set(solution.evidence["layer_weights"])) == 1
 
 
+def test_a_stage_that_gains_nothing_is_left_out() -> None:
+    """Attention that never moves and is the same in every layer: one stage says all there is to say."""
+    rng = np.random.default_rng(0)
+    profile = profile_of(
+        [np.tile(rng.dirichlet(np.full(40, 0.1)), (12, 1)).astype(np.float32) for _ in range(9)]
+    )
+    solution = Retained().solve(profile, [], target_for(profile, "processed", 0.4), scorer="text_guided")
+    assert len(solution.evidence["by_number_of_stages"]) > 1
+    assert len(solution.stages) == 1
+
+
 def test_more_stages_never_retain_less() -> None:
     profile = random_profile(12, 3, samples=20)
     by_number = (
