@@ -5,12 +5,22 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-_NEEDED = ("typer", "rich", "datasets", "ruptures", "pandas", "pyarrow", "matplotlib", "PIL")
+_NEEDED = {
+    "typer": "typer",
+    "rich": "rich",
+    "datasets": "datasets",
+    "ruptures": "ruptures",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow",
+    "matplotlib": "matplotlib",
+    "PIL": "pillow",
+}
+"""Module to the package that brings it."""
 
 
 def main() -> None:
     """Run the command line, or name the extra to install."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         print(
             f"adaptinfer-profile needs {', '.join(missing)}; install the extra: pip install 'adaptinfer[profile]'",
