@@ -30,8 +30,8 @@ figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo
 
 bench: $(VENV)/.done  ## Probe against eager attention, and the detectors on planted truth
-	$(VENV)/bin/python scripts/bench_probe.py
-	$(VENV)/bin/python scripts/bench_detectors.py
+	$(VENV)/bin/python -m scripts.bench_probe
+	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
 
 test: $(TEST_VENV)/.done  ## All tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"

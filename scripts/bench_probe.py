@@ -1,7 +1,7 @@
 """What profiling costs beside a plain forward, and what eager attention maps would cost instead.
 
-    python scripts/bench_probe.py                    # 12 layers, width 256, 576 + 40 tokens, one CPU thread
-    python scripts/bench_probe.py --repeats 9 --text 200
+    python -m scripts.bench_probe                    # 12 layers, width 256, 576 + 40 tokens, one CPU thread
+    python -m scripts.bench_probe --repeats 9 --text 200
 
 Three ways in one run, interleaved so that a noisy machine hits all alike: the plain forward; the profile
 (`profile_batch`, q and k of the rater rows beside the model's own SDPA kernel); eager attention with
