@@ -472,7 +472,7 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Column, Table
 
-    heads = [Column(name, no_wrap=name != columns[-1]) for name in columns]
+    heads = [Column(name, no_wrap=name != columns[-1], overflow="fold") for name in columns]
     return Table(
         *heads,
         title=escape(title),

@@ -1,0 +1,162 @@
+"""Plant faults in the runtime, one at a time, and see whether the tests notice.
+
+    python -m scripts.mutate_runtime              # all faults, a few minutes
+    python -m scripts.mutate_runtime --only 3     # one of them
+
+Every fault is one replacement in a copy of the repository; the tests of the runtime run there until the first
+failure. A fault that survives is a hole in the tests: the exit code is then 1. The last line of stdout is one
+JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = (
+    "tests/unit/test_drop_tokens.py",
+    "tests/unit/test_masks.py",
+    "tests/unit/test_attention_rows.py",
+    "tests/model/test_scoring.py",
+    "tests/model/test_pruned_contract.py",
+    "tests/model/test_pruning_exact.py",
+    "tests/model/test_families_a.py",
+    "tests/model/test_families_b.py",
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong line: what goes wrong, and the replacement that makes it so."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+FAULTS = (
+    Fault(
+        "positions compacted",
+        "apply.py",
+        "lambda: (gather_positions(value, segment.index, sequence), value)",
+        "lambda: (value.narrow(sequence, 0, segment.width), value)",
+    ),
+    Fault("no mask when decoding", "apply.py", "if queries == 1 and unmasked:", "if queries == 1:"),
+    Fault(
+        "the model's own mask when decoding",
+        "apply.py",
+        'kwargs["attention_mask"] = self._once(\n            forward.made,',
+        'kwargs["ignored"] = self._once(\n            forward.made,',
+    ),
+    Fault(
+        "DeepStack lost",
+        "apply.py",
+        "return output + gather_positions(forward.deepstack[layer], segment.index, 1)",
+        "return output",
+    ),
+    Fault("window ignored", "masks.py", "allowed & (query - key < self.window)", "allowed"),
+    Fault(
+        "mask not gathered",
+        "masks.py",
+        "mask = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))",
+        "mask = mask[..., : columns.shape[1]]",
+    ),
+    Fault(
+        "kept tokens in the order of their scores",
+        "drop_tokens.py",
+        "(group * length + position).argsort",
+        "(group * length + rank).argsort",
+    ),
+    Fault("the worst tokens kept", "drop_tokens.py", "descending=True", "descending=False"),
+    Fault(
+        "padding as rater",
+        "attention_rows.py",
+        "return valid & ~vision & after_vision",
+        "return ~vision & after_vision",
+    ),
+    Fault(
+        "text before the image as rater",
+        "attention_rows.py",
+        "return valid & ~vision & after_vision",
+        "return valid & ~vision",
+    ),
+    Fault(
+        "one cache length for all layers",
+        "apply.py",
+        'cached = kwargs["past_key_values"].layers[source]',
+        'cached = kwargs["past_key_values"].layers[0]',
+    ),
+    Fault("a hook left behind", "apply.py", "for hook in hooks:", "for hook in hooks[1:]:"),
+    Fault(
+        "the tap left registered",
+        "attention_tap.py",
+        "del AttentionMaskInterface._global_mapping[name]",
+        "pass",
+    ),
+    Fault(
+        "the kernel not given back", "attention_tap.py", 'text.set_attn_implementation({"": chosen})', "pass"
+    ),
+    Fault(
+        "fillers attended to",
+        "masks.py",
+        "hidden = ~keys_valid[:, None, None, :]",
+        "hidden = torch.zeros_like(keys_valid)[:, None, None, :]",
+    ),
+    Fault(
+        "scores of the wrong layer",
+        "apply.py",
+        "stage = forward.plan.get(layer - 1)",
+        "stage = forward.plan.get(layer)",
+    ),
+)
+
+
+def survives(fault: Fault) -> tuple[bool, str]:
+    """Whether all tests pass with the fault in place, and the first that does not."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "repository"
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv*", "outputs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"
+        )
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        path = copy / "pruning_runtime" / fault.file
+        source = path.read_text(encoding="utf-8")
+        if source.count(fault.right) != 1:
+            raise SystemExit(
+                f"{fault.name}: {fault.right!r} stands {source.count(fault.right)} times in {fault.file}"
+            )
+        path.write_text(source.replace(fault.right, fault.wrong), encoding="utf-8")
+        tests = [name for name in TESTS if (copy / name).exists()]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 0, failed[0] if failed else ""
+
+
+def main() -> None:
+    """Plant each fault, print a table, print JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=int, metavar="N", help="plant only the N-th fault (from 1)")
+    options = parser.parse_args()
+    chosen = FAULTS if options.only is None else (FAULTS[options.only - 1],)
+    results = []
+    for fault in chosen:
+        alive, test = survives(fault)
+        results.append({"fault": fault.name, "survives": alive, "first_failure": test})
+        print(f"{'SURVIVES' if alive else 'caught':9} {fault.name:42} {test}", flush=True)
+    print(json.dumps(results))
+    raise SystemExit(any(result["survives"] for result in results))
+
+
+if __name__ == "__main__":
+    main()
