@@ -5,13 +5,16 @@ VENV := .venv
 # Tests get their own: torchvision, which the tests of Qwen's processors need, breaks transformers' import
 # beside a CPU build of torch (tests/conftest.py mends that for tests only).
 TEST_VENV := .venv-test
+# The oldest transformers that the runtime supports.
+OLD_TRANSFORMERS := 5.17.0
+OLD_VENV := .venv-test-$(OLD_TRANSFORMERS)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures bench test test-slow test-gpu lint format clean
+.PHONY: help demo figures bench test test-model test-slow test-gpu lint format clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +24,12 @@ $(VENV)/.done: pyproject.toml constraints.txt
 $(TEST_VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e '.[profile,test,lint]'
+	@touch $@
+
+$(OLD_VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLD_VENV)
+	sed 's/^transformers==.*/transformers==$(OLD_TRANSFORMERS)/' constraints.txt > $(OLD_VENV)/constraints.txt
+	$(OLD_VENV)/bin/python -m pip install -q --disable-pip-version-check -c $(OLD_VENV)/constraints.txt -e '.[profile,test]'
 	@touch $@
 
 demo: $(VENV)/.done  ## The main job on the embedded backbone: profile, schedule, evaluation, figures
@@ -35,6 +44,10 @@ bench: $(VENV)/.done  ## Probe against eager attention, and the detectors on pla
 
 test: $(TEST_VENV)/.done  ## All tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"
+
+test-model: $(TEST_VENV)/.done $(OLD_VENV)/.done  ## The tests with models, on the oldest and the newest transformers
+	$(OLD_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu" tests/model
+	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu" tests/model
 
 test-slow: $(TEST_VENV)/.done  ## The tests that take minutes
 	$(TEST_VENV)/bin/python -m pytest -n auto -m slow
@@ -52,5 +65,5 @@ format: $(TEST_VENV)/.done  ## Format the source
 	$(TEST_VENV)/bin/ruff format .
 
 clean:  ## Remove environments and caches; never touches outputs/
-	rm -rf $(VENV) $(TEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(TEST_VENV) $(OLD_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
