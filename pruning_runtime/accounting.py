@@ -40,10 +40,12 @@ def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[float]) -> flo
         shape: the decoder.
         tokens_per_layer: all tokens (vision, text, prefix) that each layer computes.
     """
-    query_width = shape.num_heads * shape.head_dim
-    kv_width = shape.num_kv_heads * shape.head_dim
-    per_token = 2 * shape.hidden_size * (2 * query_width + 2 * kv_width + 3 * shape.intermediate_size)
-    return sum(n * per_token + 4 * query_width * n * (n + 1) / 2 for n in tokens_per_layer)
+    # Queries and values of all heads, then the keys and values that are computed.
+    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
+    attention_width = shape.num_heads * head_width
+    kv_width = shape.num_kv_heads * head_width
+    per_token = 2 * shape.hidden_size * (attention_width + kv_width + 3 * shape.intermediate_size)
+    return sum(n * per_token + 2 * attention_width * n * (n + 1) / 2 for n in tokens_per_layer)
 
 
 def flops_ratio(stages: Sequence[Stage], shape: DecoderShape, num_vision: float, num_other: float) -> float:
@@ -59,8 +61,13 @@ def flops_ratio(stages: Sequence[Stage], shape: DecoderShape, num_vision: float,
 
 
 def kv_cache_bytes(shape: DecoderShape, tokens_per_layer: Sequence[float], bytes_per_value: int = 2) -> float:
-    """Bytes of keys and values that the layers hold after the prefill."""
-    return sum(tokens_per_layer) * 2 * shape.num_kv_heads * shape.head_dim * bytes_per_value
+    """Bytes of keys and values that the layers hold after the prefill.
+
+    An estimate: a cache that keeps latents (MLA) or a window only holds less. `Record.cache_bytes` is
+    measured.
+    """
+    per_token = shape.num_kv_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
+    return sum(tokens_per_layer) * per_token * bytes_per_value
 
 
 def budget_of(

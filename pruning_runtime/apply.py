@@ -23,6 +23,8 @@ from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
 from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
 from pruning_runtime.families import deepstack
+from pruning_runtime.families.rotary import find_rotary
+from pruning_runtime.families.temperature import Temperature, find_temperature
 from pruning_runtime.masks import Reach, kernel_mask, shortened_mask
 from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
 from pruning_runtime.record import Record, StageRecord, Stopwatch
@@ -88,6 +90,9 @@ def pruned(
         for layer, block in enumerate(backbone.layers):
             hooks.append(block.register_forward_pre_hook(pruner.before_layer(layer), with_kwargs=True))
             hooks.append(block.register_forward_hook(pruner.after_layer(layer)))
+            if (temperature := find_temperature(block)) is not None and schedule.positions == "original":
+                correct = pruner.after_queries(layer, temperature)
+                hooks.append(temperature.queries.register_forward_hook(correct))
         for hook in hooks:
             undo.callback(hook.remove)
         if isinstance(pruner.scorer, AttentionScorer):
@@ -124,6 +129,10 @@ def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
     rope = getattr(backbone.text_model.config, "rope_parameters", None) or {}
     if schedule.positions == "renumbered" and "mrope_section" in rope:
         raise UnsupportedBackbone(f"{family}: positions 'renumbered' is undefined for M-RoPE; use 'original'")
+    if schedule.positions == "renumbered" and backbone.kv_sources != tuple(range(len(backbone.layers))):
+        raise UnsupportedBackbone(
+            f"{family}: its layers share keys, which can carry one numbering only; use positions 'original'"
+        )
     if not make_scorer(schedule.scorer.name, schedule.scorer.options).needs_attention:
         return
     for stage in schedule.stages:
@@ -313,6 +322,28 @@ class _Pruner:
 
         return hook
 
+    def after_queries(self, layer: int, temperature: Temperature) -> Callable[..., Tensor | None]:
+        """The hook on the queries of decoder layer ``layer``, which the model scales by their place."""
+
+        def hook(_module: nn.Module, _args: tuple[Any, ...], queries: Tensor) -> Tensor | None:
+            forward = self._forward
+            assert forward is not None
+            prompt, segment = forward.prompt, forward.prompt.of(layer, queries.device)
+            if prompt.segment_of_layer[layer] == 0:
+                return None  # nothing has left yet
+            here = torch.arange(queries.shape[1], device=queries.device)
+            if isinstance(forward, _Prefill):
+                last, positions, places = prompt.length, segment.index, here
+            else:
+                generated = forward.made["cache", layer][0]
+                last = prompt.length + generated + queries.shape[1]
+                positions, places = prompt.length + generated + here, segment.width + generated + here
+            if last < temperature.floor:
+                return None
+            return (queries * temperature.correction(positions, places)).to(queries.dtype)
+
+        return hook
+
     # ---- a prompt
 
     def _prefill_layer(
@@ -332,17 +363,26 @@ class _Pruner:
             with self._watch.part("dropping"):
                 hidden = self._drop(forward, stage, hidden)
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
-        if len(prompt.segments) == 1:
+        segment = prompt.of(layer, hidden.device)
+        # Layers that only read another layer's keys may be given the prompt's last tokens alone (Gemma 4).
+        last_only = hidden.shape[-2] != segment.width
+        if len(prompt.segments) == 1 and not last_only:
             return None
 
-        segment = prompt.of(layer, hidden.device)
         kwargs = dict(kwargs)
-        for name, value in kwargs.items():
-            if name not in _LEFT_ALONE:
-                kwargs[name] = self._cut(forward, name, value, segment)
+        if not last_only:
+            for name, value in kwargs.items():
+                if name not in _LEFT_ALONE:
+                    kwargs[name] = self._cut(forward, name, value, segment)
         if self._renumbered:
+            if "position_embeddings" not in kwargs:
+                raise UnsupportedBackbone(
+                    f"{type(self.backbone.model).__name__}: layer {layer} gets its rotary table under another "
+                    "name than position_embeddings; use positions 'original'"
+                )
+            name, make = find_rotary(self.backbone.text_model, layer, self.backbone.layer_kinds[layer])
             kwargs["position_embeddings"] = self._once(
-                forward.gathered, "rotary", lambda: self._rotary(hidden, self._renumbered_places(segment))
+                forward.gathered, ("rotary", name), lambda: make(hidden, self._renumbered_places(segment))
             )
         elif kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
             # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
@@ -350,9 +390,10 @@ class _Pruner:
         kwargs["attention_mask"] = self._prefill_mask(
             forward, layer, kwargs.get("attention_mask"), hidden, segment
         )
-        others = tuple(
-            self._cut(forward, f"argument {place}", value, segment) for place, value in enumerate(others)
-        )
+        if not last_only:
+            others = tuple(
+                self._cut(forward, f"argument {place}", value, segment) for place, value in enumerate(others)
+            )
         return hidden, others, kwargs
 
     def _drop(self, forward: _Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
@@ -434,29 +475,28 @@ class _Pruner:
         source = self.backbone.kv_sources[layer]
         keys = forward.prompt.of(source, hidden.device)
         attends = self.backbone.attends(layer)
+        rows = hidden.shape[-2]
 
         def make() -> Tensor | None:
             valid = forward.prompt.still_there(keys, segment)
             if mask is not None:
                 return shortened_mask(mask.to(hidden.device), segment.index, keys.index, valid)
-            if not segment.filled and keys is segment:
+            # Without a mask a kernel is causal from the first key on, which is right for all queries or one.
+            if not segment.filled and keys is segment and rows in (1, segment.width):
                 return None
             if not attends:
                 return valid
-            queries = segment.index[:, -hidden.shape[-2] :]
-            allowed = self._reach(layer).allows(queries, keys.index) & valid[:, None, :]
+            queries = segment.index[:, -rows:]
+            first = forward.prompt.first(hidden.device)
+            allowed = self._reach(layer).allows(queries, keys.index, first) & valid[:, None, :]
             return kernel_mask(allowed, valid, self._kernel, hidden.dtype)
 
-        key = ("mask", id(mask), source if keys is not segment else None, attends, self._reach(layer))
+        key = ("mask", id(mask), source if keys is not segment else None, attends, self._reach(layer), rows)
         made, _ = self._once(forward.gathered, key, lambda: (make(), mask))
         return made
 
     def _renumbered_places(self, segment: Segment) -> Tensor:
         return (segment.valid.long().cumsum(1) - 1).clamp(min=0)
-
-    def _rotary(self, hidden: Tensor, places: Tensor) -> Any:
-        rotary: Any = self.backbone.text_model.rotary_emb
-        return rotary(hidden, position_ids=places)
 
     def _reach(self, layer: int) -> Reach:
         config = self.backbone.text_model.config
@@ -485,34 +525,39 @@ class _Pruner:
         source = self.backbone.kv_sources[layer]
         # Counted from the cache itself, so that cropping it (assisted decoding) is followed; and only where
         # the layer has not added its new keys yet, so layers that share keys read what their source found.
-        generated, keys_seen = self._once(
+        # A layer that shares keys may get fewer queries than there are new tokens, which its source saw all.
+        generated, keys_seen, new = self._once(
             forward.made, ("cache", source), lambda: self._cache_state(prompt, source, queries, kwargs)
         )
-        if layer == 0:
+        # At the first layer that has keys to count; a hybrid may begin with recurrent ones.
+        if not any(map(self.backbone.attends, range(layer))):
             self._check_rows_and_mask(forward, hidden, generated)
         segment = prompt.segment_of_layer[layer]
         reach = self._reach(layer)
         kwargs = dict(kwargs)
         kwargs["attention_mask"] = self._once(
             forward.made,
-            ("mask", segment, prompt.segment_of_layer[source], reach, keys_seen),
-            lambda: self._continuation_mask(forward, layer, source, reach, generated, keys_seen, hidden),
+            ("mask", segment, prompt.segment_of_layer[source], reach, keys_seen, queries),
+            lambda: self._continuation_mask(
+                forward, layer, source, reach, generated + new, keys_seen, hidden
+            ),
         )
         if self._renumbered and segment > 0:
+            name, make = find_rotary(self.backbone.text_model, layer, self.backbone.layer_kinds[layer])
             kwargs["position_embeddings"] = self._once(
                 forward.made,
-                ("rotary", segment),
-                lambda: self._later_rotary(prompt, layer, generated, hidden),
+                ("rotary", segment, name),
+                lambda: make(hidden, self._later_places(prompt, layer, generated, hidden)),
             )
         return hidden, others, kwargs
 
     def _cache_state(
         self, prompt: PrunedPrompt, source: int, queries: int, kwargs: dict[str, Any]
-    ) -> tuple[int, int]:
-        """Tokens after the prompt that are cached already, and keys that this call will see."""
+    ) -> tuple[int, int, int]:
+        """Tokens after the prompt that are cached already, keys that this call will see, and new tokens."""
         cached = kwargs["past_key_values"].layers[source]
         width = prompt.segments[prompt.segment_of_layer[source]].width
-        return cached.get_seq_length() - width, cached.get_mask_sizes(queries)[0]
+        return cached.get_seq_length() - width, cached.get_mask_sizes(queries)[0], queries
 
     def _continuation_mask(
         self,
@@ -520,10 +565,11 @@ class _Pruner:
         layer: int,
         source: int,
         reach: Reach,
-        generated: int,
+        later: int,
         keys_seen: int,
         hidden: Tensor,
     ) -> Tensor | None:
+        """The mask of ``later`` tokens after the prompt, of which the last are this layer's queries."""
         prompt, device = forward.prompt, hidden.device
         segment, keys = prompt.of(layer, device), prompt.of(source, device)
         queries = hidden.shape[-2]
@@ -531,21 +577,19 @@ class _Pruner:
         if queries == 1 and unmasked:
             return None
         batch = len(segment.index)
-        fresh = torch.arange(prompt.length, prompt.length + generated + queries, device=device).expand(
-            batch, -1
-        )
+        fresh = torch.arange(prompt.length, prompt.length + later, device=device).expand(batch, -1)
         fresh_valid = torch.ones_like(fresh, dtype=torch.bool)
         if prompt.later_turns and forward.attention_mask is not None:
             fresh_valid = forward.attention_mask[:, prompt.length :].bool().to(device)
         position = torch.cat([keys.index, fresh], 1)[:, -keys_seen:]
         valid = torch.cat([prompt.still_there(keys, segment), fresh_valid], 1)[:, -keys_seen:]
-        allowed = reach.allows(fresh[:, -queries:], position) & valid[:, None, :]
+        allowed = reach.allows(fresh[:, -queries:], position, prompt.first(device)) & valid[:, None, :]
         return kernel_mask(allowed, valid, self._kernel, hidden.dtype)
 
-    def _later_rotary(self, prompt: PrunedPrompt, layer: int, generated: int, hidden: Tensor) -> Any:
+    def _later_places(self, prompt: PrunedPrompt, layer: int, generated: int, hidden: Tensor) -> Tensor:
         segment = prompt.of(layer, hidden.device)
         first = segment.valid.sum(1, keepdim=True) + generated
-        return self._rotary(hidden, first + torch.arange(hidden.shape[-2], device=hidden.device))
+        return first + torch.arange(hidden.shape[-2], device=hidden.device)
 
     def _check_rows_and_mask(self, forward: _Continuation, hidden: Tensor, generated: int) -> None:
         rows = len(forward.prompt.segments[0].index)
@@ -567,6 +611,8 @@ def _sequence_dimension(name: str, value: Tensor, length: int) -> int | None:
     if name == "position_embeddings":
         return value.dim() - 2 if value.shape[-2] == length else None
     found = [dimension for dimension in range(1, value.dim()) if value.shape[dimension] == length]
+    if value.dim() == 3 and 1 in found:
+        return 1  # features of each position, which may be as many as there are positions
     if len(found) > 1:
         raise UnsupportedBackbone(
             f"{name} of shape {tuple(value.shape)} has several dimensions as long as the prompt ({length}); "

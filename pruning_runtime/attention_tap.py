@@ -90,10 +90,11 @@ def attention_tap(backbone: Backbone, listener: Listener) -> Iterator[None]:
     # kernel that only the instance knows.
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[chosen])
     try:
-        text.set_attn_implementation(name)
+        # By place, not for all below: a decoder may own the vision tower, which keeps its kernel.
+        text.set_attn_implementation({"": name})
         yield
     finally:
-        text.set_attn_implementation(chosen)
+        text.set_attn_implementation({"": chosen})
         del ALL_ATTENTION_FUNCTIONS[name]
         # There is no public way to take a registration back.
         del AttentionMaskInterface._global_mapping[name]

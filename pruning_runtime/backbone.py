@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -30,7 +31,11 @@ class UnsupportedBackbone(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """Geometry of the decoder: all that costs depend on. Sizes are numbers of features."""
+    """Geometry of the decoder: all that costs depend on. Sizes are numbers of features.
+
+    ``head_dim`` is the width of a head's queries and keys, ``value_dim`` that of its values; None where
+    they are equal. Where layers differ (wider heads in full layers, say), sizes are means over the layers.
+    """
 
     num_layers: int
     hidden_size: int
@@ -39,6 +44,7 @@ class DecoderShape:
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    value_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Backbone:
     @property
     def config_digest(self) -> str:
         """Hash of the family, the decoder's geometry and its layer kinds: the schedule's fingerprint."""
-        facts = {"model_type": self.model_type, **asdict(self.shape), "layer_kinds": self.layer_kinds}
+        shape = {name: size for name, size in asdict(self.shape).items() if size is not None}
+        facts = {"model_type": self.model_type, **shape, "layer_kinds": self.layer_kinds}
         return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def attends(self, layer: int) -> bool:
@@ -122,7 +129,7 @@ def _refuse_cross_attention(layers: nn.ModuleList, family: str) -> None:
 
 
 def _layer_kinds(text_config: PreTrainedConfig, family: str) -> tuple[str, ...]:
-    kinds = getattr(text_config, "layer_types", None) or ["full_attention"] * text_config.num_hidden_layers
+    kinds = getattr(text_config, "layer_types", None) or _kinds_by_reach(text_config)
     if unknown := sorted(set(kinds) - KNOWN_LAYER_KINDS):
         raise UnsupportedBackbone(
             f"{family} has decoder layers of kind {', '.join(unknown)}; "
@@ -131,8 +138,23 @@ def _layer_kinds(text_config: PreTrainedConfig, family: str) -> tuple[str, ...]:
     return tuple(kinds)
 
 
+def _kinds_by_reach(text_config: PreTrainedConfig) -> list[str]:
+    """Kinds of layers that are all alike, told as the cache tells them: by the window that they have."""
+    kind = "full_attention"
+    if getattr(text_config, "sliding_window", None) is not None:
+        kind = "sliding_attention"
+    elif getattr(text_config, "attention_chunk_size", None) is not None:
+        kind = "chunked_attention"
+    return [kind] * text_config.num_hidden_layers
+
+
 def _vision_token_ids(config: PreTrainedConfig, family: str) -> tuple[int, ...]:
-    found = {getattr(config, field, None) for field in _VISION_ID_FIELDS} - {None}
+    # A family without a text configuration of its own (Phi-4-multimodal) names them beside its tower.
+    found: set[int] = set()
+    for place in (config, getattr(config, "vision_config", None)):
+        ids = (getattr(place, field, None) for field in _VISION_ID_FIELDS)
+        if found := {token_id for token_id in ids if token_id is not None}:
+            break
     if not found:
         raise UnsupportedBackbone(
             f"{family}: its configuration names no vision token id ({', '.join(_VISION_ID_FIELDS)}); "
@@ -142,13 +164,34 @@ def _vision_token_ids(config: PreTrainedConfig, family: str) -> tuple[int, ...]:
 
 
 def _shape(text_config: PreTrainedConfig) -> DecoderShape:
-    heads = text_config.num_attention_heads
+    layers = [text_config.per_layer_config[layer] for layer in range(text_config.num_hidden_layers)]
+    heads = [layer.num_attention_heads for layer in layers]
+    head_dim = _mean([_head_dim(layer) for layer in layers])
+    value_dim = getattr(text_config, "v_head_dim", None)
+    inner = text_config.intermediate_size
     return DecoderShape(
-        num_layers=text_config.num_hidden_layers,
+        num_layers=len(layers),
         hidden_size=text_config.hidden_size,
-        num_heads=heads,
-        num_kv_heads=getattr(text_config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // heads,
-        intermediate_size=text_config.intermediate_size,
+        num_heads=_mean(heads),
+        num_kv_heads=_mean(
+            [
+                getattr(layer, "num_key_value_heads", None) or own
+                for layer, own in zip(layers, heads, strict=True)
+            ]
+        ),
+        head_dim=head_dim,
+        intermediate_size=_mean(inner) if isinstance(inner, Sequence) else inner,
         vocab_size=text_config.vocab_size,
+        value_dim=None if value_dim == head_dim else value_dim,
     )
+
+
+def _head_dim(layer: PreTrainedConfig) -> int:
+    if getattr(layer, "qk_nope_head_dim", None):
+        # Latent attention (MLA) calls the rotated part of a key alone its `head_dim`.
+        return layer.qk_nope_head_dim + layer.qk_rope_head_dim
+    return getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+
+
+def _mean(sizes: Sequence[int]) -> int:
+    return round(sum(sizes) / len(sizes))

@@ -21,14 +21,18 @@ class Reach:
     window: int | None = None
     chunk: int | None = None
 
-    def allows(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Which original positions ``keys`` (``[batch, k]``) each of ``queries`` (``[batch, q]``) may see."""
+    def allows(self, queries: Tensor, keys: Tensor, first: Tensor) -> Tensor:
+        """Which original positions ``keys`` (``[batch, k]``) each of ``queries`` (``[batch, q]``) may see.
+
+        Chunks are counted from ``first`` (``[batch, 1]``), where each row's prompt begins after padding.
+        """
         query, key = queries[:, :, None], keys[:, None, :]
         allowed = key <= query
         if self.window is not None:
             allowed = allowed & (query - key < self.window)
         if self.chunk is not None:
-            allowed = allowed & (query // self.chunk == key // self.chunk)
+            start = first[:, :, None]
+            allowed = allowed & ((query - start) // self.chunk == (key - start) // self.chunk)
         return allowed
 
     @property

@@ -50,6 +50,11 @@ class PrunedPrompt:
         """What decoder layer ``layer`` saw of the prompt."""
         return self.segments[self.segment_of_layer[layer]].to(device)
 
+    def first(self, device: torch.device) -> Tensor:
+        """Where each row begins after padding on its left, ``[batch, 1]``."""
+        valid = self.segments[0].to(device).valid
+        return (valid.cumsum(1) == 0).sum(1, keepdim=True)
+
     def still_there(self, segment: Segment, later: Segment) -> Tensor:
         """Which places of ``segment`` are real and still part of ``later``, bool ``[batch, width]``."""
         if later is segment:
@@ -60,9 +65,14 @@ class PrunedPrompt:
 
 
 def restore_length(output: Any, prompt: PrunedPrompt) -> Any:
-    """Put a decoder's last hidden states back to their original places, zeros where dropped."""
+    """Put a decoder's last hidden states back to their original places, zeros where dropped.
+
+    States of the last tokens only, where the model itself went on with no others, are left as they are.
+    """
     hidden: Tensor = output[0]
     last = prompt.segments[-1].to(hidden.device)
+    if hidden.shape[1] != last.width:
+        return output
     kept = hidden.masked_fill(~last.valid[..., None], 0)
     restored = hidden.new_zeros(hidden.shape[0], prompt.length, hidden.shape[2])
     restored.scatter_(1, last.index[..., None].expand_as(kept), kept)

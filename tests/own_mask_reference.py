@@ -108,3 +108,63 @@ def _hide_keys(layer: int, dropped_from: DroppedFrom) -> Callable[..., Any]:
         return args, {**kwargs, "attention_mask": mask}
 
     return hook
+
+
+def compacted_logits(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    generated: Tensor,
+    dropped_from: DroppedFrom,
+    *,
+    extend: Callable[[Inputs, Tensor], Inputs],
+) -> Tensor:
+    """As `own_mask_logits`, for decoders with recurrent layers: dropped tokens leave the sequence.
+
+    A recurrent state has no keys to mask, so each row is run alone, without padding and cache: the model's
+    own layers one by one, what is dropped taken out before its layer, rotary tables cut alike. Text
+    layers are full attention or recurrent.
+    """
+    prompt, steps = inputs["input_ids"].shape[1], generated.shape[1]
+    sequence = extend(inputs, generated[:, :-1])
+    hidden, rotary = _decoder_inputs(model, sequence)
+    rows = []
+    for row, real in enumerate(sequence["attention_mask"].bool()):
+        place = torch.arange(len(real))[real]
+        state = hidden[row, real][None]
+        tables = [table.expand(len(hidden), -1, -1)[row, real][None] for table in rotary]
+        for layer, block in enumerate(find_layers(model)):
+            gone = [positions[row] for first, positions in dropped_from if first == layer]
+            if gone:
+                stays = (place >= prompt) | ~gone[0][place.clamp(max=prompt - 1)]
+                place, state = place[stays], state[:, stays]
+                tables = [table[:, stays] for table in tables]
+            length = len(place)
+            # Additive, which every kernel understands. Recurrent layers take none: nothing is padding.
+            causal = torch.full((1, 1, length, length), torch.finfo(state.dtype).min).triu(1)
+            recurrent = not hasattr(block, "self_attn")
+            with torch.no_grad():
+                state = block(
+                    state, position_embeddings=tuple(tables), attention_mask=None if recurrent else causal
+                )
+        with torch.no_grad():
+            rows.append(model.lm_head(_final_norm(model)(state))[0, -steps:])
+    return torch.stack(rows)
+
+
+def _decoder_inputs(model: PreTrainedModel, sequence: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Embeddings (vision features in place) and rotary tables as the first decoder layer gets them."""
+    seen: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+    hook = find_layers(model)[0].register_forward_pre_hook(
+        lambda _module, args, kwargs: seen.append((args[0], kwargs["position_embeddings"])), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            model(**sequence, use_cache=False)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    text: Any = model.get_decoder()
+    return text.embedding_norm if hasattr(text, "embedding_norm") else text.norm
