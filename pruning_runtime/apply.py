@@ -23,7 +23,7 @@ from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
 from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
 from pruning_runtime.families import deepstack
-from pruning_runtime.families.rotary import find_rotary
+from pruning_runtime.families.rotary import TABLE, find_rotary, table_place, why_not_renumbered
 from pruning_runtime.families.temperature import Temperature, find_temperature
 from pruning_runtime.masks import Reach, kernel_mask, shortened_mask
 from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
@@ -126,13 +126,8 @@ def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
         raise UnsupportedBackbone(
             f"{family}: a static cache has one length for all layers; use the dynamic one"
         )
-    rope = getattr(backbone.text_model.config, "rope_parameters", None) or {}
-    if schedule.positions == "renumbered" and "mrope_section" in rope:
-        raise UnsupportedBackbone(f"{family}: positions 'renumbered' is undefined for M-RoPE; use 'original'")
-    if schedule.positions == "renumbered" and backbone.kv_sources != tuple(range(len(backbone.layers))):
-        raise UnsupportedBackbone(
-            f"{family}: its layers share keys, which can carry one numbering only; use positions 'original'"
-        )
+    if schedule.positions == "renumbered":
+        _refuse_renumbering(backbone)
     if not make_scorer(schedule.scorer.name, schedule.scorer.options).needs_attention:
         return
     for stage in schedule.stages:
@@ -142,6 +137,15 @@ def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
                 f"stages: layer {stage.layer} of {family} has no keys of its own to score with "
                 f"({backbone.layer_kinds[stage.layer]}); scorer {schedule.scorer.name!r} can stand at {usable}"
             )
+
+
+def _refuse_renumbering(backbone: Backbone) -> None:
+    if backbone.kv_sources != tuple(range(len(backbone.layers))):
+        reason: str | None = "its layers share keys, which can carry one numbering only"
+    else:
+        reason = why_not_renumbered(backbone.text_model, backbone.layers, backbone.layer_kinds)
+    if reason is not None:
+        raise UnsupportedBackbone(f"{type(backbone.model).__name__}: {reason}; use positions 'original'")
 
 
 @dataclass
@@ -318,7 +322,7 @@ class _Pruner:
             if not isinstance(forward, _Prefill) or layer >= len(forward.deepstack):
                 return None
             segment = forward.prompt.of(layer, output.device)
-            return output + gather_positions(forward.deepstack[layer], segment.index, 1)
+            return output + gather_positions(forward.deepstack[layer].to(output.device), segment.index, 1)
 
         return hook
 
@@ -374,17 +378,7 @@ class _Pruner:
             for name, value in kwargs.items():
                 if name not in _LEFT_ALONE:
                     kwargs[name] = self._cut(forward, name, value, segment)
-        if self._renumbered:
-            if "position_embeddings" not in kwargs:
-                raise UnsupportedBackbone(
-                    f"{type(self.backbone.model).__name__}: layer {layer} gets its rotary table under another "
-                    "name than position_embeddings; use positions 'original'"
-                )
-            name, make = find_rotary(self.backbone.text_model, layer, self.backbone.layer_kinds[layer])
-            kwargs["position_embeddings"] = self._once(
-                forward.gathered, ("rotary", name), lambda: make(hidden, self._renumbered_places(segment))
-            )
-        elif kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
+        if kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
             # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
             kwargs["position_ids"] = None
         kwargs["attention_mask"] = self._prefill_mask(
@@ -394,6 +388,9 @@ class _Pruner:
             others = tuple(
                 self._cut(forward, f"argument {place}", value, segment) for place, value in enumerate(others)
             )
+        if self._renumbered:
+            places = self._once(forward.gathered, "places", lambda: self._renumbered_places(segment))
+            others = self._renumber(forward.gathered, layer, hidden, others, kwargs, places)
         return hidden, others, kwargs
 
     def _drop(self, forward: _Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
@@ -495,6 +492,30 @@ class _Pruner:
         made, _ = self._once(forward.gathered, key, lambda: (make(), mask))
         return made
 
+    def _renumber(
+        self,
+        made: dict[Any, Any],
+        layer: int,
+        hidden: Tensor,
+        others: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        places: Tensor,
+    ) -> tuple[Any, ...]:
+        """Give a layer the rotary table of ``places``; returns its positional arguments, changes the others.
+
+        ``made`` is shared by all layers with these places.
+        """
+        name, make = find_rotary(self.backbone.text_model, layer, self.backbone.layer_kinds[layer])
+        table = self._once(made, ("rotary", name), lambda: make(hidden, places))
+        position_ids = kwargs.get("position_ids")
+        if position_ids is not None:
+            kwargs["position_ids"] = places.expand(*position_ids.shape[:-2], -1, -1)
+        at = table_place(self.backbone.layers[layer])
+        if TABLE in kwargs or at is None or at > len(others):
+            kwargs[TABLE] = table
+            return others
+        return (*others[: at - 1], table, *others[at:])  # the hidden states come first
+
     def _renumbered_places(self, segment: Segment) -> Tensor:
         return (segment.valid.long().cumsum(1) - 1).clamp(min=0)
 
@@ -543,12 +564,11 @@ class _Pruner:
             ),
         )
         if self._renumbered and segment > 0:
-            name, make = find_rotary(self.backbone.text_model, layer, self.backbone.layer_kinds[layer])
-            kwargs["position_embeddings"] = self._once(
-                forward.made,
-                ("rotary", segment, name),
-                lambda: make(hidden, self._later_places(prompt, layer, generated, hidden)),
+            made = forward.made.setdefault(("numbering", segment), {})
+            places = self._once(
+                made, "places", lambda: self._later_places(prompt, layer, generated, hidden)
             )
+            others = self._renumber(made, layer, hidden, others, kwargs, places)
         return hidden, others, kwargs
 
     def _cache_state(
