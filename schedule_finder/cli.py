@@ -288,6 +288,32 @@ def inspect(
     return found.model_dump(mode="json")
 
 
+@_command
+def backbones() -> dict[str, Any]:
+    """Families on which pruning was shown to be exact, and how. Others are tried, or refused by name."""
+    from dataclasses import asdict
+
+    from schedule_finder.families import VERIFIED
+
+    table = _table("Verified families", "family", "class", "media", "against", "releases", "decoder")
+    for family in VERIFIED.values():
+        kinds = ", ".join(kind.removesuffix("_attention") for kind in family.kinds)
+        table.add_row(
+            family.name,
+            family.model_class.removesuffix("ForConditionalGeneration"),
+            ", ".join(family.media),
+            family.reference,
+            ", ".join(family.releases),
+            f"{family.layers.removesuffix('.layers')} ({kinds}){'; ' if family.note else ''}{family.note}",
+        )
+    screen.print(table)
+    screen.print(
+        "five generated tokens under two schedules, float32, padded and ragged batches, small instances with random "
+        "weights; the class is the name shown + ForConditionalGeneration where it does not end in CausalLM",
+    )
+    return {key: asdict(family) | {"reference": family.reference} for key, family in VERIFIED.items()}
+
+
 # ---- pieces of commands
 
 
