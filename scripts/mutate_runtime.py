@@ -59,7 +59,7 @@ FAULTS = (
     Fault(
         "DeepStack lost",
         "apply.py",
-        "return output + gather_positions(forward.deepstack[layer], segment.index, 1)",
+        "return output + gather_positions(forward.deepstack[layer].to(output.device), segment.index, 1)",
         "return output",
     ),
     Fault("window ignored", "masks.py", "allowed & (query - key < self.window)", "allowed"),
