@@ -273,8 +273,9 @@ def _write_example(
     inputs = {name: value.to(loaded.device) for name, value in loaded.inputs([sample]).items()}
     vision = loaded.backbone.vision_mask(inputs["input_ids"])[0]
     side = round(int(vision.sum()) ** 0.5)
-    if len(sample.images) != 1 or side * side != int(vision.sum()):
-        return  # where a token lies in the image is known for one square grid only
+    square = len({size for image in sample.images for size in image.size}) == 1
+    if len(sample.images) != 1 or not square or side * side != int(vision.sum()):
+        return  # where a token lies is known for one square image only: others are cropped, padded or tiled
     first = int(vision.nonzero()[0])
     length = inputs["input_ids"].shape[1]
     full = loaded.generate(inputs, max_new_tokens)

@@ -194,3 +194,8 @@ def test_unusable_samples_are_skipped_listed_and_limited(made: dict[str, Path], 
     assert "samples cannot be used, more than 5%" in message
     assert "does not exist" in message
     assert (tmp_path / "worse" / "1_samples.jsonl").exists()
+
+
+def test_the_overlays_example_is_kept_for_square_images_only(made: dict[str, Path]) -> None:
+    """A processor crops or pads other images, so where a token lies in them is not known."""
+    assert not (made["run"] / "5_example.json").exists()  # the fixture's images are 24 x 20
