@@ -208,6 +208,11 @@ class _Pruner:
             self._forward = self._continue(input_ids, cache, kwargs)
 
     def _begin(self, input_ids: Tensor | None, cache: Cache | None, kwargs: dict[str, Any]) -> _Prefill:
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise UnsupportedBackbone(
+                "continuous batching packs prompts into one row with a paged cache, which cannot be pruned; "
+                "call generate() on a padded batch"
+            )
         if getattr(cache, "is_compileable", False):
             raise UnsupportedBackbone(
                 f"{type(cache).__name__} has one fixed length for all layers; use a DynamicCache to prune"
@@ -565,9 +570,7 @@ class _Pruner:
         )
         if self._renumbered and segment > 0:
             made = forward.made.setdefault(("numbering", segment), {})
-            places = self._once(
-                made, "places", lambda: self._later_places(prompt, layer, generated, hidden)
-            )
+            places = self._once(made, "places", lambda: self._later_places(prompt, layer, generated, hidden))
             others = self._renumber(made, layer, hidden, others, kwargs, places)
         return hidden, others, kwargs
 

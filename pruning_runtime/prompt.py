@@ -45,10 +45,17 @@ class PrunedPrompt:
     segments: list[Segment]
     segment_of_layer: dict[int, int] = field(default_factory=dict)
     later_turns: bool = False
+    _copies: dict[tuple[int, torch.device], Segment] = field(default_factory=dict, repr=False)
 
     def of(self, layer: int, device: torch.device) -> Segment:
-        """What decoder layer ``layer`` saw of the prompt."""
-        return self.segments[self.segment_of_layer[layer]].to(device)
+        """What decoder layer ``layer`` saw of the prompt; the same object for all layers with one segment."""
+        number = self.segment_of_layer[layer]
+        segment = self.segments[number]
+        if segment.index.device == device:
+            return segment
+        if (number, device) not in self._copies:
+            self._copies[number, device] = segment.to(device)
+        return self._copies[number, device]
 
     def first(self, device: torch.device) -> Tensor:
         """Where each row begins after padding on its left, ``[batch, 1]``."""

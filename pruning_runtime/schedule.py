@@ -90,7 +90,13 @@ class Budget(_Part):
 
 
 class Schedule(_Part):
-    """Stages, scorer and position policy for one backbone, with budget, evidence and provenance."""
+    """Stages, scorer and position policy for one backbone, with budget, evidence and provenance.
+
+    ``positions``: with "original" every token keeps its number. With "renumbered" the tokens that are left in
+    a row are counted anew without gaps after each stage that drops anything, in every layer behind it, and
+    generated tokens go on from there; under M-RoPE a token then has one number in all sections, as text has.
+    Layers before the first stage, and what a sliding window or a chunk can reach, go by the original numbers.
+    """
 
     format: Literal["adaptinfer-schedule"] = FORMAT
     version: Literal[1] = VERSION

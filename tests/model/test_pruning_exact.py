@@ -202,61 +202,6 @@ def test_beams_and_prompt_lookup_follow_the_cache() -> None:
     assert abs(float(beams.sequences_scores[0]) - float(chosen) / answer.shape[1]) < 1e-4
 
 
-def test_renumbered_positions_equal_a_compacted_run() -> None:
-    """One row at a time, without cache: dropped tokens leave and the rest is counted anew."""
-    tiny = FAMILIES["llava"]
-    model, inputs = tiny.build(), tiny.batch((2, 1))
-    schedule = schedule_for(model, (0, 0.5), (2, 0.2), positions="renumbered")
-    with pruned(model, schedule) as record:
-        tokens, logits = generate(model, inputs)
-    with pruned(model, schedule_for(model, (0, 0.5), (2, 0.2))):
-        _, original = generate(model, inputs)
-    assert (logits - original).abs().max() > 0.05
-    images = [2, 1]
-    for row, pixels in enumerate(torch.split(inputs["pixel_values"], images)):
-        real = inputs["attention_mask"][row].bool()
-        expected = _compacted(model, inputs, pixels, row, real, tokens[row], record)
-        assert (logits[row] - expected).abs().max() < TOLERANCE
-
-
-def _compacted(
-    model: PreTrainedModel,
-    inputs: Inputs,
-    pixels: Tensor,
-    row: int,
-    real: Tensor,
-    tokens: Tensor,
-    record: Record,
-) -> Tensor:
-    ids = torch.cat([inputs["input_ids"][row, real], tokens[:-1]])[None]
-    text = model.get_decoder()
-    shift = int((~real).sum())
-    prompt = int(real.sum())
-    captured: list[Tensor] = []
-    hook = text.layers[0].register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
-    with torch.no_grad():
-        model(input_ids=ids, pixel_values=pixels)
-    hook.remove()
-    hidden, present = captured[0], torch.arange(ids.shape[1])
-    vision = find_backbone(model).vision_mask(ids)[0]
-    for layer, block in enumerate(text.layers):
-        for stage in record.stages:
-            if stage.layer + 1 == layer:
-                kept = torch.tensor(
-                    [position - shift for position in stage.kept_positions()[row]], dtype=torch.long
-                )
-                stays = ~vision[present] | torch.isin(present, kept)
-                hidden, present = hidden[:, stays], present[stays]
-        length = hidden.shape[1]
-        mask = torch.full((1, 1, length, length), torch.finfo(hidden.dtype).min).triu(1)
-        rope = text.rotary_emb(hidden, position_ids=torch.arange(length)[None])
-        with torch.no_grad():
-            hidden = block(hidden, attention_mask=mask, position_embeddings=rope)
-    with torch.no_grad():
-        logits = model.lm_head(text.norm(hidden))[0]
-    return logits[present >= prompt - 1]
-
-
 def test_what_the_record_says_is_what_the_cache_holds() -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((2, 1, 0))

@@ -9,7 +9,9 @@ import pytest
 from schedule_finder import __main__
 
 
-def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     find_spec = importlib.util.find_spec
     absent = {"ruptures", "matplotlib"}
     monkeypatch.setattr(
