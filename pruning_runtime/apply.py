@@ -265,8 +265,8 @@ class _Pruner:
                 "run the whole prompt inside the `with`"
             )
         # Looked at only where several tokens come at once: a generated token costs no host transfer.
-        several = input_ids is not None and input_ids.shape[1] > 1
-        if several and bool(self.backbone.vision_mask(input_ids).any()):
+        tokens = input_ids if input_ids is not None and input_ids.shape[1] > 1 else None
+        if tokens is not None and bool(self.backbone.vision_mask(tokens).any()):
             raise PruningError(
                 "vision tokens arrived on a cache that already holds a prompt: chunked prefill cannot be "
                 "pruned, and a later turn with a new image needs the whole conversation on a fresh cache"

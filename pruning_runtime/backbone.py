@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +93,13 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
     text_config = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackbone(f"{family} is an encoder-decoder; its vision tokens are not in the decoder")
-    text_model = _find_text_model(model, text_config.num_hidden_layers)
-    _refuse_cross_attention(text_model.layers, family)
+    text_model, layers = _find_text_model(model, text_config.num_hidden_layers)
+    _refuse_cross_attention(layers, family)
     kinds = _layer_kinds(text_model.config, family)
     return Backbone(
         model=model,
         text_model=text_model,
-        layers=text_model.layers,
+        layers=layers,
         layer_kinds=kinds,
         kv_sources=kv_sources(text_model.config, kinds),
         vision_token_ids=_vision_token_ids(config, family),
@@ -108,12 +109,12 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
     )
 
 
-def _find_text_model(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
-    candidate: nn.Module | None = model.get_decoder()
+def _find_text_model(model: PreTrainedModel, num_layers: int) -> tuple[PreTrainedModel, nn.ModuleList]:
+    candidate: Any = model.get_decoder()
     while candidate is not None:
         layers = getattr(candidate, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
-            return candidate
+            return candidate, layers
         candidate = getattr(candidate, "model", None) or getattr(candidate, "language_model", None)
     raise UnsupportedBackbone(
         f"{type(model).__name__}: no module below get_decoder() owns `layers` with {num_layers} decoder layers"
