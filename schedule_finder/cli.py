@@ -293,23 +293,25 @@ def backbones() -> dict[str, Any]:
     """Families on which pruning was shown to be exact, and how. Others are tried, or refused by name."""
     from dataclasses import asdict
 
-    from schedule_finder.families import VERIFIED
+    from schedule_finder.families import VERIFIED, VerifiedFamily
 
-    table = _table("Verified families", "family", "class", "media", "against", "releases", "decoder")
+    table = _table("Verified families", "family", "class", "media", "decoder")
     for family in VERIFIED.values():
         kinds = ", ".join(kind.removesuffix("_attention") for kind in family.kinds)
+        against = "" if family.reference == "masking" else family.reference
+        place = "" if family.layers == VerifiedFamily.layers else family.layers
+        since = "" if family.since == VerifiedFamily.since else f"from {family.since}"
         table.add_row(
             family.name,
             family.model_class.removesuffix("ForConditionalGeneration"),
             ", ".join(family.media),
-            family.reference,
-            ", ".join(family.releases),
-            f"{family.layers.removesuffix('.layers')} ({kinds}){'; ' if family.note else ''}{family.note}",
+            "; ".join(filter(None, (kinds, against, place, since, family.note))),
         )
     screen.print(table)
     screen.print(
-        "five generated tokens under two schedules, float32, padded and ragged batches, small instances with random "
-        "weights; the class is the name shown + ForConditionalGeneration where it does not end in CausalLM",
+        "Pruned generation equals masking (or compaction, where said) over five tokens under two schedules, in "
+        "float32, padded and ragged batches, on small instances with random weights; transformers 5.17 and 5.23 unless "
+        f"said. Layers are at {VerifiedFamily.layers} unless said; class names lack their ForConditionalGeneration."
     )
     return {key: asdict(family) | {"reference": family.reference} for key, family in VERIFIED.items()}
 
