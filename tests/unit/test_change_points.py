@@ -265,6 +265,7 @@ def test_a_gap_that_no_sample_knows_is_null_in_the_evidence():
     assert found.evidence["shift"]["null"] > 0
 
 
+@pytest.mark.slow
 def test_the_penalty_keeps_its_promise_on_its_own_null():
     """Gaussian layers with noise and drift alone: 1 % false alarms; more than 3 of 40 by chance: 6e-4."""
     detector = DistributionShift()

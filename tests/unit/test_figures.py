@@ -185,6 +185,7 @@ def test_no_global_state_of_pyplot_is_used():
     assert "pyplot" not in Path(figures.__file__).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [3, 9])
 def test_a_noisy_photograph_stays_light(run, stages):
     remove_all_but(run)
@@ -198,6 +199,7 @@ def test_a_noisy_photograph_stays_light(run, stages):
     assert max(sizes["6_overlay.pdf"], sizes["6_overlay.png"]) < 200_000, sizes
 
 
+@pytest.mark.slow
 def test_legends_lie_inside_the_figure(run):
     with matplotlib.rc_context(figures._STYLE):
         data = figures._RunData(run)

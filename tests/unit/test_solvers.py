@@ -53,7 +53,7 @@ def target_for(profile: Profile, kind: str, budget: float) -> BudgetTarget:
     return BudgetTarget(kind, budget, shape_of(profile.num_layers), profile.mean_vision, profile.mean_other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     layers=st.integers(4, 16),
     points=st.sets(st.integers(1, 15), max_size=3),
