@@ -137,8 +137,8 @@ LAYERS, WIDTH, HEADS, INNER = 12, 128, 4, 256
 HEAD_SIZE = WIDTH // HEADS
 
 
-def build_model() -> LlavaForConditionalGeneration:
-    """The untrained model."""
+def build_model(layers: int = LAYERS) -> LlavaForConditionalGeneration:
+    """The untrained model, with a decoder of `layers` layers."""
     shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -151,7 +151,7 @@ def build_model() -> LlavaForConditionalGeneration:
         text_config=LlamaConfig(
             **shape,
             **SPECIAL_TOKENS,
-            num_hidden_layers=LAYERS,
+            num_hidden_layers=layers,
             vocab_size=len(VOCABULARY),
             max_position_embeddings=256,
             rms_norm_eps=1e-5,
@@ -172,12 +172,13 @@ def build_model() -> LlavaForConditionalGeneration:
 @torch.no_grad()
 def initialise(model: LlavaForConditionalGeneration) -> None:
     """Variance-preserving weights; outputs into the residual stream shrink with the depth."""
+    layers = model.config.text_config.num_hidden_layers
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             fan_in = parameter[0].numel()
             std = 1 / math.sqrt(fan_in)
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                std /= math.sqrt(2 * LAYERS)
+                std /= math.sqrt(2 * layers)
             parameter.normal_(std=std)
         elif name.endswith("bias"):
             parameter.zero_()
@@ -657,6 +658,7 @@ class Options:
     out: Path
     work: Path
     seed: int
+    layers: int
     device: str
     threads: int
     workers: int
@@ -675,7 +677,7 @@ class Trainer:
         torch.set_num_threads(options.threads)
         self.options = options
         self.device = torch.device(options.device)
-        self.model: LlavaForConditionalGeneration = build_model().to(self.device)  # type: ignore[arg-type]
+        self.model: LlavaForConditionalGeneration = build_model(options.layers).to(self.device)  # type: ignore[arg-type]
         self.optimisers = build_optimisers(self.model, options.muon_lr, options.adam_lr)
         self.progress = Progress()
         self.checkpoint = options.work / "checkpoint.pt"
@@ -795,7 +797,7 @@ class Trainer:
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Writes a folder that the stock Auto classes load; the weights are stored as bfloat16."""
     shutil.rmtree(folder, ignore_errors=True)
-    stored = build_model()
+    stored = build_model(model.config.text_config.num_hidden_layers)
     stored.load_state_dict(model.state_dict())
     stored.to(torch.bfloat16)
     stored.generation_config = GenerationConfig(**SPECIAL_TOKENS, do_sample=False, max_new_tokens=8)
@@ -918,7 +920,7 @@ pipeline_tag: image-text-to-text
 
 A small vision-language model, trained from scratch on drawn pictures. It stands in for an ordinary
 backbone where a real one would need a download. `LlavaForConditionalGeneration` without custom code:
-a CLIP tower of one layer, {VISION_TOKENS} vision tokens per picture, a Llama decoder of {LAYERS} layers
+a CLIP tower of one layer, {VISION_TOKENS} vision tokens per picture, a Llama decoder of {options.layers} layers
 of width {WIDTH}, {len(VOCABULARY)} words. Weights are stored as bfloat16. No token was ever dropped
 in training.
 
@@ -971,6 +973,7 @@ def main() -> int:
     add("--out", type=Path, default=BACKBONE_FOLDER, help="model folder to write")
     add("--work", type=Path, default=Path("outputs/demo_backbone"), help="folder for checkpoints")
     add("--seed", type=int, default=0)
+    add("--layers", type=int, default=LAYERS, help="decoder layers; others than the default are for studies")
     add("--device", default="cpu")
     add("--threads", type=int, default=2, help="CPU threads of the training process")
     add("--workers", type=int, default=1, help="processes that draw scenes")
@@ -990,7 +993,7 @@ def main() -> int:
     accuracy = examinee.exact_match(TEST_SAMPLES, seed=0)
     blind = {
         layer: examinee.first_word_match(BLIND_SAMPLES, seed=0, blind_after=layer)
-        for layer in range(LAYERS + 1)
+        for layer in range(options.layers + 1)
     }
     card = model_card(accuracy, blind, options, progress)
     (candidate / "README.md").write_text(card, encoding="utf-8")
