@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from schedule_finder.demo import demo_samples
 from schedule_finder.errors import InputError
-from schedule_finder.files import write_text
+from schedule_finder.files import write_text, writing
 
 Use = Literal["discovery", "held_out"]
 IMAGE_COLUMNS = ("image", "images", "image_path", "img", "picture")
@@ -226,18 +226,44 @@ def describe(entry: SampleEntry, sample: Sample) -> SampleEntry:
 
 def write_entries(path: Path, entries: Sequence[SampleEntry]) -> None:
     """Write ``1_samples.jsonl``."""
-    lines = [json.dumps({k: v for k, v in vars(entry).items() if v is not None}) for entry in entries]
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, "".join(map(_line, entries)))
+    _updates(path).unlink(missing_ok=True)
+
+
+def update_entries(path: Path, changed: Sequence[SampleEntry]) -> None:
+    """Note entries that changed beside ``1_samples.jsonl``, in time that does not grow with that file.
+
+    `read_entries` takes the notes in, `write_entries` ends them.
+    """
+    with writing(path), _updates(path).open("a", encoding="utf-8") as file:
+        file.write("".join(map(_line, changed)))
 
 
 def read_entries(path: Path) -> list[SampleEntry]:
     """Read ``1_samples.jsonl``. Raises `InputError`."""
     try:
-        return [SampleEntry(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = {entry.id: entry for entry in map(_entry, path.read_text(encoding="utf-8").splitlines())}
+        if _updates(path).exists():
+            # What follows the last line's end was cut off by whatever ended the process.
+            whole, _, _ = _updates(path).read_text(encoding="utf-8").rpartition("\n")
+            entries |= {entry.id: entry for entry in map(_entry, whole.splitlines())}
+        return list(entries.values())
     except FileNotFoundError:
         raise InputError(f"{path}: no samples chosen yet; run `adaptinfer-profile profile` first") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not readable ({error}); remove it and profile again") from error
+
+
+def _updates(path: Path) -> Path:
+    return path.with_name(path.name + ".updates")
+
+
+def _line(entry: SampleEntry) -> str:
+    return json.dumps({k: v for k, v in vars(entry).items() if v is not None}) + "\n"
+
+
+def _entry(line: str) -> SampleEntry:
+    return SampleEntry(**json.loads(line))
 
 
 def _open_table(source: str, split: str | None) -> tuple[Any, Path]:
