@@ -54,18 +54,25 @@ def plan_stages(
 
 
 def select_kept(
-    scores: Tensor, vision: Tensor, valid: Tensor, keep: Tensor, width: int
+    scores: Tensor,
+    vision: Tensor,
+    valid: Tensor,
+    keep: Tensor,
+    width: int,
+    protected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the positions that stay.
 
     Every valid position that is not a vision token stays, and of the vision tokens the ``keep`` best.
     Ties go to the earlier position; a NaN score counts as the lowest. Kept positions stay in their order.
+    Protected tokens are better than any other, and equal among themselves.
 
     Args:
         scores: ``[batch, length]``, higher = keep; read at vision tokens only.
         vision, valid: bool ``[batch, length]``.
         keep: number of vision tokens to keep, integer ``[batch]``.
         width: number of positions to return, at least what any row keeps.
+        protected: bool ``[batch, length]``, read at vision tokens only; None where there are none.
 
     Returns:
         ``(index, is_kept)``, both ``[batch, width]``: positions to gather, fillers first, and False at
@@ -76,6 +83,8 @@ def select_kept(
     vision = vision & valid
     lowest = torch.finfo(torch.float32).min
     ranked = torch.nan_to_num(scores.float(), nan=lowest, neginf=lowest)
+    if protected is not None:
+        ranked = ranked.masked_fill(protected, float("inf"))  # other scores are finite by now
     ranked = ranked.masked_fill(~vision, float("-inf"))
     rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = valid & (~vision | (rank < keep[:, None]))

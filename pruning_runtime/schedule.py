@@ -24,7 +24,7 @@ FORMAT: Literal["adaptinfer-schedule"] = "adaptinfer-schedule"
 VERSION: Literal[1] = 1
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
-BudgetKind = Literal["processed", "published", "flops"]
+BudgetKind = Literal["processed", "published", "flops", "kv", "latency"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
@@ -80,13 +80,20 @@ class BackboneIdentity(_Part):
 
 
 class Budget(_Part):
-    """What a schedule costs, as fractions of the unpruned backbone (see METHODS in the docs)."""
+    """What a schedule costs, as fractions of the unpruned backbone's prefill of a typical prompt.
+
+    ``processed``: vision tokens that layers compute; ``published``: the same by the papers' count; ``flops`` of
+    the decoder's layers; ``kv``: cache entries; ``latency``: milliseconds of the decoder, measured on one device,
+    which may exceed 1 where pruning does not pay.
+    """
 
     kind: BudgetKind
     target: Ratio
     processed: Ratio
     published: Ratio
     flops: Ratio | None = None
+    kv: Ratio | None = None
+    latency: Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)] | None = None
 
 
 class Schedule(_Part):
@@ -96,6 +103,12 @@ class Schedule(_Part):
     a row are counted anew without gaps after each stage that drops anything, in every layer behind it, and
     generated tokens go on from there; under M-RoPE a token then has one number in all sections, as text has.
     Layers before the first stage, and what a sliding window or a chunk can reach, go by the original numbers.
+
+    ``separators``: what becomes of learned vectors at vision tokens that carry no content but mark the end of a
+    row of patches, say (LLaVA-NeXT's `image_newline`). "protected": they stay before any other vision token,
+    in reading order where not all can, and count as kept tokens like any other, so numbers of tokens do not
+    change; a stage that keeps hardly more tokens than there are separators keeps hardly any content. "ranked":
+    they compete by their scores. Backbones without separators prune alike under both.
     """
 
     format: Literal["adaptinfer-schedule"] = FORMAT
@@ -104,6 +117,7 @@ class Schedule(_Part):
     stages: tuple[Stage, ...]
     scorer: ScorerChoice
     positions: Literal["original", "renumbered"] = "original"
+    separators: Literal["protected", "ranked"] = "protected"
     budget: Budget | None = None
     evidence: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)

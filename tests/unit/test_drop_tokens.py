@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ from pruning_runtime import Stage
 from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
 
 TEXT, VISION, PADDING = "text", "vision", "padding"
+# A protected vision token.
+SEPARATOR = "separator"
 # A vision token that an earlier stage dropped and kept as a filler: no longer valid, so it is padding.
 FILLER = "filler"
 # Few different values, so that ties are common; the extremes of float32 are no special values.
@@ -31,6 +33,10 @@ class Row:
     keep: int
 
     @property
+    def num_vision(self) -> int:
+        return self.kinds.count(VISION) + self.kinds.count(SEPARATOR)
+
+    @property
     def kept_length(self) -> int:
         return self.kinds.count(TEXT) + self.keep
 
@@ -41,36 +47,43 @@ def batches(draw: st.DrawFn) -> tuple[list[Row], int]:
     length = draw(st.integers(1, 14))
     rows = []
     for _ in range(draw(st.integers(1, 4))):
-        kinds = draw(
-            st.lists(st.sampled_from([TEXT, VISION, PADDING, FILLER]), min_size=length, max_size=length)
+        kinds = st.sampled_from([TEXT, VISION, SEPARATOR, PADDING, FILLER])
+        row = Row(
+            tuple(draw(st.lists(kinds, min_size=length, max_size=length))),
+            tuple(draw(st.lists(SCORES, min_size=length, max_size=length))),
+            keep=0,
         )
-        scores = draw(st.lists(SCORES, min_size=length, max_size=length))
-        rows.append(Row(tuple(kinds), tuple(scores), draw(st.integers(0, kinds.count(VISION)))))
+        rows.append(replace(row, keep=draw(st.integers(0, row.num_vision))))
     width = draw(st.integers(max(row.kept_length for row in rows), length))
     return rows, width
 
 
-def tensors(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores, vision, valid and keep as `select_kept` takes them."""
-    return (
+def select_rows(rows: list[Row], width: int) -> tuple[Tensor, Tensor]:
+    """`select_kept` on these rows."""
+    return select_kept(
         torch.tensor([row.scores for row in rows]),
-        torch.tensor([[kind in (VISION, FILLER) for kind in row.kinds] for row in rows]),
-        torch.tensor([[kind in (TEXT, VISION) for kind in row.kinds] for row in rows]),
+        torch.tensor([[kind in (VISION, SEPARATOR, FILLER) for kind in row.kinds] for row in rows]),
+        torch.tensor([[kind in (TEXT, VISION, SEPARATOR) for kind in row.kinds] for row in rows]),
         torch.tensor([row.keep for row in rows]),
+        width,
+        # Read at vision tokens only, so what it says of the others must not matter.
+        torch.tensor([[kind != VISION for kind in row.kinds] for row in rows]),
     )
 
 
-def rank_key(row: Row, position: int) -> tuple[float, int]:
-    """Best first: by score, then by position; NaN is as low as -inf."""
+def rank_key(row: Row, position: int) -> tuple[bool, float, int]:
+    """Best first: separators, then by score, then by position; NaN is as low as -inf."""
+    if row.kinds[position] == SEPARATOR:
+        return (False, 0.0, position)
     score = row.scores[position]
-    return (math.inf if math.isnan(score) else -score, position)
+    return (True, math.inf if math.isnan(score) else -score, position)
 
 
 def expected(row: Row, width: int) -> tuple[list[int], list[bool]]:
     """Fillers first (dropped tokens before padding: padding is used up first), then what stays."""
     text, vision, padding = (
         [place for place, kind in enumerate(row.kinds) if kind in kinds]
-        for kinds in ((TEXT,), (VISION,), (PADDING, FILLER))
+        for kinds in ((TEXT,), (VISION, SEPARATOR), (PADDING, FILLER))
     )
     best = sorted(vision, key=lambda position: rank_key(row, position))[: row.keep]
     kept = sorted(text + best)
@@ -83,7 +96,7 @@ def expected(row: Row, width: int) -> tuple[list[int], list[bool]]:
 @settings(deadline=None, max_examples=200)
 def test_select_kept_equals_the_oracle(batch: tuple[list[Row], int]) -> None:
     rows, width = batch
-    index, is_kept = select_kept(*tensors(rows), width)
+    index, is_kept = select_rows(rows, width)
     assert index.shape == is_kept.shape == (len(rows), width)
     assert is_kept.dtype == torch.bool
     for row, found, real in zip(rows, index.tolist(), is_kept.tolist(), strict=True):
@@ -95,8 +108,8 @@ def test_select_kept_equals_the_oracle(batch: tuple[list[Row], int]) -> None:
 def test_a_row_does_not_depend_on_the_others(batch: tuple[list[Row], int], order: list[int]) -> None:
     rows, width = batch
     order = [row for row in order if row < len(rows)]
-    together = select_kept(*tensors(rows), width)
-    shuffled = select_kept(*tensors([rows[row] for row in order]), width)
+    together = select_rows(rows, width)
+    shuffled = select_rows([rows[row] for row in order], width)
     for one, other in zip(together, shuffled, strict=True):
         assert torch.equal(one[order], other)
 
@@ -105,10 +118,13 @@ def test_a_row_does_not_depend_on_the_others(batch: tuple[list[Row], int], order
 
 
 def select(scores: list[float], kinds: str, keep: int, width: int) -> tuple[list[int], list[bool]]:
-    """One row; ``kinds`` has a letter per position: text, vision, padding."""
-    vision = torch.tensor([[kind == "v" for kind in kinds]])
+    """One row; ``kinds`` has a letter per position: text, vision, separator, padding."""
+    vision = torch.tensor([[kind in "vs" for kind in kinds]])
     valid = torch.tensor([[kind != "p" for kind in kinds]])
-    index, is_kept = select_kept(torch.tensor([scores]), vision, valid, torch.tensor([keep]), width)
+    protected = torch.tensor([[kind == "s" for kind in kinds]]) if "s" in kinds else None
+    index, is_kept = select_kept(
+        torch.tensor([scores]), vision, valid, torch.tensor([keep]), width, protected
+    )
     return index[0].tolist(), is_kept[0].tolist()
 
 
@@ -128,6 +144,16 @@ def test_nan_ranks_below_every_number() -> None:
 def test_infinite_scores_are_ordinary_ends_of_the_range() -> None:
     assert select([-math.inf, 0.0, math.inf, 5.0], "vvvv", 2, 2) == ([2, 3], [True] * 2)
     assert select([-math.inf] * 3 + [0.0], "vvvt", 2, 3) == ([0, 1, 3], [True] * 3)
+
+
+def test_separators_stay_before_any_score() -> None:
+    inf = math.inf
+    assert select([inf, 5.0, -inf, inf, math.nan, 0.0], "vvsvst", 3, 4) == ([0, 2, 4, 5], [True] * 4)
+
+
+def test_where_not_all_separators_can_stay_the_first_do() -> None:
+    assert select([0.0, 1.0, 9.0, 2.0, 9.0, 3.0], "tsvsvs", 2, 3) == ([0, 1, 3], [True] * 3)
+    assert select([0.0, 1.0, 9.0, 2.0, 9.0, 3.0], "tsvsvs", 0, 1) == ([0], [True])
 
 
 def test_a_text_token_s_score_is_never_read() -> None:

@@ -154,6 +154,8 @@ def test_a_preset_states_rule_positions_source_and_cost(name: str) -> None:
     schedule = Schedule.preset(name)
     assert schedule.scorer.name == SCORERS[name.split("/")[0]]
     assert schedule.positions == ("renumbered" if name.startswith(RENUMBERED) else "original")
+    # The papers' code ranks every vision token.
+    assert schedule.separators == "ranked"
     assert {"source", "published", "flops_prompt", "note"} <= schedule.evidence.keys()
     # The file fits any checkpoint of its family and depth.
     assert schedule.backbone.config_digest is None

@@ -35,6 +35,7 @@ DOCUMENT: dict[str, Any] = {
     ],
     "scorer": {"name": "text_guided", "options": {}},
     "positions": "renumbered",
+    "separators": "ranked",
     "budget": {"kind": "processed", "target": 0.4, "processed": 0.4, "published": 0.3, "flops": 0.5},
     "evidence": {"samples": 1000, "change_points": [1, 4], "nested": {"a": [None, "é", 0.1]}},
     "provenance": {"seed": 0},
@@ -97,6 +98,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
             )
         ),
         positions=draw(st.sampled_from(["original", "renumbered"])),
+        separators=draw(st.sampled_from(["protected", "ranked"])),
         budget=draw(st.none() | st.just(Budget(kind="flops", target=0.1, processed=0.2, published=0.3))),
     )
 
@@ -110,6 +112,11 @@ def test_every_schedule_survives_the_file_to_the_last_bit(schedule: Schedule) ->
 def test_positions_default_to_the_original_ones() -> None:
     document = {key: value for key, value in DOCUMENT.items() if key != "positions"}
     assert Schedule.from_json(json.dumps(document)).positions == "original"
+
+
+def test_separators_are_protected_where_a_file_does_not_name_them() -> None:
+    document = {key: value for key, value in DOCUMENT.items() if key != "separators"}
+    assert Schedule.from_json(json.dumps(document)).separators == "protected"
 
 
 # ---- wrong files
