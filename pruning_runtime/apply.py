@@ -89,7 +89,6 @@ def pruned(
         ]
         for layer, block in enumerate(backbone.layers):
             hooks.append(block.register_forward_pre_hook(pruner.before_layer(layer), with_kwargs=True))
-            hooks.append(block.register_forward_hook(pruner.after_layer(layer)))
             if (temperature := find_temperature(block)) is not None and schedule.positions == "original":
                 correct = pruner.after_queries(layer, temperature)
                 hooks.append(temperature.queries.register_forward_hook(correct))
@@ -159,7 +158,7 @@ class _Prefill:
     plan: dict[int, StagePlan]
     restore: bool
     scores: Tensor | None = None
-    deepstack: list[Tensor] = field(default_factory=list)
+    deepstack: dict[int, Tensor] = field(default_factory=dict)
     gathered: dict[Any, Any] = field(default_factory=dict)
     """Arguments cut for the current segment: the model hands the same objects to every layer."""
 
@@ -319,18 +318,6 @@ class _Pruner:
 
         return hook
 
-    def after_layer(self, layer: int) -> Callable[..., Any]:
-        """The hook of decoder layer ``layer``: DeepStack's addition, where a prompt has one."""
-
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            forward = self._forward
-            if not isinstance(forward, _Prefill) or layer >= len(forward.deepstack):
-                return None
-            segment = forward.prompt.of(layer, output.device)
-            return output + gather_positions(forward.deepstack[layer].to(output.device), segment.index, 1)
-
-        return hook
-
     def after_queries(self, layer: int, temperature: Temperature) -> Callable[..., Tensor | None]:
         """The hook on the queries of decoder layer ``layer``, which the model scales by their place."""
 
@@ -373,10 +360,12 @@ class _Pruner:
                 hidden = self._drop(forward, stage, hidden)
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
         segment = prompt.of(layer, hidden.device)
+        if (features := forward.deepstack.get(layer)) is not None:
+            hidden = hidden + gather_positions(features.to(hidden.device), segment.index, 1)
         # Layers that only read another layer's keys may be given the prompt's last tokens alone (Gemma 4).
         last_only = hidden.shape[-2] != segment.width
         if len(prompt.segments) == 1 and not last_only:
-            return None
+            return None if features is None else (hidden, others, kwargs)
 
         kwargs = dict(kwargs)
         if not last_only:

@@ -55,6 +55,7 @@ VERIFIED: dict[str, VerifiedFamily] = {
     "llava_next_video": VerifiedFamily(
         "LLaVA-NeXT-Video", "LlavaNextVideoForConditionalGeneration", media=("image", "video")
     ),
+    "granite4_vision": VerifiedFamily("Granite 4 Vision", "Granite4VisionForConditionalGeneration"),
     "qwen3_vl": VerifiedFamily("Qwen3-VL", "Qwen3VLForConditionalGeneration", media=("image", "video")),
     "qwen3_vl_moe": VerifiedFamily(
         "Qwen3-VL-MoE", "Qwen3VLMoeForConditionalGeneration", media=("image", "video")

@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         "DeepStack lost",
         "apply.py",
-        "return output + gather_positions(forward.deepstack[layer].to(output.device), segment.index, 1)",
-        "return output",
+        "hidden = hidden + gather_positions(features.to(hidden.device), segment.index, 1)",
+        "pass",
     ),
     Fault("window ignored", "masks.py", "allowed & (query - key < self.window)", "allowed"),
     Fault(

@@ -179,6 +179,51 @@ def _onevision_videos(per_row: Sequence[int], generator: torch.Generator) -> tup
     return [[*block, VIDEO] for block in blocks], inputs
 
 
+# ---- Granite 4 Vision: as LLaVA-NeXT, but nothing enters with the embeddings; windows of 4 x 4 patches become
+# 2 x 2 tokens, from four layers of the tower and from four corners of 2 x 2 patches, each for a decoder layer.
+
+
+def _granite4_vision() -> dict[str, Any]:
+    qformer = {
+        "model_type": "blip_2_qformer",
+        "num_hidden_layers": 1,
+        "intermediate_size": 48,
+        "cross_attention_frequency": 1,
+        "use_qformer_text_input": False,
+    }
+    return {
+        "vision_config": _tower(
+            model_type="siglip_vision_model",
+            hidden_size=64,  # a head of the projectors is 64 wide
+            image_size=32,
+            num_hidden_layers=3,
+            vision_use_head=False,
+        ),
+        "text_config": _text(
+            model_type="granite4_vision_text",
+            embedding_multiplier=3.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.3,
+            logits_scaling=0.5,
+        ),
+        "qformer_config": qformer,
+        "image_token_index": IMAGE,
+        "image_grid_pinpoints": [[32, 64], [64, 32]],
+        "vision_feature_select_strategy": "full",
+        "downsample_rate": "2/4",
+        "deepstack_layer_map": [[-1, 0], [-3, 1]],
+        "spatial_vision_layer": -2,
+        # Two of them behind the last stage of the tests' schedules.
+        "spatial_target_layers": [2, 3, 4, 5],
+    }
+
+
+def _granite_images(per_row: Sequence[int], generator: torch.Generator) -> tuple[list[Block], Inputs]:
+    blocks, inputs = _anyres_images(per_row, generator)
+    pixels = torch.randn(len(blocks), 3, 3, 32, 32, generator=generator)
+    return blocks, {"pixel_values": pixels, "image_sizes": inputs["image_sizes"] * 2}
+
+
 # ---- Qwen's: images in their own resolution, given as a grid of patches of which 2 x 2 become a token.
 
 _GRIDS = ((8, 8), (4, 8), (8, 4))
@@ -446,6 +491,9 @@ FAMILIES_A: dict[str, TinyFamilyA] = {
     ),
     "llava_next_video": TinyFamilyA(
         "LlavaNextVideoForConditionalGeneration", _llava_next_video, _anyres_images, _pooled_videos
+    ),
+    "granite4_vision": TinyFamilyA(
+        "Granite4VisionForConditionalGeneration", _granite4_vision, _granite_images
     ),
     "qwen3_vl": TinyFamilyA(
         "Qwen3VLForConditionalGeneration", _qwen3_vl, _grid_images, _timed_videos, m_rope=True
