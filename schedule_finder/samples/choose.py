@@ -1,0 +1,108 @@
+"""Which rows are for discovery and which are held out: decided once, seeded, in equal shares over the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from schedule_finder.errors import InputError
+from schedule_finder.samples.demo import DemoData
+from schedule_finder.samples.entries import DataSet, Sample, SampleEntry, Use
+
+
+class Mixture:
+    """Several data sets as one. Raises `InputError` where two of them are the same."""
+
+    def __init__(self, parts: Sequence[DataSet]) -> None:
+        self.parts = {part.source: part for part in parts}
+        if len(self.parts) < len(parts):
+            names = [part.source for part in parts]
+            raise InputError(f"--dataset: {next(n for n in names if names.count(n) > 1)} is given twice")
+
+    @property
+    def source(self) -> str:
+        """All sources."""
+        return " + ".join(self.parts)
+
+    def size(self, use: Use) -> int:
+        """Rows of all parts together."""
+        return sum(part.size(use) for part in self.parts.values())
+
+    def load(self, entry: SampleEntry) -> Sample:
+        """The sample from the part that ``entry.source`` names. Raises `BadSample`."""
+        return self.parts[entry.source].load(entry)
+
+
+def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
+    """Seeded choice of ``count`` rows for discovery and ``held_out`` others for evaluation.
+
+    The parts of a mixture get equal shares of both, as far as their sizes allow, and take turns. Data too small
+    for both uses gives a fifth of its rows (at least one) to evaluation.
+    """
+    parts = list(data.parts.values()) if isinstance(data, Mixture) else [data]
+    sizes = [part.size("discovery") for part in parts]
+    total = sum(sizes)
+    if total < 2:
+        raise InputError(
+            f"data set {data.source!r} has {total} row; two are the least, to discover and to evaluate"
+        )
+    if count + held_out > total:
+        held_out = min(held_out, max(1, total // 5))
+        count = min(count, total - held_out)
+    rows = shares(count + held_out, sizes)
+    held = _proportional(held_out, rows)
+    drawn = [
+        _draw(part, of_it - kept, kept, seed) for part, of_it, kept in zip(parts, rows, held, strict=True)
+    ]
+    return [
+        entry
+        for use in ("discovery", "held_out")
+        for entry in _taking_turns([[entry for entry in part if entry.use == use] for part in drawn])
+    ]
+
+
+def shares(count: int, sizes: Sequence[int]) -> list[int]:
+    """``count`` split into equal whole shares, none above its size; earlier ones are one larger where need be."""
+    given = [0] * len(sizes)
+    while left := min(count, sum(sizes)) - sum(given):
+        open_places = [place for place, size in enumerate(sizes) if given[place] < size]
+        each, more = divmod(left, len(open_places))
+        for turn, place in enumerate(open_places):
+            given[place] += min(each + (turn < more), sizes[place] - given[place])
+    return given
+
+
+def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
+    """``count`` split in proportion to ``sizes``, by largest remainder."""
+    exact = [count * size / max(1, sum(sizes)) for size in sizes]
+    whole = [int(share) for share in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda place: whole[place] - exact[place])
+    for place in by_remainder[: count - sum(whole)]:
+        whole[place] += 1
+    return whole
+
+
+def _draw(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
+    if isinstance(data, DemoData):
+        return data.entries(count, held_out)
+    order = np.random.default_rng(seed).permutation(data.size("discovery"))[: count + held_out]
+    return [
+        SampleEntry(
+            id=f"{data.source}:{row:06d}",
+            source=data.source,
+            row=int(row),
+            use="discovery" if place < count else "held_out",
+        )
+        for place, row in enumerate(order)
+    ]
+
+
+def _taking_turns(parts: Sequence[Sequence[SampleEntry]]) -> list[SampleEntry]:
+    """One list in which every part is spread evenly, so that any beginning of it is a fair mixture."""
+    placed = [
+        ((place + 0.5) / len(part), number, entry)
+        for number, part in enumerate(parts)
+        for place, entry in enumerate(part)
+    ]
+    return [entry for _, _, entry in sorted(placed, key=lambda item: item[:2])]

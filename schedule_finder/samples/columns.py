@@ -1,0 +1,218 @@
+"""Which columns of a table are the image, the question and the answer, and how they are read."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from schedule_finder.errors import InputError
+from schedule_finder.samples.entries import BadSample
+
+IMAGE_COLUMNS = ("image", "images", "image_path", "img", "picture")
+VIDEO_COLUMNS = ("video", "videos", "video_path", "frames", "clip")
+QUESTION_COLUMNS = ("question", "query", "prompt", "instruction", "text")
+ANSWER_COLUMNS = ("answer", "answers", "label", "target", "response")
+TYPE_COLUMNS = ("question_type", "category", "task", "type")
+MOST_CHARACTERS = 20_000
+"""Longer questions are skipped: no benchmark has any, and one would fill a backbone's context."""
+
+AnswerForm = Literal["text", "most_common", "letter"]
+"""How an answer is read: as it is (the first of a list), the answer that most annotators gave, or a number
+that counts the options from A."""
+
+
+class Template:
+    """Text over the columns of a row: ``{question}\\nOptions: {options}``.
+
+    ``{options:letters}`` spells a list as lines ``A. ...``. A line is left out where all columns that it names
+    are empty.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            self._lines = [list(string.Formatter().parse(line)) for line in text.split("\n")]
+        except ValueError as error:
+            raise InputError(f"template {text!r}: {error}; write braces that are text as {{{{ }}}}") from None
+        for line in self._lines:
+            for _, name, form, _ in line:
+                if name == "" or (form not in (None, "", "letters")):
+                    raise InputError(f"template {text!r}: a field is {{COLUMN}} or {{COLUMN:letters}}")
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that it names."""
+        return [name for line in self._lines for _, name, _, _ in line if name]
+
+    @property
+    def is_column(self) -> bool:
+        """Whether it is one column and nothing else, so that a cell need not be text."""
+        return self.text == "{" + "".join(self.columns) + "}"
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """The text of one row."""
+        lines = []
+        for line in self._lines:
+            values = [_text(row[name], form == "letters") for _, name, form, _ in line if name is not None]
+            if not values or any(values):
+                fields = iter(values)
+                lines.append(
+                    "".join(
+                        literal + (next(fields) if name is not None else "") for literal, name, _, _ in line
+                    )
+                )
+        return "\n".join(lines).strip()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the parts of a sample are in a row; ``images`` and ``videos`` are columns or templates of paths."""
+
+    images: tuple[Template, ...]
+    videos: tuple[Template, ...]
+    question: Template
+    answer: str | None
+    answer_form: AnswerForm
+    question_type: str | None
+
+    @property
+    def media(self) -> list[str]:
+        """Columns with images, videos, or what their paths are made of."""
+        return _once(name for template in (*self.images, *self.videos) for name in template.columns)
+
+    @property
+    def text(self) -> list[str]:
+        """Columns with the question, the answer and the question's type."""
+        return _once(name for name in (*self.question.columns, self.answer, self.question_type) if name)
+
+    def question_of(self, row: Mapping[str, Any]) -> str:
+        """The question of a row. Raises `BadSample` where there is none, or one without end."""
+        question = self.question.fill(row)
+        if not question:
+            raise BadSample("the question is empty")
+        if len(question) > MOST_CHARACTERS:
+            raise BadSample(f"the question has {len(question):,} characters, more than {MOST_CHARACTERS:,}")
+        return question
+
+    def answer_of(self, row: Mapping[str, Any]) -> str | None:
+        """The answer of a row, None where it is not known."""
+        value = row[self.answer] if self.answer else None
+        if isinstance(value, (list, tuple)):
+            given = [text for text in map(_text, value) if text]
+            if not given:
+                return None
+            return Counter(given).most_common(1)[0][0] if self.answer_form == "most_common" else given[0]
+        if self.answer_form == "letter" and isinstance(value, int) and 0 <= value < 26:
+            return string.ascii_uppercase[value]
+        return _text(value) or None
+
+    def type_of(self, row: Mapping[str, Any]) -> str:
+        """The question type of a row."""
+        return (_text(row[self.question_type]) if self.question_type else "") or "all"
+
+
+def find_columns(
+    names: Sequence[str],
+    source: str,
+    *,
+    image: str | None = None,
+    video: str | None = None,
+    question: str | None = None,
+    question_template: str | None = None,
+    answer: str | None = None,
+    answer_form: AnswerForm = "text",
+    question_type: str | None = None,
+) -> Columns:
+    """The columns of a table: those that were chosen, guesses for the rest. Raises `InputError`."""
+    images = _media(image, names, "--image-column", source)
+    videos = _media(video, names, "--video-column", source)
+    if not images and not videos:
+        guess = _guess(IMAGE_COLUMNS, names)
+        # Several images in columns of their own: image_1, image_2, ...
+        numbered = sorted((n for n in names if re.fullmatch(r"image_?\d+", n)), key=lambda n: (len(n), n))
+        images = [guess] if guess else numbered
+        if not images:
+            guess = _guess(VIDEO_COLUMNS, names)
+            videos = [guess] if guess else []
+    if not images and not videos:
+        raise _unknown(source, names, (*IMAGE_COLUMNS, *VIDEO_COLUMNS), "--image-column or --video-column")
+    if question_template is None:
+        question = question or _guess(QUESTION_COLUMNS, names)
+        if question is None:
+            raise _unknown(source, names, QUESTION_COLUMNS, "--question-column")
+        _check([question], names, "--question-column", source)
+        asked = Template("{" + question + "}")
+    else:
+        asked = Template(question_template)
+        _check(asked.columns, names, "--question-template", source)
+    if answer is not None:
+        _check([answer], names, "--answer-column", source)
+    return Columns(
+        tuple(map(path_template, images)),
+        tuple(map(path_template, videos)),
+        asked,
+        answer or _guess(ANSWER_COLUMNS, names),
+        answer_form,
+        question_type if question_type in names else _guess(TYPE_COLUMNS, names),
+    )
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _media(chosen: str | None, names: Sequence[str], option: str, source: str) -> list[str]:
+    """A column, several with commas between, or a template of a path."""
+    if chosen is None:
+        return []
+    parts = [chosen] if chosen in names else [part.strip() for part in chosen.split(",")]
+    _check([name for part in parts for name in path_template(part).columns], names, option, source)
+    return parts
+
+
+def path_template(text: str) -> Template:
+    """A column's name, or a path over columns (``videos/{id}.mp4``), as a template."""
+    return Template(text if "{" in text else "{" + text + "}")
+
+
+def _check(chosen: Sequence[str], names: Collection[str], option: str, source: str) -> None:
+    for name in chosen:
+        if name not in names:
+            raise InputError(f"{option} {name!r}: data set {source!r} has the columns {', '.join(names)}")
+
+
+def _guess(guesses: Sequence[str], names: Collection[str]) -> str | None:
+    return next((name for name in guesses if name in names), None)
+
+
+def _unknown(source: str, names: Sequence[str], guesses: Sequence[str], option: str) -> InputError:
+    return InputError(
+        f"data set {source!r} has the columns {', '.join(names)}; none of {', '.join(guesses)} is among them, so "
+        f"name it with {option}"
+    )
+
+
+def _text(value: Any, letters: bool = False) -> str:
+    """A cell as text; nothing for what tables write where there is no value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if letters and isinstance(value, str) and value.startswith("["):
+        try:  # MMMU keeps its lists of options as Python text
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+    if isinstance(value, (list, tuple)):
+        texts = [_text(item) for item in value]
+        if letters:
+            return "\n".join(
+                f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, texts, strict=False)
+            )
+        return ", ".join(texts)
+    text = str(value).strip()
+    return "" if text == "nan" else text

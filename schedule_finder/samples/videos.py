@@ -1,0 +1,106 @@
+"""From a video file, an animated image or a list of frames to a few frames, evenly spread over its length."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from schedule_finder.errors import InputError
+from schedule_finder.samples.entries import BadSample
+from schedule_finder.samples.images import BOMB_PIXELS, reading, upright_rgb
+
+_ANIMATED = ("GIF", "WEBP", "PNG")
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Places of ``count`` of ``total`` things (all, where there are fewer): the middles of equal parts."""
+    count = min(total, count)
+    return [(2 * place + 1) * total // (2 * count) for place in range(count)]
+
+
+def open_video(source: Path | bytes, name: str, count: int) -> tuple[Image.Image, ...]:
+    """``count`` frames of a video file or an animated image as RGB, evenly spread over its length.
+
+    A video with fewer frames gives all it has.
+
+    Args:
+        source: the file, or its bytes.
+        name: what to call it in messages.
+        count: frames to take.
+
+    Raises:
+        BadSample: it cannot be read or holds no frames.
+        InputError: PyAV, which decodes videos, is not installed.
+    """
+    with reading("video", name):
+        if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
+            raise BadSample(f"video {name!r} is an empty file")
+        frames = _animated(source, count) or _decoded(source, count)
+        if not frames:
+            raise BadSample(f"video {name!r} holds no frames")
+        return tuple(upright_rgb(frame)[0] for frame in frames)
+
+
+def _animated(source: Path | bytes, count: int) -> list[Image.Image]:
+    """Frames of an animated image; none where it is something else."""
+    try:
+        image: Any = Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=_ANIMATED
+        )
+    except UnidentifiedImageError:
+        return []
+    with image:
+        _refuse_huge(image.width, image.height)
+        frames = []
+        for place in spread(image.n_frames, count):
+            image.seek(place)
+            frames.append(image.copy())
+        return frames
+
+
+def _decoded(source: Path | bytes, count: int) -> list[Image.Image]:
+    """Frames of a video file, decoded by PyAV."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(
+            "videos are decoded by PyAV, which is not installed: pip install 'adaptinfer[video]', or give each "
+            "video as a list of frame files"
+        ) from None
+
+    def container() -> Any:
+        return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+
+    with container() as file:
+        if not file.streams.video:
+            raise BadSample("the file has no video stream")
+        stream = file.streams.video[0]
+        _refuse_huge(stream.width, stream.height)
+        # Headers often do not say how many frames there are, or say more than there are: count packets.
+        total = sum(packet.size > 0 for packet in file.demux(stream))
+    frames, seen = _pick(container, spread(total, count))
+    if len(frames) < min(total, count):  # a packet need not be a frame
+        frames, _ = _pick(container, spread(seen, count))
+    return frames
+
+
+def _pick(container: Any, places: Sequence[int]) -> tuple[list[Image.Image], int]:
+    """The frames at ``places``, and how many frames were met up to the last of them."""
+    wanted, frames, seen = set(places), [], 0
+    with container() as file:
+        for frame in file.decode(video=0):
+            if seen in wanted:
+                frames.append(frame.to_image())
+            seen += 1
+            if len(frames) == len(wanted):
+                break
+    return frames, seen
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    if width * height > BOMB_PIXELS:
+        raise BadSample(f"the video's frames have {width} x {height} pixels, more than {BOMB_PIXELS:,}")
