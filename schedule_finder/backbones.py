@@ -40,13 +40,25 @@ class LoadedBackbone:
         return "sha256:" + hashlib.sha256(_template(self.processor).encode()).hexdigest()[:16]
 
     def inputs(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Model inputs of a batch on the host, padded on the left, as the backbone's own chat template says."""
+        """Model inputs of a batch on the host, padded on the left, as the backbone's own chat template says.
+
+        Raises:
+            InputError: a sample has a video and the backbone's processor takes none.
+        """
         prompts = [self._prompt(sample) for sample in samples]
         images = [image for sample in samples for image in sample.images]
+        videos = [list(video) for sample in samples for video in sample.videos]
+        media: dict[str, Any] = {"images": images or None}
+        if videos:
+            if getattr(self.processor, "video_processor", None) is None:
+                raise InputError(
+                    f"{type(self.processor).__name__} takes no videos; give frames as a list of images "
+                    "(--image-column), or choose a backbone for videos"
+                )
+            # The frames were chosen already: some processors would choose again, by the seconds between them.
+            media |= {"videos": videos, "do_sample_frames": False}
         self.processor.tokenizer.padding_side = "left"
-        return dict(
-            self.processor(images=images, text=prompts, padding=len(prompts) > 1, return_tensors="pt")
-        )
+        return dict(self.processor(**media, text=prompts, padding=len(prompts) > 1, return_tensors="pt"))
 
     def generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Any:
         """Greedy `generate` of the backbone, as it is or inside a `pruned`."""
@@ -60,6 +72,7 @@ class LoadedBackbone:
 
     def _prompt(self, sample: Sample) -> str:
         content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
+        content += [{"type": "video"} for _ in sample.videos]
         content.append({"type": "text", "text": sample.question})
         conversation: Any = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(
