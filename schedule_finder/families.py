@@ -46,8 +46,10 @@ class VerifiedFamily:
 
 VERIFIED: dict[str, VerifiedFamily] = {
     "llava": VerifiedFamily("LLaVA-1.5", "LlavaForConditionalGeneration"),
-    "qwen2_vl": VerifiedFamily("Qwen2-VL", "Qwen2VLForConditionalGeneration"),
-    "qwen2_5_vl": VerifiedFamily("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration"),
+    "qwen2_vl": VerifiedFamily("Qwen2-VL", "Qwen2VLForConditionalGeneration", media=("image", "video")),
+    "qwen2_5_vl": VerifiedFamily(
+        "Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", media=("image", "video")
+    ),
     "llava_next": VerifiedFamily("LLaVA-NeXT", "LlavaNextForConditionalGeneration"),
     "llava_onevision": VerifiedFamily(
         "LLaVA-OneVision", "LlavaOnevisionForConditionalGeneration", media=("image", "video")

@@ -1,7 +1,7 @@
 """Stock model classes with random weights, built in-process from small configurations.
 
-A `TinyFamily` also makes batches: rows with different numbers of images, padded on the left, in the
-exact form that the family's processor would give.
+A `TinyFamily` also makes batches: rows with different numbers of images and videos, padded on the left, in
+the exact form that the family's processor would give.
 """
 
 from __future__ import annotations
@@ -42,26 +42,47 @@ class TinyFamily:
     image_inputs: Callable[[int, torch.Generator], Inputs]
     image_block: tuple[int, ...]
     """Token ids that stand for one image."""
+    videos: Callable[[int, torch.Generator], tuple[list[list[int]], Inputs]] | None = None
+    """``videos(count, generator)``: token ids of each video, which may differ in size, and the tensors."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a prompt may hold."""
+        return ("image", "video") if self.videos else ("image",)
 
     def batch(
-        self, images_per_row: Sequence[int] = (1,), *, text: Sequence[int] | None = None, seed: int = 0
+        self,
+        images_per_row: Sequence[int] = (1,),
+        *,
+        videos_per_row: Sequence[int] | None = None,
+        text: Sequence[int] | None = None,
+        seed: int = 0,
     ) -> Inputs:
-        """Left-padded prompts; row ``i`` holds ``images_per_row[i]`` images and ``text[i]`` text tokens."""
+        """Left-padded prompts.
+
+        Row ``i`` holds ``images_per_row[i]`` images, ``videos_per_row[i]`` videos and ``text[i]`` text tokens.
+        """
         generator = torch.Generator().manual_seed(seed)
         text = text or [7 + 2 * row for row in range(len(images_per_row))]
-        rows = []
-        for images, words in zip(images_per_row, text, strict=True):
+        videos_per_row = videos_per_row or [0] * len(images_per_row)
+        blocks, video_inputs = [], {}
+        if sum(videos_per_row):
+            assert self.videos is not None
+            blocks, video_inputs = self.videos(sum(videos_per_row), generator)
+        left, rows = iter(blocks), []
+        for images, videos, words in zip(images_per_row, videos_per_row, text, strict=True):
             ids = [BOS, *self._words(2, generator)]
-            for _ in range(images):
-                ids += [*self.image_block, *self._words(1, generator)]
+            for block in [self.image_block] * images + [next(left) for _ in range(videos)]:
+                ids += [*block, *self._words(1, generator)]
             rows.append(ids + self._words(words, generator))
         length = max(map(len, rows))
         input_ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
         inputs = {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
         if sum(images_per_row):
             inputs |= self.image_inputs(sum(images_per_row), generator)
-            if "image_grid_thw" in inputs:
-                inputs["mm_token_type_ids"] = (input_ids == IMAGE).long()
+        inputs |= video_inputs
+        if "image_grid_thw" in inputs or "video_grid_thw" in inputs:
+            inputs["mm_token_type_ids"] = (input_ids == IMAGE).long() + 2 * (input_ids == VIDEO).long()
         return inputs
 
     @staticmethod
@@ -168,10 +189,25 @@ def _qwen_images(count: int, generator: torch.Generator) -> Inputs:
     }
 
 
+def _qwen2_videos(count: int, generator: torch.Generator) -> tuple[list[list[int]], Inputs]:
+    # Pairs of frames, height and width in patches; 2 x 2 patches of a pair of frames merge into a token.
+    grids = torch.tensor([((3, 4, 8), (2, 8, 4))[video % 2] for video in range(count)])
+    blocks = [[VISION_START, *[VIDEO] * (int(grid.prod()) // 4), VISION_END] for grid in grids]
+    pixels = torch.randn(int(grids.prod(1).sum()), 3 * 2 * 4 * 4, generator=generator)
+    return blocks, {"pixel_values_videos": pixels, "video_grid_thw": grids}
+
+
+def _qwen2_5_videos(count: int, generator: torch.Generator) -> tuple[list[list[int]], Inputs]:
+    # Four positions a second: pairs of frames of the two kinds of videos stand six and two positions apart.
+    blocks, inputs = _qwen2_videos(count, generator)
+    seconds = torch.tensor([(1.5, 0.5)[video % 2] for video in range(count)])
+    return blocks, inputs | {"second_per_grid_ts": seconds}
+
+
 _qwen_block = (VISION_START, *[IMAGE] * IMAGE_TOKENS, VISION_END)
 
 FAMILIES: dict[str, TinyFamily] = {
     "llava": TinyFamily(build_llava, _llava_images, (IMAGE,) * IMAGE_TOKENS),
-    "qwen2_vl": TinyFamily(build_qwen2_vl, _qwen_images, _qwen_block),
-    "qwen2_5_vl": TinyFamily(build_qwen2_5_vl, _qwen_images, _qwen_block),
+    "qwen2_vl": TinyFamily(build_qwen2_vl, _qwen_images, _qwen_block, _qwen2_videos),
+    "qwen2_5_vl": TinyFamily(build_qwen2_5_vl, _qwen_images, _qwen_block, _qwen2_5_videos),
 }
