@@ -24,6 +24,7 @@ from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbon
 from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
 from pruning_runtime.families import deepstack
 from pruning_runtime.families.rotary import TABLE, find_rotary, table_place, why_not_renumbered
+from pruning_runtime.families.separators import find_separators, separator_mask
 from pruning_runtime.families.temperature import Temperature, find_temperature
 from pruning_runtime.masks import Reach, kernel_mask, shortened_mask
 from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
@@ -158,6 +159,8 @@ class _Prefill:
     plan: dict[int, StagePlan]
     restore: bool
     scores: Tensor | None = None
+    separators: Tensor | None = None
+    """Vision tokens that mark the layout, where the schedule protects them and the model has them."""
     deepstack: dict[int, Tensor] = field(default_factory=dict)
     gathered: dict[Any, Any] = field(default_factory=dict)
     """Arguments cut for the current segment: the model hands the same objects to every layer."""
@@ -189,6 +192,8 @@ class _Pruner:
         self.record = Record(num_layers=backbone.shape.num_layers)
         self._stages = schedule.stages
         self._renumbered = schedule.positions == "renumbered"
+        protected = schedule.separators == "protected"
+        self._separators = find_separators(backbone.model, backbone.text_model) if protected else ()
         self._given_vision = vision_mask
         self._keep_scores = keep_scores
         self._watch = Stopwatch(next(backbone.text_model.parameters()).device, timing)
@@ -286,6 +291,9 @@ class _Pruner:
         if isinstance(forward, _Prefill) and forward.plan and embeddings is not None:
             kwargs = dict(kwargs)
             forward.deepstack = deepstack.take_features(kwargs, embeddings)
+            if self._separators:
+                given = [embeddings, *forward.deepstack.values()]
+                forward.separators = separator_mask(self._separators, given, forward.vision)
             return args, kwargs
         return None
 
@@ -389,17 +397,20 @@ class _Pruner:
 
     def _drop(self, forward: _Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
         before = forward.prompt.segments[-1].to(hidden.device)
-        vision = forward.vision.to(hidden.device).gather(1, before.index)
+        vision = forward.vision.to(hidden.device).gather(1, before.index) & before.valid
         keep = torch.tensor(stage.keep).to(hidden.device, non_blocking=True)
+        protected = forward.separators
+        if protected is not None:
+            protected = protected.to(hidden.device).gather(1, before.index) & vision
         if isinstance(self.scorer, PositionScorer):
-            scores = self.scorer.score_positions(vision, before.index, keep, self.record.prefills - 1)
+            scores = self._score_positions(vision, protected, before.index, keep)
         elif forward.scores is not None:
             scores = forward.scores.to(hidden.device)
         else:
             raise PruningError(
                 f"layer {stage.layer} ran without its attention being seen; its kernel was bypassed"
             )
-        place, valid = select_kept(scores, vision, before.valid, keep, stage.width)
+        place, valid = select_kept(scores, vision, before.valid, keep, stage.width, protected)
         after = Segment(before.index.gather(1, place), valid, stage.filled)
         forward.prompt.segments.append(after)
         forward.gathered.clear()
@@ -410,6 +421,16 @@ class _Pruner:
         if hidden.shape[sequence] != before.width:
             return hidden  # the model itself went on with its last tokens only; they are still there
         return gather_positions(hidden, place, sequence)
+
+    def _score_positions(
+        self, vision: Tensor, protected: Tensor | None, position: Tensor, keep: Tensor
+    ) -> Tensor:
+        """Scores for the places that protected tokens leave free, so that a rule spreads over those alone."""
+        assert isinstance(self.scorer, PositionScorer)
+        if protected is not None:
+            keep = (keep - protected.sum(1)).clamp(min=0)
+            vision = vision & ~protected
+        return self.scorer.score_positions(vision, position, keep, self.record.prefills - 1)
 
     def on_attention(self, inputs: AttentionInputs) -> None:
         """Score vision tokens where a stage follows; the listener of the tap."""

@@ -1,7 +1,8 @@
 """Separators: learned vectors that a model puts among its image features to mark their layout.
 
-LLaVA-NeXT, -OneVision and -NeXT-Video end each row of patches with one (`image_newline`) at the id of an image
-token, so that ids do not tell them from content. They are found by value in the decoder's input instead.
+LLaVA-NeXT, -OneVision, -NeXT-Video and Granite 4 Vision end each row of patches with one (`image_newline`) at the
+id of an image token, so that ids do not tell them from content. They are found by value among the features that
+the decoder is given instead.
 
 Not found, and so ranked like content, are separators that pass through layers of their own on their way in
 (Phi-4-multimodal, HunYuan-VL): their final value is nowhere in the model, and depends on the kernel's rounding.
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 Separator = tuple[nn.Module, str]
 """A learned vector: the module that owns it, and the parameter's name. An offloaded parameter is another
@@ -22,7 +24,7 @@ _ROUNDING = 2.0**-7
 """Largest difference from a separator, as a fraction of its largest entry: under autocast it has been bfloat16."""
 
 
-def find_separators(model: nn.Module, text_model: nn.Module) -> tuple[Separator, ...]:
+def find_separators(model: PreTrainedModel, text_model: PreTrainedModel) -> tuple[Separator, ...]:
     """The vectors as wide as the decoder that the modules around it own themselves; most models have none."""
     width = text_model.config.hidden_size
     path = next(name for name, module in model.named_modules() if module is text_model).split(".")

@@ -107,10 +107,13 @@ def test_keeping_everything_changes_no_bit(family: str, attention: str) -> None:
         assert torch.equal(expected, found)
 
 
-def test_a_row_is_pruned_as_it_would_be_alone() -> None:
+@pytest.mark.parametrize("text", [[6, 11, 4], [6, 23, 23]], ids=["padded", "equally long"])
+@pytest.mark.parametrize("scorer", ["text_guided", "strided"])
+def test_a_row_is_pruned_as_it_would_be_alone(scorer: str, text: list[int]) -> None:
+    """Rows that lose more than others are filled up with padding, or with dropped tokens where there is none."""
     tiny = FAMILIES["llava"]
-    model, together = tiny.build(), tiny.batch((2, 1, 1), text=[6, 11, 4])
-    schedule = schedule_for(model, (0, 0.5), (2, 0.2))
+    model, together = tiny.build(), tiny.batch((2, 1, 1), text=text)
+    schedule = schedule_for(model, (0, 0.5), (2, 0.2), scorer=scorer)
     with pruned(model, schedule) as record, torch.no_grad():
         batch_logits = generate(model, together, max_new_tokens=1, min_new_tokens=1)[1]
     pixels = torch.split(together["pixel_values"], [2, 1, 1])
