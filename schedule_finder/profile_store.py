@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
-from schedule_finder.files import write_text
+from schedule_finder.files import replacing, write_text, writing
 
 FORMAT, VERSION = "adaptinfer-profile", 1
 _COUNTS = ("num_vision", "num_raters", "num_other")
@@ -104,7 +104,6 @@ class ProfileStore:
                     "choose another --out, or remove that folder to start again"
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.meta_path, json.dumps(meta, indent=2) + "\n")
 
     def meta(self) -> dict[str, Any]:
@@ -124,70 +123,78 @@ class ProfileStore:
         return meta
 
     def append(self, ids: Sequence[str], rows: Sequence[ProfileRow]) -> None:
-        """Write one shard in one step; a reader sees all of it or nothing."""
-        if not rows:
-            return
-        table = _to_table(ids, rows)
-        number = max((int(path.stem.removeprefix("part-")) for path in self._parts()), default=-1) + 1
-        path = self.folder / f"part-{number:05d}.parquet"
-        partial = path.with_suffix(".partial")
-        floats = [f"{name}.list.element" for name in SCORE_FIELDS]
-        pq.write_table(
-            table,
-            partial,
-            compression="zstd",
-            use_dictionary=False,
-            use_byte_stream_split=floats,
-        )
-        partial.replace(path)
+        """Write one shard in one step; a reader sees all of it or nothing. Raises `InputError`."""
+        if rows:
+            self._append(_to_table(ids, rows))
 
     def ids(self) -> list[str]:
-        """Ids of all samples that are stored; a shard that cannot be read is set aside with its samples."""
+        """Ids of all samples that are stored, in no order."""
+        return [
+            name for path in self._parts() for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
+        ]
+
+    def recover(self, report: Callable[[str], None]) -> list[str]:
+        """Read every shard, set those that are damaged aside, and return the ids of the samples that are left.
+
+        ``report`` gets a line about every damaged shard.
+        """
         found: list[str] = []
         for path in self._parts():
             try:
-                found += pq.read_table(path, columns=["id"])["id"].to_pylist()
-            except (pa.ArrowInvalid, OSError):
-                path.rename(path.with_suffix(".corrupt"))
+                found += self._read(path)["id"].to_pylist()
+            except StoreError as error:
+                report(str(error))
         return found
 
     def read(self) -> Profile:
         """All samples, each once, ordered by id. Raises `StoreError` where there is nothing to read."""
         meta = self.meta()
-        tables = []
-        for path in self._parts():
-            try:
-                tables.append(pq.read_table(path))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise StoreError(
-                    f"{path}: cannot be read ({error}); run `adaptinfer-profile profile` again to do its samples anew"
-                ) from error
+        tables = [self._read(path) for path in self._parts()]
         if not tables:
             raise StoreError(f"{self.folder}: the profile is empty; run `adaptinfer-profile profile` first")
         return _from_table(meta, pa.concat_tables(tables))
 
-    def merge(self, stores: Iterable[ProfileStore]) -> None:
-        """Fill this store with the samples of others, doubles once. Raises `StoreError` on unlike ones."""
-        done: set[str] = set()
+    def merge(self, stores: Sequence[ProfileStore]) -> None:
+        """Add the samples of others as they are, doubles once. Raises `StoreError` on unlike ones."""
         for store in stores:
             self.open(store.meta())
-            profile = store.read()
-            fresh = [place for place, name in enumerate(profile.ids) if name not in done]
-            done.update(profile.ids)
-            for first in range(0, len(fresh), 256):
-                places = fresh[first : first + 256]
-                self.append([profile.ids[i] for i in places], [_row(profile, i) for i in places])
+        done = set(self.ids())
+        for store in stores:
+            for path in store._parts():
+                table = store._read(path)
+                fresh = [name not in done for name in table["id"].to_pylist()]
+                done.update(table["id"].to_pylist())
+                if any(fresh):
+                    self._append(table.filter(pa.array(fresh)))
+
+    def _append(self, table: pa.Table) -> None:
+        number = max((int(path.stem.removeprefix("part-")) for path in self._parts()), default=-1) + 1
+        floats = [f"{name}.list.element" for name in SCORE_FIELDS]
+        with replacing(self.folder / f"part-{number:05d}.parquet") as partial:
+            pq.write_table(
+                table,
+                partial,
+                compression="zstd",
+                use_dictionary=False,
+                use_byte_stream_split=floats,
+                write_page_checksum=True,
+            )
+
+    def _read(self, path: Path) -> pa.Table:
+        """One whole shard. One that is damaged is set aside, so that its samples count as missing."""
+        try:
+            return pq.read_table(path, page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            aside = path.with_suffix(".corrupt")
+            with writing(path):
+                path.rename(aside)
+            raise StoreError(
+                f"{path} is damaged ({' '.join(str(error).split())}) and set aside as {aside.name}; "
+                "`adaptinfer-profile profile` does its samples again"
+            ) from error
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
-
-
-def _row(profile: Profile, place: int) -> ProfileRow:
-    return ProfileRow(
-        **{name: int(profile.counts[name][place]) for name in _COUNTS},
-        scores={name: profile.scores[name][place] for name in SCORE_FIELDS},
-        curves={name: profile.curves[name][place] for name in CURVE_FIELDS},
-    )
 
 
 def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:

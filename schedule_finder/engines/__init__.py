@@ -1,0 +1,1 @@
+"""Ways to run samples through a backbone: in this process, or on a Ray cluster."""
