@@ -70,6 +70,12 @@ def kv_cache_bytes(shape: DecoderShape, tokens_per_layer: Sequence[float], bytes
     return sum(tokens_per_layer) * per_token * bytes_per_value
 
 
+def kv_ratio(stages: Sequence[Stage], num_layers: int, num_vision: float, num_other: float) -> float:
+    """Cache entries of the pruned decoder over those of the full one, for a typical prompt."""
+    processed = sum(processed_ratios(stages, num_layers)) / num_layers
+    return (processed * num_vision + num_other) / (num_vision + num_other)
+
+
 def budget_of(
     stages: Sequence[Stage],
     shape: DecoderShape,
@@ -78,11 +84,18 @@ def budget_of(
     *,
     kind: BudgetKind = "processed",
     target: float | None = None,
+    latency: float | None = None,
 ) -> Budget:
-    """All costs of ``stages`` as fractions of the full backbone; ``target`` defaults to what is met."""
+    """All costs of ``stages`` as fractions of the full backbone; ``target`` defaults to what is met.
+
+    ``latency`` cannot be computed, only measured; it is passed on where it is known.
+    """
     costs = {
         "processed": sum(processed_ratios(stages, shape.num_layers)) / shape.num_layers,
         "published": sum(published_ratios(stages, shape.num_layers)) / shape.num_layers,
         "flops": flops_ratio(stages, shape, num_vision, num_other),
+        "kv": kv_ratio(stages, shape.num_layers, num_vision, num_other),
     }
+    if latency is not None:
+        costs["latency"] = latency
     return Budget(kind=kind, target=costs[kind] if target is None else target, **costs)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from schedule_finder.solvers.base import BudgetTarget, Solution, Solver
+from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.solvers.fitprune import FitPrune
+from schedule_finder.solvers.grid import Grid
+from schedule_finder.solvers.paper import Paper
+from schedule_finder.solvers.pyramid import Pyramid
 from schedule_finder.solvers.retained import Retained
+from schedule_finder.solvers.sensitivity import Sensitivity
 
-SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (Retained,)}
-DEFAULT_SOLVER = Retained.name
+SOLVERS: dict[str, type[Solver]] = {
+    solver.name: solver for solver in (Sensitivity, Retained, Paper, Pyramid, FitPrune, Grid)
+}
+DEFAULT_SOLVER = Sensitivity.name
 
-__all__ = ["DEFAULT_SOLVER", "SOLVERS", "BudgetTarget", "Solution", "Solver"]
+__all__ = ["DEFAULT_SOLVER", "SOLVERS", "BudgetTarget", "Problem", "Solution", "Solver"]

@@ -5,13 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pruning_runtime.accounting import budget_of
+import numpy as np
+
+from pruning_runtime.accounting import budget_of, prefill_flops, processed_ratios
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
 from schedule_finder.errors import InputError
+from schedule_finder.latency import LatencyModel
 from schedule_finder.profile_store import Profile
+
+if TYPE_CHECKING:
+    from schedule_finder.divergence import DivergenceMeter
+    from schedule_finder.sensitivity import SensitivityTable
 
 _CLOSE = 1e-9
 
@@ -20,7 +27,8 @@ _CLOSE = 1e-9
 class BudgetTarget:
     """What a schedule may cost, and on which decoder and typical prompt.
 
-    ``target`` is a fraction of the unpruned backbone's cost in the unit ``kind``.
+    ``target`` is a fraction of the unpruned backbone's cost in the unit ``kind``; a ``latency`` budget needs
+    the model of what this device takes.
     """
 
     kind: BudgetKind
@@ -28,6 +36,14 @@ class BudgetTarget:
     shape: DecoderShape
     num_vision: float
     num_other: float
+    latency: LatencyModel | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "latency" and self.latency is None:
+            raise InputError(
+                "budget kind latency: nothing was measured on this device yet; run the command where the "
+                "backbone can be loaded"
+            )
 
     def cost(self, stages: Sequence[Stage]) -> float:
         """Cost of ``stages`` in this budget's unit, as a fraction of the unpruned cost."""
@@ -35,9 +51,52 @@ class BudgetTarget:
 
     def account(self, stages: Sequence[Stage]) -> Budget:
         """Cost of ``stages`` in every unit."""
+        latency = None
+        if self.latency is not None:
+            tokens = [
+                ratio * self.num_vision + self.num_other
+                for ratio in processed_ratios(stages, self.shape.num_layers)
+            ]
+            latency = self.latency.prefill_ms(tokens, len(stages)) / self.full_ms
         return budget_of(
-            stages, self.shape, self.num_vision, self.num_other, kind=self.kind, target=self.target
+            stages,
+            self.shape,
+            self.num_vision,
+            self.num_other,
+            kind=self.kind,
+            target=self.target,
+            latency=latency,
         )
+
+    @property
+    def full_ms(self) -> float:
+        """Milliseconds of the unpruned decoder, by the latency model."""
+        assert self.latency is not None
+        return self.latency.prefill_ms([self.num_vision + self.num_other] * self.shape.num_layers, 0)
+
+    def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
+        """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
+
+        They sum up to `cost` (a stage's own time under ``latency`` aside).
+        """
+        layers = self.shape.num_layers
+        tokens = ratios * self.num_vision + self.num_other
+        weights = np.ones(layers)
+        if self.kind == "processed":
+            one = ratios / layers
+        elif self.kind == "published":
+            # A stage's own layer already counts at its size after pruning: each counts as the layer behind it.
+            one = ratios / layers
+            weights[0], weights[-1] = 0.0, 2.0
+        elif self.kind == "kv":
+            one = tokens / (self.num_vision + self.num_other) / layers
+        elif self.kind == "flops":
+            full = prefill_flops(self.shape, [self.num_vision + self.num_other] * layers)
+            one = np.array([prefill_flops(self.shape, [count]) for count in tokens]) / full
+        else:
+            assert self.latency is not None
+            one = np.array([self.latency.prefill_ms([count], 0) for count in tokens]) / self.full_ms
+        return weights[:, None] * one
 
     def spend_rest(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...] | None:
         """Stages at ``layers`` with the given ratios but the last, which takes what the budget leaves.
@@ -89,26 +148,46 @@ class BudgetTarget:
 
 @dataclass(frozen=True)
 class Solution:
-    """Stages with the solver's reasons (JSON-able)."""
+    """Stages, the rule that scores tokens at them, and the solver's reasons (JSON-able)."""
 
     stages: tuple[Stage, ...]
+    scorer: str
     evidence: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a solver may look at.
+
+    Attributes:
+        profile: what text looked at, per sample and layer.
+        change_points: first layers of new regimes, as decoder layer indices; may be empty.
+        budget: what the stages may cost.
+        scorer: the rule that will score tokens, one of the profile's score fields.
+        scorer_is_free: whether a solver may choose another.
+        sensitivity: what single stages do to the answer; only for solvers that need it.
+        meter: measures on the model; only for solvers that need it.
+    """
+
+    profile: Profile
+    change_points: Sequence[int]
+    budget: BudgetTarget
+    scorer: str
+    scorer_is_free: bool = False
+    sensitivity: SensitivityTable | None = None
+    meter: DivergenceMeter | None = None
+
+
 class Solver(ABC):
-    """Turns a profile into stages; a subclass is one idea and names its source."""
+    """Turns a problem into stages; a subclass is one idea and names its source."""
 
     name: ClassVar[str]
+    detector: ClassVar[str | None] = None
+    """Whose change points it follows; None: the run's default."""
+    needs_sensitivity: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+    """Whether it makes use of `Problem.meter`."""
 
     @abstractmethod
-    def solve(
-        self, profile: Profile, change_points: Sequence[int], budget: BudgetTarget, *, scorer: str
-    ) -> Solution:
-        """Stages within the budget.
-
-        Args:
-            profile: what text looked at, per sample and layer.
-            change_points: first layers of new regimes, as decoder layer indices; may be empty.
-            budget: what the stages may cost; met to within 1 %.
-            scorer: the rule that will score tokens, one of the profile's score fields.
-        """
+    def solve(self, problem: Problem) -> Solution:
+        """Stages within the budget, which they meet to within 1 %. Raises `InputError` where none can."""

@@ -11,7 +11,7 @@ import numpy as np
 from pruning_runtime.schedule import Stage
 from schedule_finder.profile_store import Profile
 from schedule_finder.signals import layer_shift
-from schedule_finder.solvers.base import BudgetTarget, Solution, Solver
+from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
 
 MAX_STAGES = 3
 REPLAYED_SAMPLES = 64
@@ -42,16 +42,15 @@ class Retained(Solver):
 
     name = "retained"
 
-    def solve(
-        self, profile: Profile, change_points: Sequence[int], budget: BudgetTarget, *, scorer: str
-    ) -> Solution:
+    def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`; evidence holds the objective and the best choice per number of stages."""
+        profile, change_points, budget = problem.profile, problem.change_points, problem.budget
         deepest = budget.deepest_layer()
         profiled: list[int] = profile.meta["layers"]
         candidates = [layer for layer in profiled if layer <= budget.shape.num_layers - 2]
         if not any(layer <= deepest for layer in candidates):
             candidates = [deepest, *candidates]
-        replay = Replay(profile, scorer, layer_weights(profile, moving=bool(change_points)))
+        replay = Replay(profile, problem.scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
         choices: list[tuple[int, ...]] = [(layer,) for layer in candidates if layer <= deepest]
@@ -69,6 +68,7 @@ class Retained(Solver):
                 value, stages = one_more
         return Solution(
             stages,
+            problem.scorer,
             {
                 "solver": self.name,
                 "objective": "share of rater -> vision attention carried by the tokens that layers compute, "

@@ -1,0 +1,239 @@
+"""From a run's profile, and from the model where a solver asks for it, to a schedule for any budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pruning_runtime import Schedule
+from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.schedule import BackboneIdentity, BudgetKind, ScorerChoice
+from schedule_finder.backbones import LoadedBackbone
+from schedule_finder.divergence import DivergenceMeter
+from schedule_finder.errors import InputError
+from schedule_finder.files import write_text
+from schedule_finder.latency import LatencyModel, measure_latency
+from schedule_finder.profile_store import Profile
+from schedule_finder.provenance import provenance
+from schedule_finder.run_folder import Run
+from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
+from schedule_finder.sensitivity import SensitivityTable, measure_sensitivity
+from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
+
+AUTO = "auto"
+"""The scorer is the solver's to choose; the paper's rule where it cannot tell."""
+PAPERS_SCORER = "text_guided"
+TABLE_SAMPLES = 32
+CHOICE_SAMPLES = 64
+"""Samples for the sensitivity table, and others for the choice among whole schedules."""
+LATENCY_SAMPLES = 8
+
+Progress = Callable[[int, int], None]
+
+
+class Discovery:
+    """Solves for budgets over one run's profile; what is measured on the model is measured once.
+
+    Args:
+        run: a run with a profile and change points.
+        model: backbone and data set, for solvers and budgets that measure; None: use what is stored.
+        batch_size: samples per forward pass when measuring.
+        progress: called with (done, total) layers while the sensitivity table is measured.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: tuple[LoadedBackbone, DataSet] | None = None,
+        *,
+        batch_size: int = 32,
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._batch_size = batch_size
+        self._progress = progress
+        self._meter: DivergenceMeter | None = None
+
+    def solve(
+        self, budget: float, kind: BudgetKind, *, solver: str = DEFAULT_SOLVER, scorer: str = AUTO
+    ) -> Schedule:
+        """A schedule for one budget with its evidence, not written anywhere. Raises `InputError`."""
+        if solver not in SOLVERS:
+            raise InputError(f"--solver {solver!r}: choose {', '.join(SOLVERS)}")
+        profile = self.profile
+        if scorer not in (AUTO, *profile.scores):
+            raise InputError(f"--scorer {scorer!r}: choose {AUTO}, {', '.join(profile.scores)}")
+        target = self.target(budget, kind)
+        chosen = SOLVERS[solver]
+        detector = chosen.detector or self.detections["default"]
+        change_points = self.detections["detectors"][detector]["change_points"]
+        solution = chosen().solve(
+            Problem(
+                profile,
+                change_points,
+                target,
+                PAPERS_SCORER if scorer == AUTO else scorer,
+                scorer_is_free=scorer == AUTO,
+                sensitivity=self._sensitivity(scorer) if chosen.needs_sensitivity else None,
+                meter=self._choice_meter() if chosen.measures else None,
+            )
+        )
+        return Schedule(
+            backbone=BackboneIdentity(**profile.meta["backbone"]),
+            stages=tuple(
+                stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
+                for stage in solution.stages
+            ),
+            scorer=ScorerChoice(name=solution.scorer),
+            budget=target.account(solution.stages),
+            evidence={
+                "samples": len(profile),
+                "dataset": self._run.options["dataset"],
+                "typical_prompt": {
+                    "vision_tokens": round(profile.mean_vision, 1),
+                    "other_tokens": round(profile.mean_other, 1),
+                },
+                "question_types": self._question_types,
+                "detector": {"name": detector},
+                "change_points": change_points,
+                "solver": solution.evidence,
+            },
+            provenance=provenance(
+                revision=profile.meta["backbone"].get("revision"),
+                profile_dtype=profile.meta["dtype"],
+                prompt_digest=profile.meta["prompt_digest"],
+                seed=self._run.options["seed"],
+            ),
+        )
+
+    def target(self, budget: float, kind: BudgetKind) -> BudgetTarget:
+        """The budget on this run's backbone and typical prompt. Raises `InputError`."""
+        if not 0 < budget <= 1:
+            raise InputError(
+                f"--budget {budget}: a fraction of the unpruned cost, above 0 and at most 1 (or 15%)"
+            )
+        profile = self.profile
+        return BudgetTarget(
+            kind,
+            budget,
+            DecoderShape(**profile.meta["shape"]),
+            profile.mean_vision,
+            profile.mean_other,
+            self._latency if kind == "latency" or self._run.latency.exists() else None,
+        )
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The run's profile."""
+        return self._run.profile.read()
+
+    @cached_property
+    def detections(self) -> dict[str, Any]:
+        """What `detect` wrote. Raises `InputError`."""
+        path = self._run.change_points
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: not there; run `adaptinfer-profile detect {self._run.folder}` first"
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path}: not readable ({error}); detect again") from error
+
+    @cached_property
+    def _entries(self) -> dict[str, SampleEntry]:
+        return {entry.id: entry for entry in read_entries(self._run.samples)}
+
+    @property
+    def _question_types(self) -> list[str]:
+        found = {self._entries[name].question_type for name in self.profile.ids if name in self._entries}
+        return sorted(found)
+
+    # ---- what is measured
+
+    def _sensitivity(self, scorer: str) -> SensitivityTable:
+        """The stored table, or a new one where there is none or it was measured for another scorer."""
+        path = self._run.sensitivity
+        if path.exists():
+            table = SensitivityTable.load(path)
+            if scorer in (AUTO, table.scorer):
+                return table
+        name = PAPERS_SCORER if scorer == AUTO else scorer
+        samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
+        meter = DivergenceMeter(self._loaded, samples, self._batch_size)
+        layers = range(self._loaded.backbone.shape.num_layers - 1)
+        usable = [layer for layer in layers if self._loaded.backbone.has_own_attention(layer)]
+        table = measure_sensitivity(meter, name, usable, self._progress)
+        table.save(path)
+        return table
+
+    def _choice_meter(self) -> DivergenceMeter | None:
+        if self._meter is None and self._model is not None:
+            samples = self._load_samples(TABLE_SAMPLES, CHOICE_SAMPLES, "choice")
+            self._meter = DivergenceMeter(self._loaded, samples, self._batch_size)
+        return self._meter
+
+    @cached_property
+    def _latency(self) -> LatencyModel:
+        path = self._run.latency
+        if path.exists():
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return LatencyModel(**document | {name: tuple(document[name]) for name in ("tokens", "layer_ms")})
+        samples = self._load_samples(0, LATENCY_SAMPLES, "latency model")
+        found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPERS_SCORER)
+        write_text(path, json.dumps(asdict(found), indent=2) + "\n")
+        return found
+
+    @property
+    def _loaded(self) -> LoadedBackbone:
+        return self._need_model("measuring")[0]
+
+    def _need_model(self, what: str) -> tuple[LoadedBackbone, DataSet]:
+        if self._model is None:
+            raise InputError(
+                f"{self._run.folder}: {what} is not measured yet and needs the backbone; run without --no-model"
+            )
+        return self._model
+
+    def _load_samples(self, first: int, count: int, what: str) -> list[Sample]:
+        """Profiled samples ``first`` to ``first + count`` in an order that takes question types in turn.
+
+        A short profile is shared: half of it for what comes first, the rest for what comes later.
+        """
+        _, data = self._need_model(what)
+        names = self._in_turn()
+        if len(names) < TABLE_SAMPLES + CHOICE_SAMPLES:
+            half = max(1, len(names) // 2)
+            names = names[:half] if first == 0 else names[half:] or names
+        else:
+            names = names[first:]
+        samples: list[Sample] = []
+        for name in names:
+            if len(samples) == count:
+                break
+            try:
+                samples.append(data.load(self._entries[name]))
+            except BadSample:
+                continue  # it was there when it was profiled; another one stands in
+        if not samples:
+            raise InputError(f"{self._run.folder}: none of the profiled samples can be loaded for the {what}")
+        return samples
+
+    def _in_turn(self) -> list[str]:
+        """Ids of profiled samples, seeded order, question types in turn."""
+        order = np.random.default_rng(self._run.options["seed"]).permutation(len(self.profile.ids))
+        by_type: dict[str, list[str]] = {}
+        for place in order:
+            name = self.profile.ids[place]
+            if name in self._entries:
+                by_type.setdefault(self._entries[name].question_type, []).append(name)
+        ranked = [
+            (rank, kind, name) for kind, names in sorted(by_type.items()) for rank, name in enumerate(names)
+        ]
+        return [name for _, _, name in sorted(ranked)]

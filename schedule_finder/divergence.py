@@ -1,0 +1,151 @@
+"""How far pruning moves the answer: measured on the model, as KL divergence of the answer's first token.
+
+No label is needed: the unpruned model's own distribution is the reference. A stage is measured from the
+hidden states that reach its layer, so that only that layer and those behind it run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning_runtime import Schedule, pruned
+from pruning_runtime.schedule import ScorerChoice, Stage
+from schedule_finder.backbones import LoadedBackbone
+from schedule_finder.samples import Sample
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Inputs on the device, and the log-probabilities of the unpruned model's next token, ``[rows, vocabulary]``."""
+
+    inputs: dict[str, Tensor]
+    reference: Tensor
+
+
+class DivergenceMeter:
+    """Measures schedules on a fixed set of samples.
+
+    Args:
+        loaded: the backbone.
+        samples: what to measure on; all results are in their order.
+        batch_size: samples per forward pass.
+    """
+
+    def __init__(self, loaded: LoadedBackbone, samples: Sequence[Sample], batch_size: int) -> None:
+        self.sample_ids = [sample.id for sample in samples]
+        self.forwards = 0.0
+        """Cost so far in unpruned forward passes of one sample: layers that ran, weighted by their tokens."""
+        self._loaded = loaded
+        self._batch_size = batch_size
+        self._batches = []
+        for first in range(0, len(samples), batch_size):
+            some = list(samples[first : first + batch_size])
+            inputs = {name: value.to(loaded.device) for name, value in loaded.inputs(some).items()}
+            self._batches.append(_Batch(inputs, self._next_token(inputs)))
+        self.forwards += len(samples)
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def measure(
+        self, stages: Sequence[Stage], scorer: ScorerChoice, samples: int | None = None
+    ) -> np.ndarray:
+        """KL divergence in nats of each sample's answer token, full against pruned, ``[samples]``.
+
+        ``samples``: look at the first ones only, in whole batches.
+        """
+        schedule = self._schedule(stages, scorer)
+        count = len(self._batches) if samples is None else -(-samples // self._batch_size)
+        return np.concatenate([self._pruned(batch, schedule) for batch in self._batches[:count]])
+
+    def measure_single(
+        self, layers: Sequence[int], ratios: Sequence[float], scorer: ScorerChoice
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Every single stage (layer, ratio), layer by layer from the last to the first.
+
+        Yields:
+            ``(layer, divergences)`` with ``[ratios, samples]`` in nats.
+        """
+        reusable = self._loaded.backbone.kv_sources == tuple(range(self._loaded.backbone.shape.num_layers))
+        states = [self._states(batch, layers) if reusable else {} for batch in self._batches]
+        for layer in sorted(layers, reverse=True):
+            rows = []
+            for ratio in ratios:
+                schedule = self._schedule((Stage(layer=layer, keep_ratio=ratio),), scorer)
+                found = []
+                for batch, reached in zip(self._batches, states, strict=True):
+                    with _starting_at(self._loaded.backbone.layers, layer, reached.get(layer - 1)):
+                        found.append(self._pruned(batch, schedule, since=layer if reached else 0))
+                rows.append(np.concatenate(found))
+            yield layer, np.stack(rows)
+
+    def _schedule(self, stages: Sequence[Stage], scorer: ScorerChoice) -> Schedule:
+        return Schedule(backbone=self._loaded.identity, stages=tuple(stages), scorer=scorer)
+
+    def _pruned(self, batch: _Batch, schedule: Schedule, since: int = 0) -> np.ndarray:
+        with pruned(self._loaded.backbone.model, schedule) as record:
+            found = self._next_token(batch.inputs)
+        full = [vision + other for vision, other in zip(record.num_vision, record.num_other, strict=True)]
+        ran = sum(map(sum, record.tokens_per_layer[since:]))
+        self.forwards += ran / (sum(full) * record.num_layers) * len(full)
+        return (batch.reference.exp() * (batch.reference - found)).sum(-1).clamp(min=0).cpu().numpy()
+
+    def _next_token(self, inputs: dict[str, Tensor]) -> Tensor:
+        model: Any = self._loaded.backbone.model
+        with torch.inference_mode():
+            output = model(**inputs, use_cache=False, logits_to_keep=1)
+        return output.logits[:, -1].float().log_softmax(-1)
+
+    def _states(self, batch: _Batch, layers: Sequence[int]) -> dict[int, Any]:
+        """What the layers before each of ``layers`` return on the unpruned prompt."""
+        states: dict[int, Any] = {}
+        blocks = self._loaded.backbone.layers
+        with _replaced_forwards(blocks, lambda place, own: _Remember(place, own, states)):
+            self._next_token(batch.inputs)
+        self.forwards += len(batch.reference)
+        return {layer - 1: states[layer - 1] for layer in layers if layer > 0}
+
+
+class _Remember:
+    """A layer's `forward` that keeps what it returned, before any hook of the layer changes it."""
+
+    def __init__(self, place: int, own: Any, states: dict[int, Any]) -> None:
+        self._place, self._own, self._states = place, own, states
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._own(*args, **kwargs)
+        self._states[self._place] = output
+        return output
+
+
+@contextmanager
+def _starting_at(blocks: nn.ModuleList, layer: int, state: Any) -> Iterator[None]:
+    """Let all layers before ``layer`` return ``state`` at once; None: run them."""
+    if state is None:
+        yield
+        return
+    with _replaced_forwards(blocks[:layer], lambda _place, _own: lambda *_args, **_kwargs: state):
+        yield
+
+
+@contextmanager
+def _replaced_forwards(blocks: Iterable[nn.Module], make: Any) -> Iterator[None]:
+    """Shadow each layer's ``forward`` by ``make(place, own)``; hooks go on running around it."""
+    blocks = list(blocks)
+    owned = [vars(block).get("forward") for block in blocks]  # accelerate leaves one of its own there
+    try:
+        for place, block in enumerate(blocks):
+            vars(block)["forward"] = make(place, block.forward)
+        yield
+    finally:
+        for block, own in zip(blocks, owned, strict=True):
+            vars(block).pop("forward", None)
+            if own is not None:
+                vars(block)["forward"] = own

@@ -1,0 +1,123 @@
+"""What one stage alone does to the answer, at every layer and a few ratios: measured once, good for any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pruning_runtime.schedule import ScorerChoice
+from schedule_finder.divergence import DivergenceMeter
+from schedule_finder.errors import InputError
+
+RATIOS = (0.6, 0.35, 0.2, 0.1, 0.04, 0.0)
+"""Measured at every layer; a geometric grid, as most of what matters happens where few tokens are left."""
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """KL divergence of the answer token when a single stage (layer, ratio) prunes.
+
+    Attributes:
+        scorer: whose choice of tokens was measured.
+        layers: rising.
+        ratios: falling; 1 is not among them, its divergence is 0.
+        sample_ids: what it was measured on.
+        divergence: nats, ``[layers, ratios, samples]``.
+    """
+
+    scorer: str
+    layers: tuple[int, ...]
+    ratios: tuple[float, ...]
+    sample_ids: tuple[str, ...]
+    divergence: np.ndarray
+
+    def layer_loss(
+        self, num_layers: int, ratios: np.ndarray, weights: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What each layer loses when it computes only that share of the tokens, ``[num_layers, ratios]``.
+
+        Dropping after layer ``l`` denies tokens to all layers behind it, so the loss of layer ``l + 1`` is what
+        a stage after ``l`` costs more than one after ``l + 1``. Dropping later never hurts more, but for noise
+        and for attention that loses its resting place: the measured means are first made to fall with depth.
+        Unmeasured layers and ratios lie on straight lines between measured ones.
+
+        Args:
+            num_layers: of the backbone.
+            ratios: in [0, 1].
+            weights: how often each sample counts; None: once.
+        """
+        mean = np.average(self.divergence, axis=2, weights=weights)
+        falling = np.stack([_falling(column) for column in mean.T], 1)
+        known = np.concatenate([np.zeros((len(self.layers), 1)), falling], 1)[:, ::-1]
+        at_ratios = np.stack([np.interp(ratios, (1.0, *self.ratios)[::-1], row) for row in known])
+        # After the last layer nothing is left to lose.
+        after = np.stack(
+            [
+                np.interp(np.arange(num_layers), (*self.layers, num_layers - 1), (*column, 0.0))
+                for column in at_ratios.T
+            ],
+            1,
+        )
+        return np.concatenate([np.zeros((1, len(ratios))), after[:-1] - after[1:]])
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet file, one row per layer, ratio and sample."""
+        index = pd.MultiIndex.from_product(
+            [self.layers, self.ratios, self.sample_ids], names=["layer", "keep_ratio", "id"]
+        )
+        table = pd.DataFrame({"kl": self.divergence.ravel()}, index=index).reset_index()
+        table.insert(0, "scorer", self.scorer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        table.to_parquet(partial, index=False)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> SensitivityTable:
+        """Read what `save` wrote. Raises `InputError`."""
+        try:
+            table = pd.read_parquet(path)
+            layers = tuple(int(layer) for layer in table.layer.unique())
+            ratios = tuple(float(ratio) for ratio in table.keep_ratio.unique())
+            ids = tuple(table.id.unique())
+            divergence = table.kl.to_numpy().reshape(len(layers), len(ratios), len(ids))
+            return cls(str(table.scorer.iloc[0]), layers, ratios, ids, divergence)
+        except (OSError, ValueError, AttributeError, IndexError) as error:
+            raise InputError(f"{path}: not readable ({error}); remove it and measure again") from error
+
+
+def measure_sensitivity(
+    meter: DivergenceMeter,
+    scorer: str,
+    layers: Sequence[int],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ratios: Sequence[float] = RATIOS,
+) -> SensitivityTable:
+    """Measure every (layer, ratio) on the meter's samples."""
+    layers = sorted(layers)
+    found = {}
+    for layer, divergence in meter.measure_single(layers, ratios, ScorerChoice(name=scorer)):
+        found[layer] = divergence
+        progress(len(found), len(layers))
+    return SensitivityTable(
+        scorer,
+        tuple(layers),
+        tuple(ratios),
+        tuple(meter.sample_ids),
+        np.stack([found[layer] for layer in layers]),
+    )
+
+
+def _falling(values: np.ndarray) -> np.ndarray:
+    """The closest non-increasing sequence in least squares (pool adjacent violators)."""
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        blocks.append((float(value), 1))
+        while len(blocks) > 1 and blocks[-1][0] > blocks[-2][0]:
+            (high, many), (low, few) = blocks.pop(), blocks.pop()
+            blocks.append(((high * many + low * few) / (many + few), many + few))
+    return np.concatenate([np.full(count, value) for value, count in blocks])

@@ -1,0 +1,70 @@
+"""FitPrune's rule: every layer may lose the same small share of attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pruning_runtime.schedule import Stage
+from schedule_finder.signals import vision_distribution
+from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+
+_STEPS = 50
+LEAST_DROP = 0.01
+"""Share of the tokens that a stage must drop to be worth its scoring pass."""
+
+
+class FitPrune(Solver):
+    """After each layer those tokens go that together carry at most ``alpha`` of its attention on vision.
+
+    One ``alpha`` for all layers, found by bisection so that the budget is met (FitPrune, arXiv 2409.10197). The
+    published rule looks at attention from text and at attention among vision tokens; a profile holds the former,
+    from the raters. Ratios are means over samples.
+    """
+
+    name = "fitprune"
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`; evidence holds ``alpha``."""
+        budget = problem.budget
+        deepest = budget.deepest_layer()
+        layers = problem.profile.meta["layers"]
+        curves = [_kept_mass(sample) for sample in problem.profile.maps]
+        low, high = 0.0, 1.0
+        for _ in range(_STEPS):
+            alpha = (low + high) / 2
+            if budget.cost(_stages(layers, _ratios(curves, alpha), budget)) > budget.target:
+                low = alpha
+            else:
+                high = alpha
+        stages = _stages(layers, _ratios(curves, high), budget)
+        spent = budget.spend_rest(
+            [stage.layer for stage in stages], [stage.keep_ratio for stage in stages[:-1]]
+        )
+        stages = spent or budget.spend_rest([deepest], ()) or stages
+        return Solution(
+            stages,
+            problem.scorer,
+            {"solver": self.name, "source": "FitPrune, arXiv 2409.10197", "alpha": high},
+        )
+
+
+def _kept_mass(sample: np.ndarray) -> np.ndarray:
+    """Share of each layer's attention that its best 1, 2, ... tokens carry, ``[layers, tokens]``."""
+    distribution = np.nan_to_num(vision_distribution(sample.astype(np.float64)))
+    return np.sort(distribution, axis=1)[:, ::-1].cumsum(1)
+
+
+def _ratios(curves: list[np.ndarray], alpha: float) -> np.ndarray:
+    """Mean share of the tokens that each layer needs to carry ``1 - alpha`` of its attention, ``[layers]``."""
+    return np.mean([(curve < 1 - alpha - 1e-9).sum(1) / curve.shape[1] for curve in curves], axis=0)
+
+
+def _stages(layers: list[int], ratios: np.ndarray, budget: BudgetTarget) -> tuple[Stage, ...]:
+    """A stage after each layer that lets enough go; ratios never rise again."""
+    stages: list[Stage] = []
+    kept = 1.0
+    for layer, ratio in zip(layers, ratios, strict=True):
+        if layer <= budget.shape.num_layers - 2 and ratio <= kept - LEAST_DROP:
+            kept = float(ratio)
+            stages.append(Stage(layer=layer, keep_ratio=kept))
+    return tuple(stages)

@@ -1,0 +1,55 @@
+"""Brute force over the real model: the yardstick that other solvers are held against."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from pruning_runtime.schedule import ScorerChoice, Stage
+from schedule_finder.errors import InputError
+from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+
+RATIOS = (0.75, 0.5, 0.35, 0.2, 0.1, 0.04)
+MOST_STAGES = 3
+ROUNDS = ((32, 40), (128, 8), (None, 1))
+"""Samples that each round measures on (None: all), and how many schedules it leaves."""
+
+
+class Grid(Solver):
+    """Every choice of up to three layers and ratios on a grid, the last ratio spending the budget exactly.
+
+    Measured as KL divergence of the answer token: all of them on few samples, the best on more and more, so that
+    thousands of schedules remain affordable. Slow by design.
+    """
+
+    name = "grid"
+    measures = True
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`."""
+        if problem.meter is None:
+            raise InputError("solver grid measures on the model; run it where the backbone can be loaded")
+        problem.budget.deepest_layer()
+        candidates = list(every_schedule(problem.budget))
+        tried, scorer = len(candidates), ScorerChoice(name=problem.scorer)
+        for samples, left in ROUNDS:
+            values = [problem.meter.measure(stages, scorer, samples).mean() for stages in candidates]
+            best = np.argsort(values, kind="stable")[:left]
+            candidates = [candidates[place] for place in best]
+        return Solution(
+            candidates[0],
+            problem.scorer,
+            {"solver": self.name, "tried": tried, "measured_kl": float(min(values))},
+        )
+
+
+def every_schedule(budget: BudgetTarget) -> Iterator[tuple[Stage, ...]]:
+    """All stages of the grid that spend the budget."""
+    for number in range(1, MOST_STAGES + 1):
+        for layers in itertools.combinations(range(budget.shape.num_layers - 1), number):
+            for ratios in itertools.combinations(RATIOS, number - 1):
+                stages = budget.spend_rest(layers, ratios)
+                if stages is not None:
+                    yield stages

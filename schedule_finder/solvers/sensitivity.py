@@ -1,0 +1,211 @@
+"""Spend the budget where the answer changes least: measured on the model, allocated by dynamic programming."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pruning_runtime.accounting import processed_ratios
+from pruning_runtime.schedule import ScorerChoice, Stage
+from schedule_finder.errors import InputError
+from schedule_finder.sensitivity import SensitivityTable
+from schedule_finder.signals import bootstrap_weights
+from schedule_finder.solvers.allocation import allocate
+from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+
+MAX_STAGES = 4
+LEAST_GAIN = 0.05
+"""Share of the predicted loss that one stage more must save; every stage costs a scoring pass."""
+RATIO_GRID = np.array(
+    [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.22, 0.17, 0.13, 0.1, 0.07, 0.04, 0.02, 0]
+)
+RESAMPLES = 20
+MOST_CANDIDATES = 8
+REFINEMENTS = 2
+"""Rounds of trying the best stages' neighbours on the model."""
+RIVALS = ("text_guided", "uniform_text", "last_token")
+"""Scorers tried on the chosen stages."""
+
+
+class Sensitivity(Solver):
+    """Layer-wise sensitivity, measured as KL divergence of the answer token, and an exact allocation.
+
+    What a stage after layer ``l`` with ratio ``r`` alone does to the answer is measured on a few samples
+    (`SensitivityTable`); taken apart into what each layer loses, it adds up to a prediction for any schedule,
+    and dynamic programming finds the best within the budget. Where the model is at hand, the best of the
+    predicted stages (one choice per number of stages, and those that resampled samples lead to) and their
+    neighbours are measured as whole schedules on samples that the table has not seen, and the winner's stages
+    with every scorer.
+
+    The measure is that of VTW (arXiv 2405.05803), which looks at dropping everything at one layer only.
+    """
+
+    name = "sensitivity"
+    needs_sensitivity = True
+    measures = True
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`; evidence holds predictions, measurements and confidence."""
+        table, budget = problem.sensitivity, problem.budget
+        if table is None:
+            raise InputError(
+                "solver sensitivity: nothing is measured yet; run it where the backbone can be loaded"
+            )
+        budget.deepest_layer()  # refuses what no stages can meet
+        options = _options(table, budget)
+        first = _worthwhile(options)
+        resampled, bands = _resampled(table, budget)
+        evidence: dict[str, Any] = {
+            "solver": self.name,
+            "objective": "KL divergence of the answer token in nats, mean over samples",
+            "measured_samples": len(table.sample_ids),
+            "by_number_of_stages": {
+                str(number): {"predicted_kl": round(loss, 5), "stages": _plain(stages)}
+                for number, (loss, stages) in sorted(options.items())
+            },
+            "predicted_kl": round(options[len(first)][0], 5),
+            "placed_by": "measured sensitivity",
+            "confidence": bands,
+        }
+        if problem.meter is None:
+            return Solution(first, table.scorer, evidence)
+        candidates = _distinct([first, *(stages for _, stages in options.values()), *resampled])
+        stages, scorer, measured = _measure(problem, candidates, table.scorer)
+        evidence["predicted_kl"] = round(predict(table, budget, stages), 5)
+        return Solution(stages, scorer, evidence | measured)
+
+
+def predict(table: SensitivityTable, budget: BudgetTarget, stages: Sequence[Stage]) -> float:
+    """Predicted KL divergence of a whole schedule: what its layers lose, summed."""
+    layers = budget.shape.num_layers
+    ratios = np.array(processed_ratios(stages, layers))
+    loss = table.layer_loss(layers, ratios)
+    return float(loss.diagonal().sum())
+
+
+def _options(
+    table: SensitivityTable, budget: BudgetTarget, weights: np.ndarray | None = None
+) -> dict[int, tuple[float, tuple[Stage, ...]]]:
+    loss = table.layer_loss(budget.shape.num_layers, RATIO_GRID, weights)
+    return allocate(loss, RATIO_GRID, budget, MAX_STAGES)
+
+
+def _worthwhile(options: dict[int, tuple[float, tuple[Stage, ...]]]) -> tuple[Stage, ...]:
+    """The fewest stages of which one more would not save enough."""
+    chosen = min(options)
+    for number in sorted(options):
+        if options[number][0] < (1 - LEAST_GAIN) * options[chosen][0]:
+            chosen = number
+    return options[chosen][1]
+
+
+def _resampled(
+    table: SensitivityTable, budget: BudgetTarget
+) -> tuple[list[tuple[Stage, ...]], dict[str, Any]]:
+    """Solutions for resampled samples, most frequent first, and how far they agree layer by layer."""
+    found = [
+        _worthwhile(_options(table, budget, weights))
+        for weights in bootstrap_weights(len(table.sample_ids), RESAMPLES, seed=0)
+    ]
+    ratios = np.array([processed_ratios(stages, budget.shape.num_layers) for stages in found])
+    low, high = np.quantile(ratios, [0.05, 0.95], axis=0)
+    often = Counter(tuple(stage.layer for stage in stages) for stages in found)
+    bands = {
+        "resamples": RESAMPLES,
+        "level": 0.9,
+        "ratio_low": [round(float(value), 4) for value in low],
+        "ratio_high": [round(float(value), 4) for value in high],
+        "layers": {",".join(map(str, layers)): count for layers, count in often.most_common(5)},
+    }
+    found.sort(key=lambda stages: -often[tuple(stage.layer for stage in stages)])
+    return found, bands
+
+
+def _distinct(candidates: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]]:
+    """Up to `MOST_CANDIDATES`, each with other layers than those before it."""
+    by_layers: dict[tuple[int, ...], tuple[Stage, ...]] = {}
+    for stages in candidates:
+        by_layers.setdefault(tuple(stage.layer for stage in stages), stages)
+    return list(by_layers.values())[:MOST_CANDIDATES]
+
+
+def _measure(
+    problem: Problem, candidates: Sequence[tuple[Stage, ...]], scorer: str
+) -> tuple[tuple[Stage, ...], str, dict[str, Any]]:
+    """The schedule and the scorer with the least measured divergence, and the evidence."""
+    meter = problem.meter
+    assert meter is not None
+    measured: dict[tuple[Stage, ...], np.ndarray] = {}
+
+    def best_of(some: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
+        for stages in some:
+            if stages not in measured:
+                measured[stages] = meter.measure(stages, ScorerChoice(name=scorer))
+        return min(measured, key=lambda stages: measured[stages].mean())
+
+    best = best_of(candidates)
+    for _ in range(REFINEMENTS):
+        before, best = best, best_of(neighbours(best, problem.budget))
+        if best == before:
+            break
+    by_scorer = {scorer: measured[best]}
+    for rival in RIVALS if problem.scorer_is_free else ():
+        if rival not in by_scorer:
+            by_scorer[rival] = meter.measure(best, ScorerChoice(name=rival))
+    winner = min(by_scorer, key=lambda name: by_scorer[name].mean())
+    weights = bootstrap_weights(len(meter), 1000, seed=0) / len(meter)
+    return (
+        best,
+        winner,
+        {
+            "measured_kl": round(float(by_scorer[winner].mean()), 5),
+            "chosen_on_samples": len(meter),
+            "measured_schedules": len(measured) + len(by_scorer) - 1,
+            "candidates": [
+                {"stages": _plain(stages), "measured_kl": round(float(measured[stages].mean()), 5)}
+                for stages in candidates
+            ],
+            "scorers": {
+                name: {
+                    "measured_kl": round(float(values.mean()), 5),
+                    "worse_by": [
+                        round(float(edge), 5)
+                        for edge in np.quantile(weights @ (values - by_scorer[winner]), [0.025, 0.975])
+                    ],
+                }
+                for name, values in by_scorer.items()
+            },
+        },
+    )
+
+
+def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stage, ...]]:
+    """Schedules one step away within the same budget: a layer earlier or later, a ratio a quarter up or down."""
+    layers = [stage.layer for stage in stages]
+    ratios = [stage.keep_ratio for stage in stages[:-1]]
+    moved = [
+        ([*layers[:place], layers[place] + step, *layers[place + 1 :]], ratios)
+        for place in range(len(layers))
+        for step in (-1, 1)
+    ]
+    moved += [
+        (layers, [*ratios[:place], ratios[place] * factor, *ratios[place + 1 :]])
+        for place in range(len(ratios))
+        for factor in (0.8, 1.25)
+    ]
+    found = []
+    for some_layers, some_ratios in moved:
+        falling = all(a >= b for a, b in itertools.pairwise([1.0, *some_ratios]))
+        rising = all(a < b for a, b in itertools.pairwise([-1, *some_layers, budget.shape.num_layers - 1]))
+        spent = budget.spend_rest(some_layers, some_ratios) if falling and rising else None
+        if spent is not None:
+            found.append(spent)
+    return found
+
+
+def _plain(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    return [stage.model_dump(exclude_none=True) for stage in stages]

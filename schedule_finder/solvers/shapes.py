@@ -1,0 +1,52 @@
+"""Published schedules as shapes: their layers and ratios, moved as little as possible to meet another budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pruning_runtime.schedule import Stage
+from schedule_finder.solvers.base import BudgetTarget
+
+_STEPS = 60
+
+
+def scaled_to_budget(
+    places: Sequence[float], ratios: Sequence[float], budget: BudgetTarget
+) -> tuple[Stage, ...]:
+    """Stages of a published shape that spend the budget.
+
+    The ratios are raised to one common power: 1 stays 1, their order and proportion in logarithms remain. Where
+    even dropping everything at these layers costs too much, all layers first move towards the first by one factor.
+
+    Args:
+        places: layers as fractions of the depth, rising.
+        ratios: kept after each, falling, in (0, 1).
+        budget: what the stages may cost. Raises `InputError` where no stages can meet it.
+    """
+    deepest = budget.deepest_layer()
+    depth = budget.shape.num_layers
+    layers = _distinct([min(round(place * depth), depth - 2) for place in places])
+    if layers[0] > deepest:
+        shrink = (deepest + 1) / (layers[0] + 1)
+        layers = _distinct([int((layer + 1) * shrink) - 1 for layer in layers])
+        while layers[0] > 0 and budget.cost(_stages(layers, [0.0] * len(layers))) > budget.target:
+            layers = _distinct([layer - 1 for layer in layers])
+    low, high = 0.0, 64.0  # exponents: 0 keeps everything, 64 nothing
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if budget.cost(_stages(layers, [ratio**middle for ratio in ratios])) > budget.target:
+            low = middle
+        else:
+            high = middle
+    powers = [ratio**high for ratio in ratios[: len(layers)]]
+    # What bisection leaves over is spent by the last ratio.
+    return budget.spend_rest(layers, powers[:-1]) or _stages(layers, powers)
+
+
+def _stages(layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...]:
+    return tuple(Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=False))
+
+
+def _distinct(layers: Sequence[int]) -> list[int]:
+    """Layers from 0 on, each once; of stages that fall together one is left."""
+    return sorted({max(layer, 0) for layer in layers})
