@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from schedule_finder.errors import InputError
 from schedule_finder.samples.entries import BadSample
@@ -30,10 +30,12 @@ def reading(kind: str, name: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise BadSample(f"{kind} {name!r} does not exist") from None
+    except UnidentifiedImageError:
+        raise BadSample(f"{kind} {name!r} cannot be read: it has no known format") from None
     except Image.DecompressionBombError as error:
         raise BadSample(f"{kind} {name!r} has too many pixels: {error}") from error
     except Exception as error:  # decoders of damaged files raise anything from struct.error to IndexError
-        lines = str(error).splitlines() or [type(error).__name__]
+        lines = str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__]
         raise BadSample(f"{kind} {name!r} cannot be read: {lines[0]}") from error
 
 

@@ -42,9 +42,9 @@ class Preset:
 
     @property
     def columns(self) -> list[str]:
-        """Columns that a local copy needs."""
-        media = path_template(self.video or self.image or "")
-        return list(dict.fromkeys([*media.columns, *Template(self.question_template).columns, self.answer]))
+        """Columns of a local copy that name the video, the question and the answer."""
+        video = path_template(self.video).columns if self.video else []
+        return [*video, *Template(self.question_template).columns, self.answer]
 
 
 @functools.cache

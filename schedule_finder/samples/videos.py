@@ -39,13 +39,13 @@ def open_video(source: Path | bytes, name: str, count: int) -> tuple[Image.Image
     with reading("video", name):
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
             raise BadSample(f"video {name!r} is an empty file")
-        frames = _animated(source, count) or _decoded(source, count)
+        frames = _animated(source, name, count) or _decoded(source, name, count)
         if not frames:
             raise BadSample(f"video {name!r} holds no frames")
         return tuple(upright_rgb(frame)[0] for frame in frames)
 
 
-def _animated(source: Path | bytes, count: int) -> list[Image.Image]:
+def _animated(source: Path | bytes, name: str, count: int) -> list[Image.Image]:
     """Frames of an animated image; none where it is something else."""
     try:
         image: Any = Image.open(
@@ -54,7 +54,7 @@ def _animated(source: Path | bytes, count: int) -> list[Image.Image]:
     except UnidentifiedImageError:
         return []
     with image:
-        _refuse_huge(image.width, image.height)
+        _refuse_huge(name, image.width, image.height)
         frames = []
         for place in spread(image.n_frames, count):
             image.seek(place)
@@ -62,7 +62,7 @@ def _animated(source: Path | bytes, count: int) -> list[Image.Image]:
         return frames
 
 
-def _decoded(source: Path | bytes, count: int) -> list[Image.Image]:
+def _decoded(source: Path | bytes, name: str, count: int) -> list[Image.Image]:
     """Frames of a video file, decoded by PyAV."""
     try:
         import av
@@ -77,9 +77,9 @@ def _decoded(source: Path | bytes, count: int) -> list[Image.Image]:
 
     with container() as file:
         if not file.streams.video:
-            raise BadSample("the file has no video stream")
+            raise BadSample(f"video {name!r} has no video stream")
         stream = file.streams.video[0]
-        _refuse_huge(stream.width, stream.height)
+        _refuse_huge(name, stream.width, stream.height)
         # Headers often do not say how many frames there are, or say more than there are: count packets.
         total = sum(packet.size > 0 for packet in file.demux(stream))
     frames, seen = _pick(container, spread(total, count))
@@ -101,6 +101,6 @@ def _pick(container: Any, places: Sequence[int]) -> tuple[list[Image.Image], int
     return frames, seen
 
 
-def _refuse_huge(width: int, height: int) -> None:
+def _refuse_huge(name: str, width: int, height: int) -> None:
     if width * height > BOMB_PIXELS:
-        raise BadSample(f"the video's frames have {width} x {height} pixels, more than {BOMB_PIXELS:,}")
+        raise BadSample(f"video {name!r} has frames of {width} x {height} pixels, more than {BOMB_PIXELS:,}")
