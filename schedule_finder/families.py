@@ -85,6 +85,13 @@ VERIFIED: dict[str, VerifiedFamily] = {
     "aya_vision": VerifiedFamily(
         "Aya Vision", "AyaVisionForConditionalGeneration", kinds=("full_attention", "sliding_attention")
     ),
+    "cohere2_vision": VerifiedFamily(
+        "Command A Vision",
+        "Cohere2VisionForConditionalGeneration",
+        kinds=("full_attention", "sliding_attention"),
+    ),
+    "ovis2": VerifiedFamily("Ovis2", "Ovis2ForConditionalGeneration"),
+    "deepseek_vl": VerifiedFamily("DeepSeek-VL", "DeepseekVLForConditionalGeneration"),
     "mistral3": VerifiedFamily("Mistral 3 (Pixtral)", "Mistral3ForConditionalGeneration"),
     "minicpmv4_6": VerifiedFamily(
         "MiniCPM-V 4.6",

@@ -23,13 +23,14 @@ from tests.tiny_models import (
     VIDEO,
     VISION_END,
     VISION_START,
+    VOCAB,
     Inputs,
     _build,
     _qwen_ids,
     _text,
 )
 
-IMAGE_BREAK, IMAGE_END, VIDEO_START, VIDEO_END = 104, 105, 106, 107
+IMAGE_BREAK, IMAGE_END, VIDEO_START, VIDEO_END, COLUMN = 104, 105, 106, 107, 108
 FRAMES = 3
 
 Modality = Literal["image", "video"]
@@ -186,6 +187,10 @@ def _onevision_videos(per_row: Sequence[int], generator: torch.Generator) -> tup
 def _granite4_vision() -> dict[str, Any]:
     qformer = {
         "model_type": "blip_2_qformer",
+        # As wide as the tower, which later releases of transformers see to themselves.
+        "hidden_size": 64,
+        "encoder_hidden_size": 64,
+        "num_attention_heads": 1,
         "num_hidden_layers": 1,
         "intermediate_size": 48,
         "cross_attention_frequency": 1,
@@ -402,6 +407,62 @@ def _aya_vision() -> dict[str, Any]:
     }
 
 
+def _cohere2_vision() -> dict[str, Any]:
+    return {
+        "vision_config": _tower(model_type="siglip_vision_model", vision_use_head=False),
+        "text_config": _text(
+            model_type="cohere2",
+            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+            sliding_window=12,
+            logit_scale=1.0,
+        ),
+        "image_token_id": IMAGE,
+        "alignment_intermediate_size": 64,
+    }
+
+
+def _tiled_images(per_row: Sequence[int], generator: torch.Generator) -> tuple[list[Block], Inputs]:
+    """One to three tiles an image, each followed by a break token, which is text."""
+    tiles = [1 + (i + 1) % 3 for i in range(sum(per_row))]
+    pixels = torch.randn(sum(tiles), 3, 16, 16, generator=generator)
+    blocks = [[VISION_START, *[*[IMAGE] * 4, IMAGE_BREAK] * count, VISION_END] for count in tiles]
+    return blocks, {"pixel_values": pixels}
+
+
+_OVIS_INDICATORS = [VISION_START, VISION_END, IMAGE_BREAK, IMAGE_END, COLUMN]
+"""Start, end of an image's overview, column, row, end: text ids, whose vectors come from the vision side."""
+
+
+def _ovis2() -> dict[str, Any]:
+    return {
+        "vision_config": _tower(hidden_stride=2, vocab_size=40, num_visual_indicator_tokens=5),
+        "text_config": _text(model_type="qwen2"),
+        "image_token_id": IMAGE,
+        "visual_indicator_token_ids": _OVIS_INDICATORS,
+        "hidden_size": 48,
+        "vocab_size": VOCAB,
+    }
+
+
+def _ovis_images(per_row: Sequence[int], generator: torch.Generator) -> tuple[list[Block], Inputs]:
+    """An overview, and the same in 1 x 2 or 2 x 1 tiles where the image is not square."""
+    start, overview, column, row, end = _OVIS_INDICATORS
+    tile, blocks, tiles = [IMAGE] * 4, [], 0
+    for image in range(sum(per_row)):
+        parts = ([*tile, column, *tile], [*tile, row, *tile], [])[image % 3]
+        blocks.append([start, *tile, overview, *parts, end])
+        tiles += 1 + parts.count(IMAGE) // len(tile)
+    return blocks, {"pixel_values": torch.randn(tiles, 3, 16, 16, generator=generator)}
+
+
+def _deepseek_vl() -> dict[str, Any]:
+    return {
+        "vision_config": _tower(model_type="siglip_vision_model", vision_use_head=False),
+        "text_config": _text(model_type="llama"),
+        "image_token_id": IMAGE,
+    }
+
+
 def _mistral3() -> dict[str, Any]:
     return {
         "vision_config": _tower(model_type="pixtral", image_size=48, head_dim=8),
@@ -525,6 +586,9 @@ FAMILIES_A: dict[str, TinyFamilyA] = {
     "idefics3": TinyFamilyA("Idefics3ForConditionalGeneration", _idefics3, _slotted_images),
     "smolvlm": TinyFamilyA("SmolVLMForConditionalGeneration", _idefics3, _slotted_images),
     "aya_vision": TinyFamilyA("AyaVisionForConditionalGeneration", _aya_vision, _square_images),
+    "cohere2_vision": TinyFamilyA("Cohere2VisionForConditionalGeneration", _cohere2_vision, _tiled_images),
+    "ovis2": TinyFamilyA("Ovis2ForConditionalGeneration", _ovis2, _ovis_images),
+    "deepseek_vl": TinyFamilyA("DeepseekVLForConditionalGeneration", _deepseek_vl, _square_images),
     "mistral3": TinyFamilyA("Mistral3ForConditionalGeneration", _mistral3, _pixtral_images),
     "minicpmv4_6": TinyFamilyA(
         "MiniCPMV4_6ForConditionalGeneration", _minicpm, _packed_images, _packed_videos, recurrent=True
