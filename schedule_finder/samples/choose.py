@@ -67,9 +67,10 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     given = [0] * len(sizes)
     while left := min(count, sum(sizes)) - sum(given):
         open_places = [place for place, size in enumerate(sizes) if given[place] < size]
-        each, more = divmod(left, len(open_places))
-        for turn, place in enumerate(open_places):
-            given[place] += min(each + (turn < more), sizes[place] - given[place])
+        # All open places stand equal: raise them together while it goes, then the first few by one.
+        each = left // len(open_places)
+        for place in open_places if each else open_places[:left]:
+            given[place] += min(max(1, each), sizes[place] - given[place])
     return given
 
 

@@ -103,6 +103,9 @@ class TableData:
         if len(table) == 0:
             raise InputError(f"data set {given!r} is empty")
         self._table = table
+        self._labels = {
+            name: feature.names for name, feature in table.features.items() if hasattr(feature, "names")
+        }
         name = preset_name or (Path(place).stem if self._folder != Path() else place)
         self._source = f"{name}@{self._fingerprint()}"
 
@@ -117,7 +120,7 @@ class TableData:
 
     def load(self, entry: SampleEntry) -> Sample:
         """Read one row and decode its images and videos. Raises `BadSample`."""
-        row = self._table[entry.row]
+        row = self._named(self._table[entry.row])
         question = self._columns.question_of(row)
         images, repairs = [], []
         for cell in self._cells(row, self._columns.images):
@@ -142,6 +145,13 @@ class TableData:
             videos=tuple(videos),
             repairs=tuple(dict.fromkeys(repairs)),
         )
+
+    def _named(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with classes by their names; a negative number is a class that is not known."""
+        for column, names in self._labels.items():
+            if (number := row.get(column)) is not None:
+                row[column] = names[number] if number >= 0 else None
+        return row
 
     def _cells(self, row: Mapping[str, Any], templates: Any) -> list[Any]:
         """Every cell with an image: lists are spread out, empty ones left out."""
@@ -183,7 +193,9 @@ class TableData:
 
     def _fingerprint(self) -> str:
         few = self._table.select_columns(self._columns.text)[:_FINGERPRINTED]
-        rows = [dict(zip(few, values, strict=True)) for values in zip(*few.values(), strict=True)]
+        rows = [
+            self._named(dict(zip(few, values, strict=True))) for values in zip(*few.values(), strict=True)
+        ]
         texts = [[self._columns.question.fill(row), self._columns.answer_of(row)] for row in rows]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]
 
@@ -360,7 +372,7 @@ def _fetched(cell: Any) -> Any:
     if not (isinstance(cell, dict) and cell.get("bytes") is None and "://" in str(cell.get("path"))):
         return cell
     with fsspec.open(cell["path"]) as file:
-        return {"bytes": file.read(), "path": cell["path"].rpartition("/")[2]}
+        return {"bytes": file.read(), "path": cell["path"].partition("::")[0].rpartition("/")[2]}
 
 
 def _is_empty(cell: Any) -> bool:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+from collections import Counter
 from pathlib import Path
 
+import av
 import datasets
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from schedule_finder.errors import InputError
 from schedule_finder.samples import (
     BadSample,
     DemoData,
+    Mixture,
+    Sample,
     SampleEntry,
     TableData,
     choose_samples,
+    describe,
     open_data,
     read_entries,
     write_entries,
 )
+from schedule_finder.samples.choose import shares
+from schedule_finder.samples.columns import Template
 
 
 def pixels(seed: int = 0, size: tuple[int, int] = (6, 4)) -> Image.Image:
@@ -112,26 +122,6 @@ def test_a_folder_of_images_with_metadata(tmp_path: Path) -> None:
     assert questions == {"what ?", "who ?"}
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
-def test_every_image_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    image = Image.new("I;16", (6, 4), 500) if mode == "I;16" else pixels(1).convert(mode)
-    name = "a.tif" if mode in ("CMYK", "LA") else "a.png"
-    image.save(tmp_path / name)
-    data = TableData(str(jsonl(tmp_path, [{"image": name, "question": "?"}])))
-    (found,) = data.load(entry(0)).images
-    assert found.mode == "RGB"
-    assert found.size == (6, 4)
-
-
-def test_rotation_in_the_metadata_is_applied(tmp_path: Path) -> None:
-    image = pixels(1)
-    exif = image.getexif()
-    exif[0x0112] = 6  # rotate by 90 degrees to show
-    image.save(tmp_path / "a.png", exif=exif)
-    data = TableData(str(jsonl(tmp_path, [{"image": "a.png", "question": "?"}])))
-    assert data.load(entry(0)).images[0].size == (4, 6)
-
-
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -140,11 +130,14 @@ def test_rotation_in_the_metadata_is_applied(tmp_path: Path) -> None:
         ({"image": "", "question": "?"}, "no image"),
         ({"image": "a.png", "question": "  "}, "question is empty"),
         ({"image": "text.png", "question": "?"}, "cannot be read"),
+        ({"image": "zero.png", "question": "?"}, "zero.png' is an empty file"),
+        ({"image": "a.png", "question": "x" * 1_000_000}, "1,000,000 characters, more than 20,000"),
     ],
 )
 def test_bad_samples_say_why(tmp_path: Path, line: dict, reason: str) -> None:
     pixels().save(tmp_path / "a.png")
     (tmp_path / "text.png").write_text("no image at all")
+    (tmp_path / "zero.png").touch()
     data = TableData(str(jsonl(tmp_path, [line])))
     with pytest.raises(BadSample, match=reason):
         data.load(entry(0))
@@ -171,6 +164,8 @@ def test_bad_data_sets_say_what_to_do(tmp_path: Path) -> None:
         open_data(str(tmp_path / "empty.jsonl"))
     with pytest.raises(InputError, match="cannot be read"):
         open_data("nobody/no-such-data-set")
+    with pytest.raises(InputError, match="is a URL; download it"):
+        open_data("https://example.org/data.parquet")
 
 
 def test_discovery_never_meets_evaluation(tmp_path: Path) -> None:
@@ -188,6 +183,313 @@ def test_discovery_never_meets_evaluation(tmp_path: Path) -> None:
     assert len({e.id for e in small}) == len(small) == 50
     with pytest.raises(InputError, match="two are the least"):
         choose_samples(open_data(str(jsonl(tmp_path, [{"image": "a", "question": "b"}]))), 1, 1, 0)
+
+
+# ---- columns and templates
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "text"),
+    [
+        ("{a}\nOptions: {b}", {"a": "why", "b": ["x", "y"]}, "why\nOptions: x, y"),
+        ("{a}\n{b:letters}", {"a": "why", "b": ["x", "y"]}, "why\nA. x\nB. y"),
+        ("{a}\n{b:letters}", {"a": "why", "b": "['x', 'y']"}, "why\nA. x\nB. y"),
+        ("{a}\nHint: {b}\nend", {"a": "why", "b": None}, "why\nend"),
+        ("{a} {b}\nend", {"a": "why", "b": float("nan")}, "why \nend"),
+        ("{{{a}}}", {"a": 3, "b": 0}, "{3}"),
+        ("what is it ?", {}, "what is it ?"),
+    ],
+)
+def test_templates(template: str, row: dict, text: str) -> None:
+    assert Template(template).fill(row) == text
+
+
+@pytest.mark.parametrize("template", ["{", "a {}", "{a:>3}", "{a} }"])
+def test_bad_templates(template: str) -> None:
+    with pytest.raises(InputError, match="template"):
+        Template(template)
+
+
+def test_a_template_reaches_no_attributes(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"image": "a.png", "question": "?"}])
+    with pytest.raises(InputError, match=r"--question-template 'question.__class__'"):
+        open_data(str(path), question_template="{question.__class__}")
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_a_template_writes_text_as_it_is(question: str, options: str) -> None:
+    found = Template("Q {a} O {b} .").fill({"a": question, "b": options})
+    kept = ["" if text.strip() == "nan" else text.strip() for text in (question, options)]
+    assert found in (f"Q {kept[0]} O {kept[1]} .", "")
+
+
+def test_a_question_for_all_images_and_columns_by_name(tmp_path: Path) -> None:
+    pixels(1).save(tmp_path / "1.png")
+    path = jsonl(tmp_path, [{"number": 1, "reply": None, "label": "no"}])
+    data = open_data(
+        str(path), image_column="{number}.png", question_template="what is it ?", answer_column="reply"
+    )
+    sample = data.load(entry(0))
+    assert (sample.question, sample.answer) == ("what is it ?", None)
+    assert sample.images[0].tobytes() == pixels(1).tobytes()
+
+
+def test_several_images_in_columns_of_their_own(tmp_path: Path) -> None:
+    for name in ("1", "2", "10"):
+        pixels(int(name)).save(tmp_path / f"{name}.png")
+    path = jsonl(tmp_path, [{"image_10": "10.png", "image_2": None, "image_1": "1.png", "question": "?"}])
+    assert [i.tobytes() for i in open_data(str(path)).load(entry(0)).images] == [
+        pixels(1).tobytes(),
+        pixels(10).tobytes(),
+    ]
+    (image,) = open_data(str(path), image_column="image_2, image_10").load(entry(0)).images
+    assert image.tobytes() == pixels(10).tobytes()
+
+
+def test_videos_as_files_and_as_lists_of_frames(tmp_path: Path) -> None:
+    shades = [Image.new("RGB", (6, 4), (20 * place,) * 3) for place in range(12)]
+    for place, shade in enumerate(shades):
+        shade.save(tmp_path / f"{place}.png")
+    shades[0].save(tmp_path / "a.gif", save_all=True, append_images=shades[1:])
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        for shade in shades:
+            file.mux(stream.encode(av.VideoFrame.from_image(shade.resize((32, 32)))))
+        file.mux(stream.encode())
+    for cell in ("a.gif", "a.mp4", [f"{place}.png" for place in range(12)]):
+        path = jsonl(tmp_path, [{"video": cell, "question": "?"}])
+        sample = open_data(str(path), frames=3).load(entry(0))
+        assert sample.images == ()
+        greys = [float(np.asarray(frame).mean()) / 20 for frame in sample.videos[0]]
+        assert greys == pytest.approx([2, 6, 10], abs=0.2)
+        assert len(open_data(str(path)).load(entry(0)).videos[0]) == 8
+
+
+def test_videos_that_are_not_there(tmp_path: Path) -> None:
+    lines = [{"clip": cell, "question": "?"} for cell in ("no.mp4", "", None, "https://example.org/a.mp4")]
+    data = open_data(str(jsonl(tmp_path, lines)))
+    for row, reason in enumerate(["does not exist", "no video", "no video", "URL; download"]):
+        with pytest.raises(BadSample, match=reason):
+            data.load(entry(row))
+
+
+def test_videos_inside_a_parquet_file(tmp_path: Path) -> None:
+    shades = [Image.new("RGB", (6, 4), (20 * place,) * 3) for place in range(6)]
+    shades[0].save(tmp_path / "a.gif", save_all=True, append_images=shades[1:])
+    table = datasets.Dataset.from_dict(
+        {"video": [{"bytes": (tmp_path / "a.gif").read_bytes(), "path": "a.gif"}], "question": ["?"]},
+        features=datasets.Features({"video": datasets.Video(), "question": datasets.Value("string")}),
+    )
+    table.to_parquet(tmp_path / "data.parquet")
+    data = open_data(str(tmp_path / "data.parquet"), frames=2)
+    assert [frame.getpixel((0, 0))[0] for frame in data.load(entry(0)).videos[0]] == [20, 80]
+
+
+def test_repairs_are_noted_on_the_entry(tmp_path: Path) -> None:
+    pixels(1).convert("CMYK").save(tmp_path / "a.jpg")
+    Image.new("I;16", (6, 4), 500).save(tmp_path / "b.png")
+    data = TableData(str(jsonl(tmp_path, [{"image": ["a.jpg", "b.png", "a.jpg"], "question": "?"}])))
+    noted = describe(entry(0), data.load(entry(0)))
+    assert noted.reason == "repaired: CMYK image converted to RGB; 16-bit image scaled to 8 bits"
+
+
+# ---- folders as the hub has them, and streams
+
+
+def hub_folder(folder: Path, rows: int = 20) -> Path:
+    """Two configs, one with two splits, as a data set's repository has them."""
+
+    def table(config: str, split: str) -> datasets.Dataset:
+        return datasets.Dataset.from_dict(
+            {
+                "image": [pixels(row) for row in range(rows)],
+                "question": [f"{config} {split} {row}" for row in range(rows)],
+                "answer": ["yes"] * rows,
+                "unused": [pixels(0)] * rows,
+            },
+            features=datasets.Features(
+                {"image": datasets.Image(), "question": datasets.Value("string"),
+                 "answer": datasets.ClassLabel(names=["yes", "no"]), "unused": datasets.Image()}
+            ),
+        )  # fmt: skip
+
+    folder.mkdir()
+    lines = []
+    for config, splits in (("default", ("train", "test")), ("other", ("val",))):
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split in splits:
+            name = f"{config}-{split}"
+            table(config, split).to_parquet(folder / f"{name}.parquet")
+            lines += [f"  - split: {split}", f"    path: {name}.parquet"]
+    (folder / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "question"),
+    [
+        ({}, "default test 3"),
+        ({"split": "train"}, "default train 3"),
+        ({"split": "train[10:]"}, "default train 13"),
+        ({"config": "other"}, "other val 3"),
+        ({"streaming": True}, "default test 3"),
+        ({"config": "other", "split": "val", "streaming": True}, "other val 3"),
+    ],
+)
+def test_configs_splits_and_streams(tmp_path: Path, options: dict, question: str) -> None:
+    data = open_data(str(hub_folder(tmp_path / "set")), rows=4, **options)
+    sample = data.load(entry(3))
+    assert (sample.question, sample.answer) == (question, "yes")
+    assert sample.images[0].tobytes() == pixels(13 if "[" in str(options) else 3).tobytes()
+    assert data.size("discovery") == (16 if options.get("streaming") else 10 if "[" in str(options) else 20)
+
+
+def test_a_stream_has_the_same_samples_as_the_whole(tmp_path: Path) -> None:
+    folder = str(hub_folder(tmp_path / "set"))
+    streamed, whole = open_data(folder, streaming=True, rows=4), open_data(folder)
+    assert streamed.source == whole.source
+    assert [streamed.load(entry(row)).question for row in range(16)] == [
+        whole.load(entry(row)).question for row in range(16)
+    ]
+
+
+def test_a_stream_of_images_in_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
+        archive.writestr("a.png", png(pixels(1)))
+        archive.writestr("b.png", b"broken")
+        archive.writestr(
+            "metadata.csv", "file_name,question,answer\na.png,what ?,x\nb.png,who ?,y\n",
+        )  # fmt: skip
+    data = open_data(str(tmp_path / "set"), streaming=True)
+    assert data.load(entry(0)).images[0].tobytes() == pixels(1).tobytes()
+    with pytest.raises(BadSample, match=r"b\.png' cannot be read"):
+        data.load(entry(1))
+
+
+def test_a_stream_notices_that_its_files_changed(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"image": "a.png", "question": "old"}] * 3)
+    pixels(1).save(tmp_path / "a.png")
+    assert open_data(str(path), streaming=True).load(entry(0)).question == "old"
+    jsonl(tmp_path, [{"image": "a.png", "question": "new"}] * 3)
+    assert open_data(str(path), streaming=True).load(entry(0)).question == "new"
+
+
+def test_unknown_configs_and_splits_are_listed(tmp_path: Path) -> None:
+    folder = str(hub_folder(tmp_path / "set"))
+    with pytest.raises(InputError, match="configs default, other; choose one with --dataset-config"):
+        open_data(folder, config="third")
+    with pytest.raises(InputError, match="--split 'dev'.*train, test"):
+        open_data(folder, split="dev")
+
+
+@pytest.mark.parametrize("form", ["arrow", "csv", "tsv", "json", "saved", "saved with splits"])
+def test_other_forms_of_local_files(tmp_path: Path, form: str) -> None:
+    table = datasets.Dataset.from_dict(
+        {"image": ["a.png"] * 3, "question": ["x", "y", "z"], "answer": [1, 2, 3]}
+    )
+    path = tmp_path / f"data.{form}"
+    if form.startswith("saved"):
+        path = tmp_path
+        (datasets.DatasetDict({"train": table, "test": table}) if "splits" in form else table).save_to_disk(
+            path
+        )
+    elif form == "arrow":
+        table.save_to_disk(tmp_path / "saved")
+        (tmp_path / "saved" / "data-00000-of-00001.arrow").rename(path)
+    elif form == "json":
+        table.to_json(path)
+    else:
+        table.to_csv(path, sep="\t" if form == "tsv" else ",")
+    pixels(1).save(tmp_path / "a.png")
+    sample = open_data(str(path)).load(entry(1))
+    assert (sample.question, sample.answer, len(sample.images)) == ("y", "2", 1)
+
+
+# ---- mixtures and ids
+
+
+def text_file(folder: Path, name: str, rows: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [{"image": "a.png", "question": f"{folder.name} {name} {row}"} for row in range(rows)]
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_mixture_takes_equal_shares_in_turn(tmp_path: Path) -> None:
+    data = open_data([text_file(tmp_path, name, rows) for name, rows in (("a", 100), ("b", 10), ("c", 300))])
+    entries = choose_samples(data, 90, 30, seed=1)
+    counts = Counter((e.source[0], e.use) for e in entries)
+    assert {key: counts[key] for key in counts if key[1] == "held_out"} == {
+        ("a", "held_out"): 14, ("b", "held_out"): 2, ("c", "held_out"): 14,
+    }  # fmt: skip
+    assert [counts[source, "discovery"] for source in "abc"] == [41, 8, 41]
+    assert [e.source[0] for e in entries[:20]].count("a") in (8, 9, 10)
+    assert len({e.id for e in entries}) == 120
+    assert choose_samples(data, 90, 30, seed=1) == entries
+    assert choose_samples(data, 90, 30, seed=2) != entries
+    assert data.size("discovery") == 410
+
+
+def test_a_mixture_loads_from_the_source_of_each_entry(tmp_path: Path) -> None:
+    pixels(1).save(tmp_path / "a.png")
+    data = open_data(["demo", text_file(tmp_path, "a", 30)], seed=3)
+    entries = choose_samples(data, 8, 4, seed=3)
+    assert Counter(e.source == "demo" for e in entries) == {True: 6, False: 6}
+    for some in entries:
+        sample = data.load(some)
+        assert sample.id == some.id
+        assert sample.question.endswith(f" a {some.row}") == (some.source != "demo")
+
+
+def test_ids_are_the_same_on_every_machine(tmp_path: Path) -> None:
+    ids = []
+    for place in ("here/set", "somewhere/else/set"):
+        folder = tmp_path / place
+        data = open_data([text_file(folder, "a", 30), text_file(folder, "b", 30)])
+        ids.append([(e.id, e.row) for e in choose_samples(data, 10, 4, seed=0)])
+    assert ids[0] == ids[1]
+    assert not any(str(tmp_path) in name for name, _ in ids[0])
+    # Files that are called alike are told apart by their first questions.
+    data = open_data([text_file(tmp_path / "x", "data", 30), text_file(tmp_path / "y", "data", 30)])
+    assert len({e.source for e in choose_samples(data, 10, 4, seed=0)}) == 2
+    with pytest.raises(InputError, match="given twice"):
+        open_data([text_file(tmp_path, "a", 30)] * 2)
+
+
+@given(st.integers(0, 400), st.lists(st.integers(0, 100), min_size=1, max_size=6))
+def test_shares_are_equal_as_far_as_sizes_allow(count: int, sizes: list[int]) -> None:
+    found = shares(count, sizes)
+    assert sum(found) == min(count, sum(sizes))
+    assert all(0 <= share <= size for share, size in zip(found, sizes, strict=True))
+    most = max(found)
+    assert all(share >= most - 1 or share == size for share, size in zip(found, sizes, strict=True))
+
+
+@given(st.integers(2, 60), st.integers(0, 30), st.lists(st.integers(0, 40), min_size=1, max_size=4))
+def test_every_choice_is_whole_and_apart(count: int, held_out: int, sizes: list[int]) -> None:
+    assume(sum(sizes) >= 2)
+    data = Mixture([_Rows(f"s{place}", size) for place, size in enumerate(sizes)])
+    entries = choose_samples(data, count, held_out, seed=0)
+    assert len({(e.source, e.row) for e in entries}) == len(entries)
+    counts = Counter(e.use for e in entries)
+    if count + held_out <= sum(sizes):
+        assert (counts["discovery"], counts["held_out"]) == (count, held_out)
+    else:
+        assert counts["held_out"] == min(held_out, max(1, sum(sizes) // 5))
+
+
+class _Rows:
+    def __init__(self, source: str, size: int) -> None:
+        self.source = source
+        self._size = size
+
+    def size(self, use: str) -> int:
+        return self._size
+
+    def load(self, entry: SampleEntry) -> Sample:
+        raise NotImplementedError
 
 
 def test_demo_samples_are_what_their_entries_say() -> None:
