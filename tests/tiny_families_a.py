@@ -44,7 +44,8 @@ class TinyFamilyA:
     """One family.
 
     ``m_rope``: its prompts say of which modality each token is. ``recurrent``: some layers carry a state
-    along the sequence, so that dropping means compaction.
+    along the sequence, so that dropping means compaction. ``vision_experts``: experts of their own for vision
+    tokens, and for the ids in it, which stand around them.
     """
 
     class_name: str
@@ -53,6 +54,7 @@ class TinyFamilyA:
     video: Media | None = None
     m_rope: bool = False
     recurrent: bool = False
+    vision_experts: tuple[int, ...] = ()
 
     @property
     def available(self) -> bool:
@@ -100,6 +102,9 @@ class TinyFamilyA:
         if self.m_rope:
             seen = (input_ids == IMAGE) | (input_ids == VIDEO)
             tokens["mm_token_type_ids"] = seen.long() * (1 if modality == "image" else 2)
+            if self.vision_experts:
+                around = torch.isin(input_ids, torch.tensor(self.vision_experts))
+                tokens["moe_mm_token_type_ids"] = (seen | around).long()
         return tokens | inputs
 
 
@@ -307,6 +312,42 @@ def _qwen3_5_text(**text: Any) -> dict[str, Any]:
 
 def _qwen3_5(**text: Any) -> dict[str, Any]:
     return {"vision_config": _qwen_tower(), "text_config": _qwen3_5_text(**text), **_qwen_ids()}
+
+
+# ---- Ernie 4.5 VL: as Qwen's, but patches are single frames, and pairs of frames merge behind the tower.
+
+
+def _ernie4_5_vl_moe() -> dict[str, Any]:
+    tower = _qwen_tower(depth=2)
+    del tower["num_position_embeddings"], tower["out_hidden_size"]
+    return {
+        "vision_config": tower,
+        "text_config": _text(
+            moe_intermediate_size=[32, 24],
+            moe_k=2,
+            moe_num_experts=4,
+            moe_num_shared_experts=1,
+            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+        ),
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "image_start_token_id": VISION_START,
+        "image_end_token_id": VISION_END,
+        "video_start_token_id": VIDEO_START,
+        "video_end_token_id": VIDEO_END,
+    }
+
+
+def _frame_images(per_row: Sequence[int], generator: torch.Generator) -> tuple[list[Block], Inputs]:
+    blocks, inputs = _grid_images(per_row, generator)
+    return blocks, inputs | {"pixel_values": inputs["pixel_values"][:, : 3 * 4 * 4]}
+
+
+def _frame_videos(per_row: Sequence[int], generator: torch.Generator) -> tuple[list[Block], Inputs]:
+    grids = torch.tensor([[(4, 2)[i % 2], *_GRIDS[(i + 1) % 3]] for i in range(sum(per_row))])
+    blocks = [[VIDEO_START, *[VIDEO] * (int(grid.prod()) // 8), VIDEO_END] for grid in grids]
+    patches = _patches(grids, 4, generator)[:, : 3 * 4 * 4]
+    return blocks, {"pixel_values_videos": patches, "video_grid_thw": grids}
 
 
 # ---- GLM-4V: as Qwen's, but frames of a video use the image's token.
@@ -582,6 +623,14 @@ FAMILIES_A: dict[str, TinyFamilyA] = {
     "glm46v": TinyFamilyA("Glm46VForConditionalGeneration", _glm4v, _grid_images, _glm_videos, m_rope=True),
     "glm4v_moe": TinyFamilyA(
         "Glm4vMoeForConditionalGeneration", _glm4v_moe, _grid_images, _glm_videos, m_rope=True
+    ),
+    "ernie4_5_vl_moe": TinyFamilyA(
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        _ernie4_5_vl_moe,
+        _frame_images,
+        _frame_videos,
+        m_rope=True,
+        vision_experts=(VISION_START, VISION_END, VIDEO_START, VIDEO_END),
     ),
     "idefics3": TinyFamilyA("Idefics3ForConditionalGeneration", _idefics3, _slotted_images),
     "smolvlm": TinyFamilyA("SmolVLMForConditionalGeneration", _idefics3, _slotted_images),
