@@ -78,6 +78,9 @@ VERIFIED: dict[str, VerifiedFamily] = {
     "glm4v": VerifiedFamily("GLM-4V", "Glm4vForConditionalGeneration", media=("image", "video")),
     "glm46v": VerifiedFamily("GLM-4.6V", "Glm46VForConditionalGeneration", media=("image", "video")),
     "glm4v_moe": VerifiedFamily("GLM-4V-MoE", "Glm4vMoeForConditionalGeneration", media=("image", "video")),
+    "ernie4_5_vl_moe": VerifiedFamily(
+        "Ernie 4.5 VL", "Ernie4_5_VLMoeForConditionalGeneration", media=("image", "video")
+    ),
     "idefics3": VerifiedFamily(
         "Idefics3", "Idefics3ForConditionalGeneration", layers="model.text_model.layers"
     ),

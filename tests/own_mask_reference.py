@@ -65,6 +65,7 @@ def append_tokens(inputs: Inputs, tokens: Tensor) -> Inputs:
         "input_ids": tokens,
         "attention_mask": ones,
         "mm_token_type_ids": zeros,
+        "moe_mm_token_type_ids": zeros,
         "token_type_ids": zeros,
     }.items():
         if name in inputs:

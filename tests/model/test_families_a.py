@@ -94,6 +94,15 @@ def check(family: TinyFamilyA, model: PreTrainedModel, inputs: Inputs, schedule:
     return record
 
 
+@pytest.mark.parametrize(("name", "modality"), CASES)
+def test_unpruned_generation_equals_the_reference(name: str, modality: Modality) -> None:
+    """The batch and the reference are right: without pruning they agree with what `generate` does."""
+    family = family_named(name)
+    model, inputs = family.build(), family.batch(ROWS, modality=modality)
+    tokens, logits = generate(model, inputs)
+    assert_close(family, logits, reference(family, model, inputs, tokens, []))
+
+
 @pytest.mark.parametrize("stages", STAGES)
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "equally long"])
 @pytest.mark.parametrize(("name", "modality"), CASES)
