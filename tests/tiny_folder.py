@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -25,7 +26,8 @@ from tests.tiny_models import (
 
 _TEMPLATE = (
     "<bos> user {% for part in messages[0]['content'] %}"
-    "{% if part['type'] == 'image' %}IMAGE {% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if part['type'] == 'image' %}IMAGE {% elif part['type'] == 'video' %}VIDEO "
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} assistant{% endif %}"
 )
 WORDS = ["user", "assistant", "what", "is", "this", "?", "red", "green", "blue", "left", "right", "where"]
@@ -80,7 +82,9 @@ def write_qwen2_vl_folder(folder: Path, *, seed: int = 0) -> Path:
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=_tokenizer(special),
         video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+            "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
+        ),
     )
     build_qwen2_vl(seed=seed).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -100,5 +104,33 @@ def write_jsonl(folder: Path, rows: int, *, seed: int = 0) -> Path:
             {"image": f"images/{row}.png", "question": question, "answer": str(generator.choice(WORDS[6:9]))}
         )
     path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_video_jsonl(folder: Path, rows: int, *, seed: int = 0) -> Path:
+    """A data file with the columns video, question, answer: lists of 12 frames, an animated image, a video file."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in range(rows):
+        pixels = generator.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+        frames = [Image.fromarray(frame) for frame in pixels]
+        names = [f"{row}-{place}.png" for place in range(12)]
+        if row % 3 == 0:
+            for name, frame in zip(names, frames, strict=True):
+                frame.save(folder / name)
+        elif row % 3 == 1:
+            names = [f"{row}.gif"]
+            frames[0].save(folder / names[0], save_all=True, append_images=frames[1:])
+        else:
+            names = [f"{row}.mp4"]
+            with av.open(str(folder / names[0]), "w") as file:
+                stream = file.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+                for frame in frames:
+                    file.mux(stream.encode(av.VideoFrame.from_image(frame)))
+                file.mux(stream.encode())
+        lines.append({"video": names, "question": "what is this ?", "answer": "red"})
+    path = folder / "videos.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

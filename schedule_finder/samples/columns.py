@@ -50,10 +50,11 @@ class Template:
         """Columns that it names."""
         return [name for line in self._lines for _, name, _, _ in line if name]
 
-    @property
-    def is_column(self) -> bool:
-        """Whether it is one column and nothing else, so that a cell need not be text."""
-        return self.text == "{" + "".join(self.columns) + "}"
+    def cell(self, row: Mapping[str, Any]) -> Any:
+        """The cell of a row as it is where the template is one column and nothing else, else its text."""
+        if self.text == "{" + "".join(self.columns) + "}":
+            return row[self.columns[0]]
+        return self.fill(row)
 
     def fill(self, row: Mapping[str, Any]) -> str:
         """The text of one row."""

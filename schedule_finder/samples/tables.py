@@ -34,6 +34,22 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _SPLITS = ("test", "validation", "val", "dev", "train")
 """Which split is read where none was named and there are several."""
+_VIDEO_FILES = {
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ogv",
+    ".3gp",
+    ".gif",
+}
+"""In a list these are videos each; any other file is a frame."""
 _FINGERPRINTED = 16
 
 
@@ -60,7 +76,7 @@ class TableData:
     """Rows of one table: a hub name, a local file or folder, or a preset of either.
 
     Image cells hold paths (relative to the file or folder), encoded images, or lists of either; video cells a
-    path, an encoded video, or a list of frames.
+    path, an encoded video, a list of frames, or a list of paths of videos.
 
     Args:
         given: ``lmms-lab/POPE``, ``data.jsonl``, ``pope`` or ``pope=data.parquet``.
@@ -123,15 +139,13 @@ class TableData:
         row = self._named(self._table[entry.row])
         question = self._columns.question_of(row)
         images, repairs = [], []
-        for cell in self._cells(row, self._columns.images):
+        for cell in self._images(row):
             image, notes = self._image(self._elsewhere.find(cell) if self._elsewhere else cell)
             images.append(image)
             repairs += notes
         videos = []
-        for template in self._columns.videos:
-            frames, notes = self._video(
-                row[template.columns[0]] if template.is_column else template.fill(row)
-            )
+        for cell in self._videos(row):
+            frames, notes = self._video(cell)
             videos.append(frames)
             repairs += notes
         if not images and not videos:
@@ -153,13 +167,24 @@ class TableData:
                 row[column] = names[number] if number >= 0 else None
         return row
 
-    def _cells(self, row: Mapping[str, Any], templates: Any) -> list[Any]:
+    def _images(self, row: Mapping[str, Any]) -> list[Any]:
         """Every cell with an image: lists are spread out, empty ones left out."""
         cells = []
-        for template in templates:
-            cell = row[template.columns[0]] if template.is_column else template.fill(row)
+        for template in self._columns.images:
+            cell = template.cell(row)
             cells += cell if isinstance(cell, list) else [cell]
         return [cell for cell in cells if not _is_empty(cell)]
+
+    def _videos(self, row: Mapping[str, Any]) -> list[Any]:
+        """Every cell with a video: a list of frames is one, a list of video files is several."""
+        cells: list[Any] = []
+        for template in self._columns.videos:
+            cell = template.cell(row)
+            several = isinstance(cell, list) and all(
+                isinstance(path, str) and Path(path).suffix.lower() in _VIDEO_FILES for path in cell
+            )
+            cells += cell if several else [cell]
+        return cells
 
     def _image(self, cell: Any) -> tuple[Image.Image, list[str]]:
         if isinstance(cell, Image.Image):
@@ -168,7 +193,7 @@ class TableData:
         return open_image(*self._file(cell, "image"))
 
     def _video(self, cell: Any) -> tuple[tuple[Image.Image, ...], list[str]]:
-        if _is_empty(cell):
+        if _is_empty(cell) or cell == []:
             raise BadSample("there is no video")
         if not isinstance(cell, list):
             return open_video(*self._file(cell, "video"), self._frames), []
