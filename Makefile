@@ -53,7 +53,9 @@ test-slow: $(TEST_VENV)/.done  ## The tests that take minutes
 	$(TEST_VENV)/bin/python -m pytest -n auto -m slow
 
 test-gpu: $(TEST_VENV)/.done  ## The tests that need a CUDA device
-	$(TEST_VENV)/bin/python -m pytest -m gpu
+	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(TEST_VENV)/bin/python -m pytest -m gpu tests/gpu; \
+	else echo "no CUDA device: GPU tests skipped"; fi
 
 lint: $(TEST_VENV)/.done  ## Ruff and mypy
 	$(TEST_VENV)/bin/ruff check .

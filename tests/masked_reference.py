@@ -44,21 +44,21 @@ def masked_logits(
         sequence["position_ids"] = (valid.cumsum(1) - 1).clamp(min=0)
     layers = model.get_decoder().layers
     length = ids.shape[1]
-    position = torch.arange(length)
+    position = torch.arange(length, device=ids.device)
     causal = position <= position[:, None]
 
     def mask_for(layer: int) -> Tensor:
         allowed = causal[None] & valid.bool()[:, None, :]
         for first, dropped in dropped_from:
             if layer >= first:
-                gone = torch.zeros(batch, length, dtype=torch.bool)
+                gone = torch.zeros(batch, length, dtype=torch.bool, device=ids.device)
                 gone[:, :prompt] = dropped
                 allowed = allowed & ~gone[:, None, :]
         if window is not None and window[layer] is not None:
             allowed = allowed & (position[:, None] - position < window[layer])
         # A query that sees nothing (padding) looks at itself, so that no NaN arises.
-        allowed = allowed | torch.eye(length, dtype=torch.bool)
-        bias = torch.zeros(batch, 1, length, length, dtype=model.dtype)
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=ids.device)
+        bias = torch.zeros(batch, 1, length, length, dtype=model.dtype, device=ids.device)
         return bias.masked_fill(~allowed[:, None], torch.finfo(model.dtype).min)
 
     hooks = [
