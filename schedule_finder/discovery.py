@@ -80,7 +80,7 @@ class Discovery:
                 target,
                 PAPERS_SCORER if scorer == AUTO else scorer,
                 scorer_is_free=scorer == AUTO,
-                sensitivity=self._sensitivity(scorer) if chosen.needs_sensitivity else None,
+                sensitivity=self.sensitivity_table(scorer) if chosen.needs_sensitivity else None,
                 meter=self._choice_meter() if chosen.measures else None,
             )
         )
@@ -157,8 +157,8 @@ class Discovery:
 
     # ---- what is measured
 
-    def _sensitivity(self, scorer: str) -> SensitivityTable:
-        """The stored table, or a new one where there is none or it was measured for another scorer."""
+    def sensitivity_table(self, scorer: str = AUTO) -> SensitivityTable:
+        """The stored table of the scorer, or a new one where there is none or it was measured for another scorer."""
         path = self._run.sensitivity
         if path.exists():
             table = SensitivityTable.load(path)
@@ -166,7 +166,7 @@ class Discovery:
                 return table
         name = PAPERS_SCORER if scorer == AUTO else scorer
         samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
-        meter = DivergenceMeter(self._loaded, samples, self._batch_size)
+        meter = DivergenceMeter.for_samples(self._loaded, samples, self._batch_size)
         layers = range(self._loaded.backbone.shape.num_layers - 1)
         usable = [layer for layer in layers if self._loaded.backbone.has_own_attention(layer)]
         table = measure_sensitivity(meter, name, usable, self._progress)
@@ -176,7 +176,7 @@ class Discovery:
     def _choice_meter(self) -> DivergenceMeter | None:
         if self._meter is None and self._model is not None:
             samples = self._load_samples(TABLE_SAMPLES, CHOICE_SAMPLES, "choice")
-            self._meter = DivergenceMeter(self._loaded, samples, self._batch_size)
+            self._meter = DivergenceMeter.for_samples(self._loaded, samples, self._batch_size)
         return self._meter
 
     @cached_property

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.schedule import ScorerChoice, Stage
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder.backbones import LoadedBackbone
 from schedule_finder.samples import Sample
 
@@ -30,26 +31,38 @@ class _Batch:
 
 
 class DivergenceMeter:
-    """Measures schedules on a fixed set of samples.
+    """Measures schedules on a fixed set of samples; `for_samples` makes one.
 
     Args:
-        loaded: the backbone.
-        samples: what to measure on; all results are in their order.
-        batch_size: samples per forward pass.
+        backbone: where to measure, with its name for schedules.
+        sample_ids: one for each row of ``batches``; all results are in this order.
+        batches: model inputs on the model's device, padded on the left.
     """
 
-    def __init__(self, loaded: LoadedBackbone, samples: Sequence[Sample], batch_size: int) -> None:
-        self.sample_ids = [sample.id for sample in samples]
-        self.forwards = 0.0
+    def __init__(
+        self,
+        backbone: Backbone,
+        identity: BackboneIdentity,
+        sample_ids: Sequence[str],
+        batches: Sequence[dict[str, Tensor]],
+    ) -> None:
+        self.sample_ids = list(sample_ids)
+        self.forwards = float(len(self.sample_ids))
         """Cost so far in unpruned forward passes of one sample: layers that ran, weighted by their tokens."""
-        self._loaded = loaded
-        self._batch_size = batch_size
-        self._batches = []
+        self._backbone = backbone
+        self._identity = identity
+        self._batches = [_Batch(inputs, self._next_token(inputs)) for inputs in batches]
+
+    @classmethod
+    def for_samples(
+        cls, loaded: LoadedBackbone, samples: Sequence[Sample], batch_size: int
+    ) -> DivergenceMeter:
+        """A meter on these samples, ``batch_size`` of them per forward pass."""
+        batches = []
         for first in range(0, len(samples), batch_size):
-            some = list(samples[first : first + batch_size])
-            inputs = {name: value.to(loaded.device) for name, value in loaded.inputs(some).items()}
-            self._batches.append(_Batch(inputs, self._next_token(inputs)))
-        self.forwards += len(samples)
+            inputs = loaded.inputs(list(samples[first : first + batch_size]))
+            batches.append({name: value.to(loaded.device) for name, value in inputs.items()})
+        return cls(loaded.backbone, loaded.identity, [sample.id for sample in samples], batches)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -61,9 +74,19 @@ class DivergenceMeter:
 
         ``samples``: look at the first ones only, in whole batches.
         """
+        return self.look(stages, scorer, samples)[0]
+
+    def look(
+        self, stages: Sequence[Stage], scorer: ScorerChoice, samples: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `measure`, and the id of each sample's most likely token, both ``[samples]``."""
         schedule = self._schedule(stages, scorer)
-        count = len(self._batches) if samples is None else -(-samples // self._batch_size)
-        return np.concatenate([self._pruned(batch, schedule) for batch in self._batches[:count]])
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for batch in self._batches:
+            if samples is not None and sum(len(kl) for kl, _ in found) >= samples:
+                break
+            found.append(self._pruned(batch, schedule))
+        return np.concatenate([kl for kl, _ in found]), np.concatenate([token for _, token in found])
 
     def measure_single(
         self, layers: Sequence[int], ratios: Sequence[float], scorer: ScorerChoice
@@ -73,7 +96,7 @@ class DivergenceMeter:
         Yields:
             ``(layer, divergences)`` with ``[ratios, samples]`` in nats.
         """
-        reusable = self._loaded.backbone.kv_sources == tuple(range(self._loaded.backbone.shape.num_layers))
+        reusable = self._backbone.kv_sources == tuple(range(self._backbone.shape.num_layers))
         states = [self._states(batch, layers) if reusable else {} for batch in self._batches]
         for layer in sorted(layers, reverse=True):
             rows = []
@@ -81,24 +104,25 @@ class DivergenceMeter:
                 schedule = self._schedule((Stage(layer=layer, keep_ratio=ratio),), scorer)
                 found = []
                 for batch, reached in zip(self._batches, states, strict=True):
-                    with _starting_at(self._loaded.backbone.layers, layer, reached.get(layer - 1)):
-                        found.append(self._pruned(batch, schedule, since=layer if reached else 0))
+                    with _starting_at(self._backbone.layers, layer, reached.get(layer - 1)):
+                        found.append(self._pruned(batch, schedule, since=layer if reached else 0)[0])
                 rows.append(np.concatenate(found))
             yield layer, np.stack(rows)
 
     def _schedule(self, stages: Sequence[Stage], scorer: ScorerChoice) -> Schedule:
-        return Schedule(backbone=self._loaded.identity, stages=tuple(stages), scorer=scorer)
+        return Schedule(backbone=self._identity, stages=tuple(stages), scorer=scorer)
 
-    def _pruned(self, batch: _Batch, schedule: Schedule, since: int = 0) -> np.ndarray:
-        with pruned(self._loaded.backbone.model, schedule) as record:
+    def _pruned(self, batch: _Batch, schedule: Schedule, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        with pruned(self._backbone.model, schedule) as record:
             found = self._next_token(batch.inputs)
         full = [vision + other for vision, other in zip(record.num_vision, record.num_other, strict=True)]
         ran = sum(map(sum, record.tokens_per_layer[since:]))
         self.forwards += ran / (sum(full) * record.num_layers) * len(full)
-        return (batch.reference.exp() * (batch.reference - found)).sum(-1).clamp(min=0).cpu().numpy()
+        divergence = (batch.reference.exp() * (batch.reference - found)).sum(-1).clamp(min=0)
+        return divergence.cpu().numpy(), found.argmax(-1).cpu().numpy()
 
     def _next_token(self, inputs: dict[str, Tensor]) -> Tensor:
-        model: Any = self._loaded.backbone.model
+        model: Any = self._backbone.model
         with torch.inference_mode():
             output = model(**inputs, use_cache=False, logits_to_keep=1)
         return output.logits[:, -1].float().log_softmax(-1)
@@ -106,7 +130,7 @@ class DivergenceMeter:
     def _states(self, batch: _Batch, layers: Sequence[int]) -> dict[int, Any]:
         """What the layers before each of ``layers`` return on the unpruned prompt."""
         states: dict[int, Any] = {}
-        blocks = self._loaded.backbone.layers
+        blocks = self._backbone.layers
         with _replaced_forwards(blocks, lambda place, own: _Remember(place, own, states)):
             self._next_token(batch.inputs)
         self.forwards += len(batch.reference)

@@ -7,6 +7,7 @@ import numpy as np
 from pruning_runtime.schedule import Stage
 from schedule_finder.signals import vision_distribution
 from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.solvers.shapes import raised_to_budget
 
 _STEPS = 50
 LEAST_DROP = 0.01
@@ -26,7 +27,7 @@ class FitPrune(Solver):
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`; evidence holds ``alpha``."""
         budget = problem.budget
-        deepest = budget.deepest_layer()
+        budget.deepest_layer()  # refuses what no stages can meet
         layers = problem.profile.meta["layers"]
         curves = [_kept_mass(sample) for sample in problem.profile.maps]
         low, high = 0.0, 1.0
@@ -37,10 +38,10 @@ class FitPrune(Solver):
             else:
                 high = alpha
         stages = _stages(layers, _ratios(curves, high), budget)
-        spent = budget.spend_rest(
-            [stage.layer for stage in stages], [stage.keep_ratio for stage in stages[:-1]]
+        # A stage comes or goes at once as alpha moves: what that leaves over goes to all stages.
+        stages = raised_to_budget(
+            [stage.layer for stage in stages], [stage.keep_ratio for stage in stages], budget
         )
-        stages = spent or budget.spend_rest([deepest], ()) or stages
         return Solution(
             stages,
             problem.scorer,

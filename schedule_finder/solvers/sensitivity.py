@@ -39,7 +39,7 @@ class Sensitivity(Solver):
     and dynamic programming finds the best within the budget. Where the model is at hand, the best of the
     predicted stages (one choice per number of stages, and those that resampled samples lead to) and their
     neighbours are measured as whole schedules on samples that the table has not seen, and the winner's stages
-    with every scorer.
+    with every scorer. Of schedules within one standard error of the best the one with the fewest stages wins.
 
     The measure is that of VTW (arXiv 2405.05803), which looks at dropping everything at one layer only.
     """
@@ -152,11 +152,17 @@ def _measure(
         before, best = best, best_of(neighbours(best, problem.budget))
         if best == before:
             break
+    best = min(
+        (stages for stages in measured if _level(measured[stages], measured[best])),
+        key=lambda stages: (len(stages), measured[stages].mean()),
+    )
     by_scorer = {scorer: measured[best]}
     for rival in RIVALS if problem.scorer_is_free else ():
         if rival not in by_scorer:
             by_scorer[rival] = meter.measure(best, ScorerChoice(name=rival))
     winner = min(by_scorer, key=lambda name: by_scorer[name].mean())
+    if _level(by_scorer[scorer], by_scorer[winner]):
+        winner = scorer
     weights = bootstrap_weights(len(meter), 1000, seed=0) / len(meter)
     return (
         best,
@@ -181,6 +187,15 @@ def _measure(
             },
         },
     )
+
+
+def _level(some: np.ndarray, best: np.ndarray) -> bool:
+    """Whether ``some`` is within one standard error of the best on the same samples, ``[samples]`` both.
+
+    The one-standard-error rule: of what cannot be told apart the simplest is taken.
+    """
+    worse = some - best
+    return bool(worse.mean() <= worse.std() / len(worse) ** 0.5)
 
 
 def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stage, ...]]:

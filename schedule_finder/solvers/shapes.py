@@ -31,20 +31,27 @@ def scaled_to_budget(
         layers = _distinct([int((layer + 1) * shrink) - 1 for layer in layers])
         while layers[0] > 0 and budget.cost(_stages(layers, [0.0] * len(layers))) > budget.target:
             layers = _distinct([layer - 1 for layer in layers])
-    low, high = 0.0, 64.0  # exponents: 0 keeps everything, 64 nothing
+    return raised_to_budget(layers, ratios[: len(layers)], budget)
+
+
+def raised_to_budget(
+    layers: Sequence[int], ratios: Sequence[float], budget: BudgetTarget
+) -> tuple[Stage, ...]:
+    """Stages at these layers with all ratios raised to the one power that spends the budget."""
+    low, high = 0.0, 64.0  # 0 keeps everything, 64 nothing
     for _ in range(_STEPS):
         middle = (low + high) / 2
         if budget.cost(_stages(layers, [ratio**middle for ratio in ratios])) > budget.target:
             low = middle
         else:
             high = middle
-    powers = [ratio**high for ratio in ratios[: len(layers)]]
+    powers = [ratio**high for ratio in ratios]
     # What bisection leaves over is spent by the last ratio.
     return budget.spend_rest(layers, powers[:-1]) or _stages(layers, powers)
 
 
 def _stages(layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...]:
-    return tuple(Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=False))
+    return tuple(Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=True))
 
 
 def _distinct(layers: Sequence[int]) -> list[int]:

@@ -1,0 +1,327 @@
+"""Are discovered schedules good? Solvers, published recipes and controls on held-out questions.
+
+For each backbone: a profile of 1000 discovery samples, a schedule from every solver for every budget, and on
+held-out questions the share of answers whose first word is right, with paired bootstrap intervals of the
+difference to the default solver. Then: does a solver's own objective predict that share over random schedules?
+
+Resumable: what stands in the CSV files is not done again. Run from the repository root:
+
+    python -m scripts.study_discovery demo
+    python -m scripts.study_discovery demo outputs/backbones/depth8 outputs/backbones/depth16 --questions 2250
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from pruning_runtime.schedule import ScorerChoice, Stage
+from schedule_finder.backbones import LoadedBackbone, load_backbone
+from schedule_finder.discovery import Discovery
+from schedule_finder.divergence import DivergenceMeter
+from schedule_finder.errors import InputError
+from schedule_finder.evaluate import wilson_interval
+from schedule_finder.run_folder import Run
+from schedule_finder.samples import choose_samples, open_data
+from schedule_finder.signals import bootstrap_weights
+from schedule_finder.solvers import SOLVERS, BudgetTarget
+from schedule_finder.solvers.retained import Replay, layer_weights
+from schedule_finder.solvers.sensitivity import predict
+
+BUDGETS = (0.5, 0.35, 0.25, 0.15, 0.1)
+DEFAULT = "sensitivity"
+SCORERS = ("text_guided", "uniform_text", "last_token", "strided", "random")
+RANDOM_DRAWS = 5
+RANDOM_SCHEDULES = 80
+RANDOM_QUESTIONS = 450
+BATCH = 64
+
+Stages = tuple[Stage, ...]
+
+
+@dataclass
+class Study:
+    """One backbone with its run and its held-out questions."""
+
+    name: str
+    loaded: LoadedBackbone
+    run: Run
+    discovery: Discovery
+    meter: DivergenceMeter
+    expected: np.ndarray
+    folder: Path
+
+    def right(
+        self, stages: Stages, scorer: str, questions: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each question's first word is right, and its KL divergence, ``[questions]`` both."""
+        options = {"seed": 1} if scorer == "random" else {}
+        kl, tokens = self.meter.look(stages, ScorerChoice(name=scorer, options=options), questions)
+        return tokens == self.expected[: len(tokens)], kl
+
+
+def main() -> None:
+    """Run the study for each backbone named, then print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("backbones", nargs="+", help="`demo` or folders that train_demo_backbone.py wrote")
+    parser.add_argument("--questions", type=int, default=2250, help="held-out questions")
+    parser.add_argument("--out", type=Path, default=Path("outputs/study"))
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for backbone in arguments.backbones:
+        study = _prepare(backbone, arguments.questions, arguments.out)
+        _methods(study, arguments.budgets)
+        _predictions(study)
+    _report(arguments.out)
+
+
+def _prepare(backbone: str, questions: int, out: Path) -> Study:
+    name = Path(backbone).name
+    run = Run(out / name / "run")
+    common = [sys.executable, "-m", "schedule_finder"]
+    options = ["--dataset", "demo", "--samples", "1000", "--eval-samples", "0", "--threads", "1"]
+    profile = [*common, "profile", backbone, *options, "--out", str(run.folder)]
+    for command in (profile, [*common, "detect", str(run.folder)]):
+        subprocess.run(command, check=True)
+    loaded = load_backbone(backbone, device="cpu")
+    data = open_data("demo")
+    entries = [entry for entry in choose_samples(data, 2, questions, seed=0) if entry.use == "held_out"]
+    samples = [data.load(entry) for entry in entries]
+    words = loaded.processor.tokenizer([sample.answer for sample in samples], add_special_tokens=False)
+    return Study(
+        name,
+        loaded,
+        run,
+        Discovery(run, (loaded, data)),
+        DivergenceMeter.for_samples(loaded, samples, BATCH),
+        np.array([ids[0] for ids in words["input_ids"]]),
+        out / name,
+    )
+
+
+# ---- what is compared
+
+
+def _methods(study: Study, budgets: Sequence[float]) -> None:
+    """``methods.csv``: a row per method and budget; ``right.parquet``: each question's outcome."""
+    path, outcomes = study.folder / "methods.csv", study.folder / "right.parquet"
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    right = pd.read_parquet(outcomes) if outcomes.exists() else pd.DataFrame()
+    if not rows:
+        judged, kl = study.right((), "strided")
+        rows.append(_row(study, "full", 1.0, (), "", judged, kl, 0.0))
+        right["full"] = judged
+    done = {(row["method"], row["budget"]) for row in rows}
+    for budget in budgets:
+        chosen: Stages = ()
+        for method, scorer, solve in _contenders(study, budget):
+            if (method, budget) in done:
+                if method == DEFAULT:
+                    chosen = _parse(
+                        next(r["stages"] for r in rows if (r["method"], r["budget"]) == (method, budget))
+                    )
+                continue
+            begun = time.perf_counter()
+            try:
+                stages, scorer = solve(chosen)
+            except InputError as error:
+                print(f"{study.name}, {method} at {budget:.0%}: {error}")
+                continue
+            seconds = time.perf_counter() - begun
+            if method == DEFAULT:
+                chosen = stages
+            judged, kl = study.right(stages, scorer)
+            rows.append(_row(study, method, budget, stages, scorer, judged, kl, seconds))
+            right[f"{method} {budget}"] = judged
+            print(f"{study.name} {budget:.0%} {method}: {judged.mean():.3f}, KL {kl.mean():.3f}", flush=True)
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+            right.to_parquet(outcomes)
+
+
+def _contenders(
+    study: Study, budget: float
+) -> Iterator[tuple[str, str, Callable[[Stages], tuple[Stages, str]]]]:
+    """Method, its scorer, and what gives its stages (from the default solver's, for the scorers)."""
+    target = study.discovery.target(budget, "processed")
+
+    def solved(solver: str) -> Callable[[Stages], tuple[Stages, str]]:
+        def solve(_chosen: Stages) -> tuple[Stages, str]:
+            found = study.discovery.solve(budget, "processed", solver=solver)
+            return found.stages, found.scorer.name
+
+        return solve
+
+    for solver in SOLVERS:  # the default comes first
+        yield solver, "", solved(solver)
+    for scorer in SCORERS:
+        yield f"its stages, {scorer}", scorer, lambda chosen, scorer=scorer: (chosen, scorer)
+    yield "fastv", "last_token", lambda _chosen: (_one_stage(target, 1), "last_token")
+    yield "sparsevlm", "uniform_text", lambda _chosen: (_sparsevlm(target), "uniform_text")
+    yield (
+        "vtw",
+        "text_guided",
+        lambda _chosen: ((Stage(layer=target.deepest_layer(), keep_ratio=0.0),), "text_guided"),
+    )
+    for draw in range(RANDOM_DRAWS):
+        yield (
+            f"random layers {draw}",
+            "text_guided",
+            lambda _chosen, draw=draw: (_random_stages(target, np.random.default_rng(draw)), "text_guided"),
+        )
+
+
+def _one_stage(target: BudgetTarget, layer: int) -> Stages:
+    """FastV: one stage after its published layer, or after the first where the budget forbids that."""
+    return target.spend_rest([layer], ()) or target.spend_rest([min(layer, target.deepest_layer())], ()) or ()
+
+
+def _sparsevlm(target: BudgetTarget) -> Stages:
+    from schedule_finder.solvers.shapes import scaled_to_budget
+
+    return scaled_to_budget([2 / 32, 6 / 32, 15 / 32], [303 / 576, 110 / 576, 36 / 576], target)
+
+
+def _random_stages(target: BudgetTarget, rng: np.random.Generator) -> Stages:
+    """One to three layers and ratios at random that spend the budget."""
+    while True:
+        number = int(rng.integers(1, 4))
+        layers = sorted(rng.choice(target.shape.num_layers - 1, number, replace=False).tolist())
+        ratios = sorted(rng.uniform(0, 1, number - 1).tolist(), reverse=True)
+        if (stages := target.spend_rest(layers, ratios)) is not None:
+            return stages
+
+
+def _row(
+    study: Study,
+    method: str,
+    budget: float,
+    stages: Stages,
+    scorer: str,
+    judged: np.ndarray,
+    kl: np.ndarray,
+    seconds: float,
+) -> dict[str, object]:
+    low, high = wilson_interval(int(judged.sum()), len(judged))
+    cost = study.discovery.target(budget, "processed").account(stages)
+    return {
+        "backbone": study.name,
+        "method": method,
+        "budget": budget,
+        "questions": len(judged),
+        "right": judged.mean(),
+        "ci_low": low,
+        "ci_high": high,
+        "kl": kl.mean(),
+        "processed": cost.processed,
+        "flops": cost.flops,
+        "scorer": scorer,
+        "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.6f}" for stage in stages),
+        "solve_seconds": seconds,
+    }
+
+
+def _parse(text: str) -> Stages:
+    pairs = (part.split(":") for part in text.split())
+    return tuple(Stage(layer=int(layer), keep_ratio=float(ratio)) for layer, ratio in pairs)
+
+
+# ---- does the objective predict?
+
+
+def _predictions(study: Study) -> None:
+    """``predictions.csv``: random schedules, what solvers say of them, and what they do."""
+    path = study.folder / "predictions.csv"
+    if path.exists():
+        return
+    profile, detections = study.discovery.profile, study.discovery.detections
+    moving = bool(detections["detectors"][detections["default"]]["change_points"])
+    replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
+    table = study.discovery.sensitivity_table()
+    rng, rows = np.random.default_rng(0), []
+    for number in range(RANDOM_SCHEDULES):
+        least = study.discovery.target(1.0, "processed").cost((Stage(layer=0, keep_ratio=0.0),))
+        target = study.discovery.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
+        stages = _random_stages(target, rng)
+        judged, kl = study.right(stages, "text_guided", RANDOM_QUESTIONS)
+        rows.append(
+            {
+                "backbone": study.name,
+                "processed": target.target,
+                "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.4f}" for stage in stages),
+                "right": judged.mean(),
+                "kl": kl.mean(),
+                "predicted_kl": predict(table, target, stages),
+                "retained": replay.retained(stages),
+            }
+        )
+        print(f"{study.name} prediction {number + 1}/{RANDOM_SCHEDULES}", end="\r", flush=True)
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+
+
+# ---- tables
+
+
+def _report(out: Path) -> None:
+    """Print, and write for all backbones together: methods, differences to the default, rank correlations."""
+    methods = pd.concat([pd.read_csv(path) for path in sorted(out.glob("*/methods.csv"))])
+    differences = pd.concat([_differences(path.parent) for path in sorted(out.glob("*/right.parquet"))])
+    methods = methods.merge(differences, on=["backbone", "method", "budget"], how="left")
+    methods.to_csv(out / "methods.csv", index=False, float_format="%.6g")
+    predictions = pd.concat([pd.read_csv(path) for path in sorted(out.glob("*/predictions.csv"))])
+    predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6g")
+    for name, some in methods.groupby("backbone"):
+        shown = some.assign(right=(100 * some.right).round(1)).pivot_table(
+            index="method", columns="budget", values="right", sort=False
+        )
+        print(f"\n{name}: first word right, %\n{shown.to_string()}")
+        spread = some[some.method != "full"].assign(
+            against=lambda t: [
+                f"{100 * d:+.1f} ({100 * low:+.1f} {100 * high:+.1f})"
+                for d, low, high in zip(t.difference, t.difference_low, t.difference_high, strict=True)
+            ]
+        )
+        print(f"{name}: difference to {DEFAULT} in points, 95 % paired bootstrap")
+        print(spread.pivot(index="method", columns="budget", values="against").to_string())
+    for name, some in predictions.groupby("backbone"):
+        for objective, sign in (("predicted_kl", -1), ("retained", 1), ("kl", -1)):
+            rho = spearmanr(sign * some[objective], some.right).statistic
+            print(f"{name}: Spearman of {objective} with right over {len(some)} random schedules: {rho:.2f}")
+
+
+def _differences(folder: Path) -> pd.DataFrame:
+    """Each method's difference to the default solver at the same budget, with its interval."""
+    right = pd.read_parquet(folder / "right.parquet").astype(float)
+    weights = bootstrap_weights(len(right), 2000, seed=0) / len(right)
+    rows = []
+    for column in right.columns:
+        method, _, budget = column.rpartition(" ")
+        if not method or f"{DEFAULT} {budget}" not in right:
+            continue
+        difference = (right[column] - right[f"{DEFAULT} {budget}"]).to_numpy()
+        low, high = np.quantile(weights @ difference, [0.025, 0.975])
+        rows.append(
+            {
+                "backbone": folder.name,
+                "method": method,
+                "budget": float(budget),
+                "difference": difference.mean(),
+                "difference_low": low,
+                "difference_high": high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    main()
