@@ -30,7 +30,12 @@ class Mixture:
         return sum(part.size(use) for part in self.parts.values())
 
     def load(self, entry: SampleEntry) -> Sample:
-        """The sample from the part that ``entry.source`` names. Raises `BadSample`."""
+        """The sample from the part that ``entry.source`` names. Raises `BadSample`, and as `TableData.load`."""
+        if entry.source not in self.parts:
+            raise InputError(
+                f"sample {entry.id} is of {entry.source}, but the data sets are {self.source} now; give back those "
+                "that the run was begun with, or begin a new run"
+            )
         return self.parts[entry.source].load(entry)
 
 

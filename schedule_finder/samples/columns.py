@@ -95,7 +95,9 @@ class Columns:
     def question_of(self, row: Mapping[str, Any]) -> str:
         """The question of a row. Raises `BadSample` where there is none, or one without end."""
         question = self.question.fill(row)
-        if not question:
+        # A template's own words are no question: what is asked stands in a column.
+        asked = [name for name in self.question.columns if name in QUESTION_COLUMNS] or self.question.columns
+        if not question or (asked and not any(_text(row[name]) for name in asked)):
             raise BadSample("the question is empty")
         if len(question) > MOST_CHARACTERS:
             raise BadSample(f"the question has {len(question):,} characters, more than {MOST_CHARACTERS:,}")

@@ -35,20 +35,8 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 _SPLITS = ("test", "validation", "val", "dev", "train")
 """Which split is read where none was named and there are several."""
 _VIDEO_FILES = {
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".flv",
-    ".ogv",
-    ".3gp",
-    ".gif",
-}
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".gif",
+}  # fmt: skip
 """In a list these are videos each; any other file is a frame."""
 _FINGERPRINTED = 16
 
@@ -122,8 +110,9 @@ class TableData:
         self._labels = {
             name: feature.names for name, feature in table.features.items() if hasattr(feature, "names")
         }
-        name = preset_name or (Path(place).stem if self._folder != Path() else place)
-        self._source = f"{name}@{self._fingerprint()}"
+        local = Path(place).expanduser().resolve().stem if self._folder else place
+        self._name = preset_name or local
+        self._source = f"{self._name}@{self._fingerprint()}"
 
     @property
     def source(self) -> str:
@@ -135,7 +124,18 @@ class TableData:
         return len(self._table)
 
     def load(self, entry: SampleEntry) -> Sample:
-        """Read one row and decode its images and videos. Raises `BadSample`."""
+        """Read one row and decode its images and videos.
+
+        Raises:
+            BadSample: the row cannot be used.
+            InputError: the entry is of a data set that has changed since.
+        """
+        renamed = entry.source.startswith(f"{self._name}@") and entry.source != self.source
+        if renamed or entry.row >= len(self._table):
+            raise InputError(
+                f"data set {self._name!r} is another one now (sample {entry.id} is not in it); give back the one that "
+                "the run was begun with, or begin a new run"
+            )
         row = self._named(self._table[entry.row])
         question = self._columns.question_of(row)
         images, repairs = [], []
@@ -211,6 +211,10 @@ class TableData:
             raise BadSample(f"there is no {kind}")
         if "://" in path:
             raise BadSample(f"{kind} {path!r} is a URL; download the {kind}s and give local paths")
+        if self._folder is None:
+            raise BadSample(
+                f"{kind} {path!r} is a name only; download the data set's repository and give its folder"
+            )
         file = self._folder / path
         if not file.is_file():
             raise BadSample(f"{kind} {path!r} does not exist below {self._folder}")
@@ -260,8 +264,8 @@ def _resolve(given: str) -> tuple[str | None, Preset | None, str]:
     return None, None, given
 
 
-def _open(place: str, preset: Preset | None, options: DataOptions) -> tuple[Any, Path, str]:
-    """``(table, folder that paths are relative to, split)``."""
+def _open(place: str, preset: Preset | None, options: DataOptions) -> tuple[Any, Path | None, str]:
+    """``(table, folder that paths are relative to (none on the hub), split)``."""
     path = Path(place).expanduser()
     if "://" in place:
         raise InputError(
@@ -274,9 +278,10 @@ def _open(place: str, preset: Preset | None, options: DataOptions) -> tuple[Any,
         if path.suffix not in _FORMATS:
             raise InputError(f"data set {place!r}: {path.suffix!r} is none of {', '.join(_FORMATS)}")
         return _load_file(path, options.streaming), path.parent, "train"
+    place = str(path) if local else place
     with _loading(place):
         config, split = _config_and_split(place, preset, options)
-        return _load(place, config, split, options.streaming), path if local else Path(), split
+        return _load(place, config, split, options.streaming), path if local else None, split
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from PIL import Image
 from schedule_finder.errors import InputError
 from schedule_finder.samples import (
     BadSample,
+    DataSet,
     DemoData,
     Mixture,
     Sample,
@@ -185,7 +186,42 @@ def test_discovery_never_meets_evaluation(tmp_path: Path) -> None:
         choose_samples(open_data(str(jsonl(tmp_path, [{"image": "a", "question": "b"}]))), 1, 1, 0)
 
 
+def test_a_data_set_that_changed_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    def samples(*rows: str) -> DataSet:
+        return open_data(str(jsonl(tmp_path, [{"image": "a.png", "question": row} for row in rows])))
+
+    first = choose_samples(samples("a", "b", "c"), 2, 1, seed=0)[0]
+    for other in (samples("a", "b", "d"), Mixture([samples("a", "b", "d"), DemoData()])):
+        with pytest.raises(InputError, match="begin a new run"):
+            other.load(first)
+    longer = SampleEntry(id="x", source="begun/long/ago.jsonl", row=3, use="discovery")
+    with pytest.raises(InputError, match="begin a new run"):
+        samples("a", "b", "c").load(longer)
+
+
+def test_a_folder_of_videos_with_metadata(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        for shade in range(12):
+            file.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * shade,) * 3))))
+        file.mux(stream.encode())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "question": "what ?", "answer": "x"}\n')
+    (frames,) = open_data(str(tmp_path), frames=3).load(entry(0)).videos
+    assert [round(float(np.asarray(frame).mean()) / 20) for frame in frames] == [2, 6, 10]
+
+
 # ---- columns and templates
+
+
+def test_a_templates_own_words_are_no_question(tmp_path: Path) -> None:
+    pixels().save(tmp_path / "a.png")
+    lines = [{"image": "a.png", "question": question, "hint": "look"} for question in ("", "what ?")]
+    data = open_data(
+        str(jsonl(tmp_path, lines)), question_template="{hint}\n{question}\nAnswer with one word."
+    )
+    with pytest.raises(BadSample, match="question is empty"):
+        data.load(entry(0))
+    assert data.load(entry(1)).question == "look\nwhat ?\nAnswer with one word."
 
 
 @pytest.mark.parametrize(
@@ -443,13 +479,15 @@ def test_a_mixture_loads_from_the_source_of_each_entry(tmp_path: Path) -> None:
         assert sample.question.endswith(f" a {some.row}") == (some.source != "demo")
 
 
-def test_ids_are_the_same_on_every_machine(tmp_path: Path) -> None:
+def test_ids_are_the_same_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = []
     for place in ("here/set", "somewhere/else/set"):
         folder = tmp_path / place
         data = open_data([text_file(folder, "a", 30), text_file(folder, "b", 30)])
         ids.append([(e.id, e.row) for e in choose_samples(data, 10, 4, seed=0)])
-    assert ids[0] == ids[1]
+    monkeypatch.chdir(folder)
+    ids.append([(e.id, e.row) for e in choose_samples(open_data(["a.jsonl", "./b.jsonl"]), 10, 4, seed=0)])
+    assert ids[0] == ids[1] == ids[2]
     assert not any(str(tmp_path) in name for name, _ in ids[0])
     # Files that are called alike are told apart by their first questions.
     data = open_data([text_file(tmp_path / "x", "data", 30), text_file(tmp_path / "y", "data", 30)])
