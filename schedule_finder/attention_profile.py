@@ -83,7 +83,9 @@ def profile_batch(backbone: Backbone, inputs: dict[str, Tensor]) -> list[Profile
     if min(num_raters) == 0:
         raise ProfileError(f"sample {num_raters.index(0)} of the batch has no text after its image")
 
-    device = next(backbone.text_model.parameters()).device
+    # Layers that accelerate keeps elsewhere have no parameters here until they run.
+    devices = (parameter.device for parameter in backbone.text_model.parameters())
+    device = next((place for place in devices if place.type != "meta"), torch.device("cpu"))
     probe = _Probe(vision.to(device), raters.to(device), max(num_raters))
     on_device = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     with torch.inference_mode(), attention_tap(backbone, probe.on_attention):

@@ -87,7 +87,9 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
 
     Args:
         name: what to load.
-        device: a torch device, or ``auto`` for the first CUDA device if there is one.
+        device: a torch device; ``auto`` for the first CUDA device if there is one; ``auto-map`` to spread the
+            model over all of them and, where they are too small, the host's memory (accelerate's
+            ``device_map="auto"``).
         dtype: one of `DTYPES`, or ``auto``: float32 on the CPU, the checkpoint's own elsewhere.
 
     Raises:
@@ -97,7 +99,8 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights: the commands have progress of their own
-    chosen_device = _device(device)
+    spread = device == "auto-map"
+    chosen_device = _device("auto" if spread else device)
     source = str(BACKBONE_FOLDER) if name == "demo" else name
     if name != "demo" and (Path(name).exists() or name.startswith((".", "/", "~"))):
         folder = Path(name).expanduser()
@@ -107,7 +110,9 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
             )
         source = str(folder)
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=_dtype(dtype, chosen_device))
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=_dtype(dtype, chosen_device), device_map="auto" if spread else None
+        )
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -115,7 +120,9 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
             f"backbone {name!r} does not load: {reason} (known: `demo`, a folder with a checkpoint and its "
             "processor, or a hub name that can be reached)"
         ) from error
-    model.to(chosen_device).eval()
+    model.eval()
+    if not spread:
+        model.to(chosen_device)
     backbone = find_backbone(model)
     identity = BackboneIdentity(
         name=name,
