@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("kills", "samples"), [(3, 150), pytest.param(20, 1000, marks=pytest.mark.slow)]
+    ("kills", "samples"), [(3, 100), pytest.param(20, 1000, marks=pytest.mark.slow)]
 )
 def test_killed_at_any_moment(tmp_path: Path, kills: int, samples: int) -> None:
     """Images of many sizes, so that batches are padded: equal bits mean equal batches."""
