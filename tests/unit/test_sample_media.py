@@ -230,6 +230,21 @@ def test_frames_of_a_video_file(tmp_path: Path, name: str) -> None:
     assert places(open_video(path, name, 100)) == list(range(30))
 
 
+def test_packets_that_hold_no_frame_are_not_counted(tmp_path: Path) -> None:
+    """MPEG-4 in AVI marks frames that are not coded with packets of their own."""
+    with av.open(str(tmp_path / "a.avi"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        shades = [Image.new("RGB", (32, 32), (7 * place,) * 3) for place in range(30)]
+        packets = [packet for shade in shades for packet in stream.encode(av.VideoFrame.from_image(shade))]
+        for place, packet in enumerate(packets + stream.encode()):
+            empty = av.Packet(b"\x00\x00\x01\xb6\x51\x00")
+            empty.stream, empty.time_base = stream, packet.time_base
+            for half, piece in enumerate((packet, empty)):
+                piece.pts = piece.dts = 2 * place + half
+                file.mux(piece)
+    assert places(open_video(tmp_path / "a.avi", "a.avi", 5)) == [3, 9, 15, 21, 27]
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_an_animated_image_is_a_video(kind: str) -> None:
     shades = [Image.new("RGB", (6, 4), (7 * place,) * 3) for place in range(12)]

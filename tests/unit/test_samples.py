@@ -271,15 +271,13 @@ def test_a_question_for_all_images_and_columns_by_name(tmp_path: Path) -> None:
 
 
 def test_several_images_in_columns_of_their_own(tmp_path: Path) -> None:
-    for name in ("1", "2", "10"):
-        pixels(int(name)).save(tmp_path / f"{name}.png")
-    path = jsonl(tmp_path, [{"image_10": "10.png", "image_2": None, "image_1": "1.png", "question": "?"}])
-    assert [i.tobytes() for i in open_data(str(path)).load(entry(0)).images] == [
-        pixels(1).tobytes(),
-        pixels(10).tobytes(),
-    ]
-    (image,) = open_data(str(path), image_column="image_2, image_10").load(entry(0)).images
-    assert image.tobytes() == pixels(10).tobytes()
+    for number in (1, 2, 10):
+        pixels(number).save(tmp_path / f"{number}.png")
+    row = {"image_10": "10.png", "image_2": "2.png", "image_3": None, "image_1": "1.png", "question": "?"}
+    path = str(jsonl(tmp_path, [row]))
+    for chosen, numbers in ((None, [1, 2, 10]), ("image_3, image_10", [10])):
+        images = open_data(path, image_column=chosen).load(entry(0)).images
+        assert [image.tobytes() for image in images] == [pixels(number).tobytes() for number in numbers]
 
 
 def test_videos_as_files_and_as_lists_of_frames(tmp_path: Path) -> None:
