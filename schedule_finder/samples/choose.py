@@ -74,7 +74,7 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
         open_places = [place for place, size in enumerate(sizes) if given[place] < size]
         # All open places stand equal: raise them together while it goes, then the first few by one.
         each = left // len(open_places)
-        for place in open_places if each else open_places[:left]:
+        for place in open_places[:left]:
             given[place] += min(max(1, each), sizes[place] - given[place])
     return given
 
