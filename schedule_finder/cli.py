@@ -38,8 +38,12 @@ Backbone = Annotated[str, typer.Argument(help="`demo`, a checkpoint folder, or a
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default outputs/BACKBONE.")]
 Dataset = Annotated[
-    str | None,
-    typer.Option("--dataset", help="`demo`, a .jsonl/.parquet/.csv file, an image folder, or a hub name."),
+    list[str] | None,
+    typer.Option(
+        "--dataset",
+        help="`demo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset (pope, mmmu, ...) or "
+        "PRESET=FILE. Again for a mixture in equal shares.",
+    ),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=2, help="Samples to profile.")]
 EvalSamples = Annotated[int, typer.Option("--eval-samples", min=0, help="Held-out samples to evaluate on.")]
@@ -57,10 +61,40 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own."),
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
-Split = Annotated[str | None, typer.Option("--split", help="Split of a hub data set.")]
-ImageColumn = Annotated[str | None, typer.Option("--image-column")]
-QuestionColumn = Annotated[str | None, typer.Option("--question-column")]
-AnswerColumn = Annotated[str | None, typer.Option("--answer-column")]
+DATA_OPTIONS: dict[str, Any] = {
+    "split": Annotated[
+        str | None, typer.Option("--split", help="Split of a hub data set or folder; default the first of test, "
+        "validation, val, dev, train that is there.")
+    ],
+    "config": Annotated[
+        str | None, typer.Option("--dataset-config", help="Config of a hub data set or folder.")
+    ],
+    "streaming": Annotated[
+        bool | None,
+        typer.Option("--streaming", help="Read the first rows only, 4 for each sample asked for, and draw from them."),
+    ],
+    "image_column": Annotated[
+        str | None,
+        typer.Option("--image-column", help="Column with images or paths; several: a,b; or images/{id}.jpg."),
+    ],
+    "video_column": Annotated[
+        str | None,
+        typer.Option("--video-column", help="Column with video files or lists of frames; or videos/{id}.mp4."),
+    ],
+    "question_column": Annotated[str | None, typer.Option("--question-column", help="Column with questions.")],
+    "question_template": Annotated[
+        str | None,
+        typer.Option("--question-template", help="Question over the row's columns: '{question} Options: {options}'; "
+        "{options:letters} spells a list as lines A. B. C."),
+    ],
+    "answer_column": Annotated[
+        str | None, typer.Option("--answer-column", help="Column with answers, or lists of them.")
+    ],
+    "frames": Annotated[
+        int | None, typer.Option("--frames", min=1, help="Frames of each video, evenly spread; default 8.")
+    ],
+}  # fmt: skip
+"""How a data set is read: options by their names in `DataOptions`, which has the defaults."""
 Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate a curve over budgets.")]
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout: one JSON document.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -69,11 +103,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Register a command: errors become one line, and what it returns the JSON document.
 
-    Exit code 2 for bad input, 1 for a failure.
+    Exit code 2 for bad input, 1 for a failure. A function with a parameter ``columns`` gets all `DATA_OPTIONS`.
     """
+    own = python_inspect.signature(function, eval_str=True).parameters
+    common = {name: (kind, False) for name, kind in (("json_output", Json), ("debug", Debug))}
+    reads_data = "columns" in own
 
     @functools.wraps(function)
     def guarded(*args: Any, json_output: bool, debug: bool, **kwargs: Any) -> None:
+        if reads_data:
+            kwargs["columns"] = {name: kwargs.pop(name) for name in DATA_OPTIONS}
         try:
             result = function(*args, **kwargs)
         except Exception as error:
@@ -103,17 +142,15 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         if json_output:
             sys.stdout.write(json.dumps(result) + "\n")
 
-    signature = python_inspect.signature(function, eval_str=True)
-    common = [
-        python_inspect.Parameter(name, python_inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-        for name, kind in (("json_output", Json), ("debug", Debug))
+    data_options = {name: (kind, None) for name, kind in DATA_OPTIONS.items()} if reads_data else {}
+    parameters = [parameter for name, parameter in own.items() if name != "columns"] + [
+        python_inspect.Parameter(
+            name, python_inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+        )
+        for name, (kind, default) in (data_options | common).items()
     ]
-    guarded.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *common])  # type: ignore[attr-defined]
-    guarded.__annotations__ = {
-        **{name: parameter.annotation for name, parameter in signature.parameters.items()},
-        "json_output": Json,
-        "debug": Debug,
-    }
+    guarded.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
+    guarded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command()(guarded)
     return guarded
 
@@ -140,26 +177,25 @@ def run(
     seed: Seed = 0,
     threads: Threads = None,
     max_new_tokens: Tokens = 16,
-    split: Split = None,
-    image_column: ImageColumn = None,
-    question_column: QuestionColumn = None,
-    answer_column: AnswerColumn = None,
     sweep: Sweep = True,
+    *,
+    columns: dict[str, Any],
 ) -> dict[str, Any]:
     """The main job: profile, detect, schedule, evaluate, plot.
 
     adaptinfer-profile run demo
 
     adaptinfer-profile run ./my-llava --dataset data.jsonl --samples 64 --out outputs/mine
+
+    adaptinfer-profile run ./my-llava --dataset pope --dataset textvqa --budget 25%
     """
     from schedule_finder import steps
 
     fraction = _fraction(budget)
     kind = _kind(budget_kind)
     current, loaded, data = _begin(
-        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads,
-        split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
-    )  # fmt: skip
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns
+    )
     _profile(current, loaded, data, batch_size)
     _show_detections(steps.detect_step(current, detector))
     schedule = steps.schedule_step(current, budget=fraction, kind=kind, solver=solver, scorer=scorer)
@@ -183,16 +219,13 @@ def profile(
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     threads: Threads = None,
-    split: Split = None,
-    image_column: ImageColumn = None,
-    question_column: QuestionColumn = None,
-    answer_column: AnswerColumn = None,
+    *,
+    columns: dict[str, Any],
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples and record what text looks at, layer by layer. Resumes."""
     current, loaded, data = _begin(
-        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads,
-        split=split, image_column=image_column, question_column=question_column, answer_column=answer_column,
-    )  # fmt: skip
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns
+    )
     counts = _profile(current, loaded, data, batch_size)
     screen.print(f"profile: {current.profile.folder}")
     return {"run": str(current.folder), **counts}
@@ -355,7 +388,7 @@ def _open(folder: Path) -> Run:
 
 def _begin(
     backbone: str,
-    dataset: str | None,
+    dataset: list[str] | None,
     samples: int,
     eval_samples: int,
     out: Path | None,
@@ -363,26 +396,26 @@ def _begin(
     dtype: str,
     seed: int,
     threads: int | None,
-    **columns: str | None,
+    columns: dict[str, Any],
 ) -> tuple[Run, LoadedBackbone, DataSet]:
     """Load everything that can be wrong before anything is written."""
     from schedule_finder.backbones import load_backbone
     from schedule_finder.errors import InputError
     from schedule_finder.run_folder import Run
 
-    if dataset is None:
+    if not dataset:
         if backbone != "demo":
             raise InputError(
-                f"backbone {backbone!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name)"
+                f"backbone {backbone!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name, a preset)"
             )
-        dataset = "demo"
+        dataset = ["demo"]
     options = {
         "backbone": backbone,
-        "dataset": dataset,
+        "dataset": dataset[0] if len(dataset) == 1 else dataset,
         "samples": samples,
         "eval_samples": eval_samples,
         "seed": seed,
-        "columns": columns,
+        "columns": _said(columns, samples + eval_samples),
     }
     data = _open_data(options)
     with _status("loading the backbone"):
@@ -393,10 +426,21 @@ def _begin(
     current = Run.begin(folder, command, options)
     screen.print(
         f"[bold]{escape(backbone)}[/bold] ({loaded.identity.model_type}, {loaded.identity.num_layers} layers, "
-        f"{loaded.dtype} on {loaded.device}) with data set [bold]{escape(dataset)}[/bold] -> {folder}",
+        f"{loaded.dtype} on {loaded.device}) with data set [bold]{escape(' + '.join(dataset))}[/bold] -> {folder}",
         soft_wrap=True,
     )
     return current, loaded, data
+
+
+def _said(columns: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The data options as ``run.json`` keeps them.
+
+    The four that runs have always had, and others only where they were given: so a run that was begun before
+    there were others goes on.
+    """
+    always = ("split", "image_column", "question_column", "answer_column")
+    said = {name: value for name, value in columns.items() if name in always or value is not None}
+    return said | ({"rows": rows} if columns["streaming"] else {})
 
 
 def _set_threads(backbone: str, threads: int | None) -> None:
