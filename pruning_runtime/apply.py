@@ -21,12 +21,18 @@ from transformers import Cache, PreTrainedModel
 from pruning_runtime.attention_rows import attention_rows, find_raters, index_raters
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
-from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
+from pruning_runtime.drop_tokens import (
+    StagePlan,
+    gather_positions,
+    merge_dropped,
+    plan_stages,
+    select_kept,
+)
 from pruning_runtime.families import deepstack
 from pruning_runtime.families.rotary import TABLE, find_rotary, table_place, why_not_renumbered
 from pruning_runtime.families.separators import find_separators, separator_mask
 from pruning_runtime.families.temperature import Temperature, find_temperature
-from pruning_runtime.masks import Reach, kernel_mask, shortened_mask
+from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
 from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
 from pruning_runtime.record import Record, StageRecord, Stopwatch
 from pruning_runtime.schedule import Schedule, ScheduleError
@@ -128,6 +134,8 @@ def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
         )
     if schedule.positions == "renumbered":
         _refuse_renumbering(backbone)
+    if schedule.residual == "merged" and (reason := why_not_merged(backbone)) is not None:
+        raise UnsupportedBackbone(f"{family}: {reason}; use residual 'none'")
     if not make_scorer(schedule.scorer.name, schedule.scorer.options).needs_attention:
         return
     for stage in schedule.stages:
@@ -137,6 +145,18 @@ def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
                 f"stages: layer {stage.layer} of {family} has no keys of its own to score with "
                 f"({backbone.layer_kinds[stage.layer]}); scorer {schedule.scorer.name!r} can stand at {usable}"
             )
+
+
+def why_not_merged(backbone: Backbone) -> str | None:
+    """Why a backbone cannot be pruned with ``residual: merged``; None where it can."""
+    kernel = backbone.text_model.config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        return f"attention kernel {kernel!r} cannot weigh a token; sdpa and eager can"
+    if backbone.kv_sources != tuple(range(len(backbone.layers))):
+        return "its layers share keys, which a merged token would have to enter again"
+    if not all(map(backbone.attends, range(len(backbone.layers)))):
+        return "its recurrent layers cannot weigh a token"
+    return None
 
 
 def _refuse_renumbering(backbone: Backbone) -> None:
@@ -192,6 +212,7 @@ class _Pruner:
         self.record = Record(num_layers=backbone.shape.num_layers)
         self._stages = schedule.stages
         self._renumbered = schedule.positions == "renumbered"
+        self._merged = schedule.residual == "merged"
         protected = schedule.separators == "protected"
         self._separators = find_separators(backbone.model, backbone.text_model) if protected else ()
         self._given_vision = vision_mask
@@ -291,6 +312,11 @@ class _Pruner:
         if isinstance(forward, _Prefill) and forward.plan and embeddings is not None:
             kwargs = dict(kwargs)
             forward.deepstack = deepstack.take_features(kwargs, embeddings)
+            if self._merged and any(layer > min(forward.plan) for layer in forward.deepstack):
+                raise PruningError(
+                    f"this backbone adds features to vision tokens up to layer {max(forward.deepstack)}, which a merged "
+                    "token cannot take in; let the first stage come later, or use residual 'none'"
+                )
             if self._separators:
                 given = [embeddings, *forward.deepstack.values()]
                 forward.separators = separator_mask(self._separators, given, forward.vision)
@@ -402,6 +428,7 @@ class _Pruner:
         protected = forward.separators
         if protected is not None:
             protected = protected.to(hidden.device).gather(1, before.index) & vision
+        merged = None if before.weights is None else vision & (before.weights > 1)
         if isinstance(self.scorer, PositionScorer):
             scores = self._score_positions(vision, protected, before.index, keep)
         elif forward.scores is not None:
@@ -410,13 +437,21 @@ class _Pruner:
             raise PruningError(
                 f"layer {stage.layer} ran without its attention being seen; its kernel was bypassed"
             )
-        place, valid = select_kept(scores, vision, before.valid, keep, stage.width, protected)
-        after = Segment(before.index.gather(1, place), valid, stage.filled)
+        first = protected if merged is None else merged if protected is None else protected | merged
+        place, valid = select_kept(scores, vision, before.valid, keep, stage.width, first)
+        weights = None
+        if self._merged:
+            if protected is not None:  # the last to take others in
+                scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
+            state, weights = merge_dropped(hidden, before.weights, scores, vision, before.valid, place, valid)
+        after = Segment(before.index.gather(1, place), valid, stage.filled, weights)
         forward.prompt.segments.append(after)
         forward.gathered.clear()
         kept_vision = vision.gather(1, place) & valid
         kept_scores = scores if self._keep_scores else None
         self.record.stages.append(StageRecord(stage.layer, stage.keep, after.index, kept_vision, kept_scores))
+        if self._merged:
+            return state
         sequence = hidden.dim() - 2
         if hidden.shape[sequence] != before.width:
             return hidden  # the model itself went on with its last tokens only; they are still there
@@ -492,16 +527,19 @@ class _Pruner:
         def make() -> Tensor | None:
             valid = forward.prompt.still_there(keys, segment)
             if mask is not None:
-                return shortened_mask(mask.to(hidden.device), segment.index, keys.index, valid)
+                cut = shortened_mask(mask.to(hidden.device), segment.index, keys.index, valid)
+                return cut if keys.weights is None else weighted_mask(cut, keys.weights, hidden.dtype)
             # Without a mask a kernel is causal from the first key on, which is right for all queries or one.
-            if not segment.filled and keys is segment and rows in (1, segment.width):
+            plain = keys.weights is None and not segment.filled
+            if plain and keys is segment and rows in (1, segment.width):
                 return None
             if not attends:
                 return valid
             queries = segment.index[:, -rows:]
             first = forward.prompt.first(hidden.device)
             allowed = self._reach(layer).allows(queries, keys.index, first) & valid[:, None, :]
-            return kernel_mask(allowed, valid, self._kernel, hidden.dtype)
+            made = kernel_mask(allowed, valid, self._kernel, hidden.dtype)
+            return made if keys.weights is None else weighted_mask(made, keys.weights, hidden.dtype)
 
         key = ("mask", id(mask), source if keys is not segment else None, attends, self._reach(layer), rows)
         made, _ = self._once(forward.gathered, key, lambda: (make(), mask))
@@ -606,7 +644,8 @@ class _Pruner:
         prompt, device = forward.prompt, hidden.device
         segment, keys = prompt.of(layer, device), prompt.of(source, device)
         queries = hidden.shape[-2]
-        unmasked = not (segment.filled or prompt.later_turns or reach.limited) and keys is segment
+        plain = keys.weights is None and not segment.filled
+        unmasked = plain and not (prompt.later_turns or reach.limited) and keys is segment
         if queries == 1 and unmasked:
             return None
         batch = len(segment.index)
@@ -617,7 +656,11 @@ class _Pruner:
         position = torch.cat([keys.index, fresh], 1)[:, -keys_seen:]
         valid = torch.cat([prompt.still_there(keys, segment), fresh_valid], 1)[:, -keys_seen:]
         allowed = reach.allows(fresh[:, -queries:], position, prompt.first(device)) & valid[:, None, :]
-        return kernel_mask(allowed, valid, self._kernel, hidden.dtype)
+        made = kernel_mask(allowed, valid, self._kernel, hidden.dtype)
+        if keys.weights is None:
+            return made
+        weights = torch.cat([keys.weights, torch.ones_like(fresh, dtype=torch.float32)], 1)[:, -keys_seen:]
+        return weighted_mask(made, weights, hidden.dtype)
 
     def _later_places(self, prompt: PrunedPrompt, layer: int, generated: int, hidden: Tensor) -> Tensor:
         segment = prompt.of(layer, hidden.device)

@@ -95,6 +95,52 @@ def select_kept(
     return index, kept.gather(1, index)
 
 
+def merge_dropped(
+    hidden: Tensor,
+    weights: Tensor | None,
+    scores: Tensor,
+    vision: Tensor,
+    valid: Tensor,
+    place: Tensor,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Let one kept vision token of each row stand for all that are dropped.
+
+    That token is the one that already stands for others, or else the worst that is kept. Its state becomes the
+    mean over itself and the dropped, each counting for as many tokens as it stands for. A row that keeps no
+    vision token loses them all; one that drops none is left as it is.
+
+    Args:
+        hidden: ``[batch, length, features]``, before the drop.
+        weights: tokens that each position stands for, ``[batch, length]``; None: one each.
+        scores, vision, valid: as for `select_kept`, ``[batch, length]``.
+        place, kept: what `select_kept` returned, ``[batch, width]``.
+
+    Returns:
+        The gathered states ``[batch, width, features]`` and the weights ``[batch, width]``, float32.
+    """
+    if weights is None:
+        weights = torch.ones_like(scores, dtype=torch.float32)
+    stays = torch.zeros_like(valid).scatter_(1, place, kept)
+    gone = vision & valid & ~stays
+    kept_vision = vision.gather(1, place) & kept
+    here = weights.gather(1, place)
+    worst = torch.nan_to_num(scores.float()).gather(1, place)
+    # Tokens that stand for others come before all, then the worst by score.
+    order = torch.where(here > 1, float("-inf"), worst).masked_fill(~kept_vision, float("inf"))
+    slot = order.argmin(1, keepdim=True)
+    takes = kept_vision.gather(1, slot) & gone.any(1, keepdim=True)
+
+    share = (weights * gone).scatter_add(1, place.gather(1, slot), here.gather(1, slot))
+    total = share.sum(1, keepdim=True)
+    mean = (share[:, None] / total[..., None] @ hidden.float()).to(hidden.dtype)
+    gathered = gather_positions(hidden, place, 1)
+    column = slot[..., None].expand(-1, -1, hidden.shape[2])
+    mean = torch.where(takes[..., None], mean, gathered.gather(1, column))
+    total = torch.where(takes, total, here.gather(1, slot))
+    return gathered.scatter(1, column, mean), here.scatter(1, slot, total)
+
+
 def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     """Gather ``index`` (``[batch, width]``) along dimension ``dim`` of ``tensor``.
 

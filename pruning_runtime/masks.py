@@ -61,6 +61,19 @@ def shortened_mask(mask: Tensor, rows: Tensor, columns: Tensor, keys_valid: Tens
     return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
+def weighted_mask(mask: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask in which a key that stands for ``n`` tokens gets ``n`` times the attention of one.
+
+    Args:
+        mask: 4-D, bool or additive.
+        weights: tokens that each key stands for, ``[batch, keys]``, at least 1.
+        dtype: of the result where ``mask`` is bool.
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask + weights.log().to(mask.dtype)[:, None, None, :]
+
+
 def kernel_mask(allowed: Tensor, keys_valid: Tensor, kernel: str, dtype: torch.dtype) -> Tensor:
     """``allowed`` (bool ``[batch, queries, keys]``) as ``kernel`` wants it.
 

@@ -14,12 +14,14 @@ class Segment:
     """The sequence that a run of consecutive layers sees.
 
     ``index`` (``[batch, width]``) holds the original position of each place, ``valid`` whether it is a
-    real token. ``filled``: some place is not, in some row.
+    real token. ``filled``: some place is not, in some row. ``weights``: how many tokens each place stands for,
+    float32 ``[batch, width]``; None: each for itself.
     """
 
     index: Tensor
     valid: Tensor
     filled: bool
+    weights: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -30,7 +32,8 @@ class Segment:
         """The same segment on another device; itself where it already is there."""
         if self.index.device == device:
             return self
-        return Segment(self.index.to(device), self.valid.to(device), self.filled)
+        weights = None if self.weights is None else self.weights.to(device)
+        return Segment(self.index.to(device), self.valid.to(device), self.filled, weights)
 
 
 @dataclass

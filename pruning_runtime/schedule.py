@@ -25,6 +25,7 @@ VERSION: Literal[1] = 1
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 BudgetKind = Literal["processed", "published", "flops", "kv", "latency"]
+Residual = Literal["none", "merged"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
@@ -109,6 +110,12 @@ class Schedule(_Part):
     in reading order where not all can, and count as kept tokens like any other, so numbers of tokens do not
     change; a stage that keeps hardly more tokens than there are separators keeps hardly any content. "ranked":
     they compete by their scores. Backbones without separators prune alike under both.
+
+    ``residual``: what dropped tokens leave behind. "none": nothing; attention that rested on them moves to those
+    that are left. "merged": of the tokens that a stage keeps, one stands for all that are gone: its state becomes
+    their mean, and later attention counts it as often as there are tokens in it (proportional attention, as in
+    token merging, arXiv 2210.09461). Token counts and costs are the same. Needs a kernel that takes additive
+    masks (sdpa or eager).
     """
 
     format: Literal["adaptinfer-schedule"] = FORMAT
@@ -118,6 +125,7 @@ class Schedule(_Part):
     scorer: ScorerChoice
     positions: Literal["original", "renumbered"] = "original"
     separators: Literal["protected", "ranked"] = "protected"
+    residual: Residual = "none"
     budget: Budget | None = None
     evidence: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.own_mask_reference import DroppedFrom, find_layers
-from tests.tiny_models import Inputs
+from tests.tiny_models import IMAGE, Inputs
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -52,6 +52,59 @@ def renumbered_logits(
                 state = block(state, *args, **kwargs)
             if layer < len(features):
                 state = state + _take(features[layer], row, place)
+        rows.append(_tail(model, layers[-1], state)[-steps:])
+    return torch.stack(rows)
+
+
+def merged_logits(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    generated: Tensor,
+    stages: Sequence[Any],
+    *,
+    extend: Callable[[Inputs, Tensor], Inputs],
+) -> Tensor:
+    """Logits of every generation step if one kept token stands for all that are gone, ``[batch, steps, vocab]``.
+
+    ``stages``: what a record says, with scores. Which tokens are kept is taken from it; which of them takes in the
+    others, their mean, and how often attention counts it is worked out here, token by token.
+    """
+    prompt, steps = inputs["input_ids"].shape[1], generated.shape[1]
+    sequence = extend(inputs, generated[:, :-1])
+    calls, _ = _calls(model, sequence)
+    layers = find_layers(model)
+    rows = []
+    for row, real in enumerate(sequence["attention_mask"].bool()):
+        place = torch.arange(len(real))[real].tolist()
+        states = dict(zip(place, _take(_hidden(calls[0]), row, torch.tensor(place))[0], strict=True))
+        stand_for = dict.fromkeys(place, 1.0)
+        seen, alive = list(range(prompt)), None
+        for layer, block in enumerate(layers):
+            for stage in stages:
+                if stage.layer + 1 != layer:
+                    continue
+                kept = stage.kept_positions()[row]
+                scores = dict(zip(seen, stage.scores[row].tolist(), strict=True))
+                seen = stage._index[row].tolist()
+                if alive is None:
+                    alive = [p for p in place if p < prompt and int(sequence["input_ids"][row, p]) == IMAGE]
+                gone, alive = [p for p in alive if p not in kept], kept
+                if kept and gone:
+                    standing = [p for p in kept if stand_for[p] > 1]
+                    slot = standing[0] if standing else min(kept, key=scores.__getitem__)
+                    members = [*gone, slot]
+                    count = sum(stand_for[p] for p in members)
+                    states[slot] = sum(stand_for[p] * states[p] for p in members) / count
+                    stand_for[slot] = count
+                place = [p for p in place if p not in gone]
+            args, kwargs = _cut(calls[layer], None, row, torch.tensor(place))
+            mask = kwargs["attention_mask"]
+            if mask.dtype == torch.bool:
+                mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+            kwargs["attention_mask"] = mask + torch.tensor([stand_for[p] for p in place]).log()
+            with torch.no_grad():
+                state = block(torch.stack([states[p] for p in place])[None], *args, **kwargs)
+            states = dict(zip(place, state[0], strict=True))
         rows.append(_tail(model, layers[-1], state)[-steps:])
     return torch.stack(rows)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruning_runtime import Stage
-from pruning_runtime.drop_tokens import StagePlan, gather_positions, plan_stages, select_kept
+from pruning_runtime.drop_tokens import StagePlan, gather_positions, merge_dropped, plan_stages, select_kept
 
 TEXT, VISION, PADDING = "text", "vision", "padding"
 # A protected vision token.
@@ -272,3 +272,55 @@ def test_gather_positions_picks_each_row_s_entries(
             dim - 1, torch.tensor(index[row])
         )
         assert torch.equal(found.select(dim - 1, row), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 9999))
+def test_merging_equals_the_oracle(data: st.DataObject, seed: int) -> None:
+    """Two stages, token by token: who takes in the others, the mean, and how many tokens it stands for."""
+    rng = torch.Generator().manual_seed(seed)
+    batch, length = 3, 10
+    hidden = torch.randn(batch, length, 4, generator=rng)
+    vision = torch.rand(batch, length, generator=rng) < 0.7
+    valid = torch.rand(batch, length, generator=rng) < 0.9
+    states = [{p: hidden[row, p] for p in range(length)} for row in range(batch)]
+    weight = [dict.fromkeys(range(length), 1.0) for _ in range(batch)]
+    index = torch.arange(length).expand(batch, -1)
+    weights = None
+    for _ in range(2):
+        scores = torch.rand(index.shape, generator=rng)
+        seen = vision.gather(1, index) & valid
+        keep = torch.tensor([data.draw(st.integers(0, int(count))) for count in seen.sum(1)])
+        standing = None if weights is None else seen & (weights > 1)
+        width = int((valid.sum(1) - seen.sum(1) + keep).max())
+        place, kept = select_kept(scores, seen, valid, keep, width, standing)
+        for row in range(batch):
+            alive = [int(index[row, p]) for p in range(index.shape[1]) if seen[row, p]]
+            score = {int(index[row, p]): float(scores[row, p]) for p in range(index.shape[1]) if seen[row, p]}
+            left = [
+                int(index[row, p]) for p, k in zip(place[row], kept[row], strict=True) if k and seen[row, p]
+            ]
+            gone = [p for p in alive if p not in left]
+            if left and gone:
+                slot = next((p for p in left if weight[row][p] > 1), min(left, key=score.__getitem__))
+                members = [slot, *gone]
+                total = sum(weight[row][p] for p in members)
+                states[row][slot] = sum(weight[row][p] * states[row][p] for p in members) / total
+                weight[row][slot] = total
+        hidden, weights = merge_dropped(hidden, weights, scores, seen, valid, place, kept)
+        index, valid = index.gather(1, place), kept
+        for row in range(batch):
+            for p in range(index.shape[1]):
+                if valid[row, p]:
+                    torch.testing.assert_close(hidden[row, p], states[row][int(index[row, p])])
+                    assert float(weights[row, p]) == pytest.approx(weight[row][int(index[row, p])])
+
+
+def test_no_token_is_forgotten() -> None:
+    """As long as a row keeps one, its tokens stand for all that there were."""
+    hidden, scores = torch.randn(1, 9, 4), torch.rand(1, 9)
+    every = torch.ones(1, 9, dtype=torch.bool)
+    place, kept = select_kept(scores, every, every, torch.tensor([3]), 3)
+    states, weights = merge_dropped(hidden, None, scores, every, every, place, kept)
+    assert weights.sum() == 9
+    torch.testing.assert_close((states * weights[..., None]).sum(1), hidden.sum(1))

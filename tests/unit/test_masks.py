@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning_runtime.masks import Reach, kernel_mask, shortened_mask
+from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
 from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
 
 LENGTH = 9
@@ -101,3 +101,19 @@ def test_hidden_states_go_back_to_their_places() -> None:
     (restored,) = restore_length((hidden,), prompt)
     assert restored[0, :, 0].tolist() == [1, 0, 2, 3, 0, 0, 0, 4, 5]
     assert restored[1, :, 0].tolist() == [0, 0, 7, 0, 8, 9, 0, 0, 10]
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_key_that_stands_for_three_is_attended_to_as_three(additive: bool) -> None:
+    """Attention over repeated keys equals attention over one of them, weighted."""
+    query, key, value = torch.randn(3, 1, 1, 4, 8).unbind()
+    repeated = torch.tensor([0, 1, 1, 1, 3])
+    allowed = torch.tensor([[[[True, True, False, True]] * 4]])
+    mask = (
+        torch.zeros(1, 1, 4, 4).masked_fill(~allowed, torch.finfo(torch.float32).min) if additive else allowed
+    )
+    weights = torch.tensor([[1.0, 3.0, 1.0, 1.0]])
+    attention = torch.nn.functional.scaled_dot_product_attention
+    found = attention(query, key, value, weighted_mask(mask, weights, torch.float32))
+    torch.testing.assert_close(found, attention(query, key[:, :, repeated], value[:, :, repeated]))
+    assert not torch.allclose(found, attention(query, key, value, allowed))
