@@ -103,7 +103,7 @@ class TableData:
         table = table.select_columns(list(dict.fromkeys(self._columns.media + self._columns.text)))
         table = _undecoded(table)
         if options.streaming:
-            table = _spooled(table, STREAMED * rows, Path(place))
+            table = _spooled(table, STREAMED * rows, given)
         if len(table) == 0:
             raise InputError(f"data set {given!r} is empty")
         self._table = table
@@ -375,22 +375,20 @@ def _names(table: Any, given: str) -> list[str]:
         return list(next(iter(table), {}))
 
 
-def _spooled(stream: Any, rows: int, path: Path) -> Any:
-    """The first rows of a stream as a table, kept in the cache of `datasets`: later steps read them again."""
+def _spooled(stream: Any, rows: int, given: str) -> Any:
+    """The first rows of a stream as a table, kept in the cache of `datasets`: later steps read them again.
+
+    The cache knows a stream by its files and when they changed.
+    """
     import datasets
 
-    files = [path, *path.rglob("*")] if path.exists() else []
-    changed = max((file.stat().st_mtime_ns for file in files), default=0)
-    with _loading(str(path)):
+    with _loading(given):
         return datasets.Dataset.from_generator(
-            _first_rows,
-            features=stream.features,
-            gen_kwargs={"stream": stream, "rows": rows, "changed": changed},
+            _first_rows, features=stream.features, gen_kwargs={"stream": stream, "rows": rows}
         )
 
 
-def _first_rows(stream: Any, rows: int, changed: int) -> Iterator[dict[str, Any]]:
-    """``changed`` is not used: it makes the cache notice that local files are other ones now."""
+def _first_rows(stream: Any, rows: int) -> Iterator[dict[str, Any]]:
     for row in stream.take(rows):
         yield {name: _fetched(cell) for name, cell in row.items()}
 

@@ -297,6 +297,8 @@ def test_videos_as_files_and_as_lists_of_frames(tmp_path: Path) -> None:
         greys = [float(np.asarray(frame).mean()) / 20 for frame in sample.videos[0]]
         assert greys == pytest.approx([2, 6, 10], abs=0.2)
         assert len(open_data(str(path)).load(entry(0)).videos[0]) == 8
+    path = jsonl(tmp_path, [{"videos": ["a.mp4", "a.gif"], "question": "?"}])
+    assert [len(video) for video in open_data(str(path)).load(entry(0)).videos] == [8, 8]
 
 
 def test_videos_that_are_not_there(tmp_path: Path) -> None:
@@ -401,12 +403,19 @@ def test_a_stream_of_images_in_an_archive(tmp_path: Path) -> None:
         data.load(entry(1))
 
 
-def test_a_stream_notices_that_its_files_changed(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, [{"image": "a.png", "question": "old"}] * 3)
+@pytest.mark.parametrize("form", ["jsonl", "folder"])
+def test_a_stream_notices_that_its_files_changed(tmp_path: Path, form: str) -> None:
     pixels(1).save(tmp_path / "a.png")
-    assert open_data(str(path), streaming=True).load(entry(0)).question == "old"
-    jsonl(tmp_path, [{"image": "a.png", "question": "new"}] * 3)
-    assert open_data(str(path), streaming=True).load(entry(0)).question == "new"
+    (tmp_path / "set").mkdir()
+    for word in ("old", "new"):
+        if form == "jsonl":
+            path = jsonl(tmp_path, [{"image": "a.png", "question": word}] * 3)
+        else:
+            path = tmp_path / "set"
+            datasets.Dataset.from_dict({"image": [png(pixels(1))] * 3, "question": [word] * 3}).to_parquet(
+                path / "test.parquet"
+            )
+        assert open_data(str(path), streaming=True).load(entry(0)).question == word
 
 
 def test_unknown_configs_and_splits_are_listed(tmp_path: Path) -> None:
