@@ -7,7 +7,7 @@ import inspect as python_inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from pruning_runtime.schedule import BudgetKind as Kind
     from schedule_finder.backbones import LoadedBackbone
+    from schedule_finder.discovery import Discovery
+    from schedule_finder.engines.base import BatchLimits, Engine
     from schedule_finder.run_folder import Run
     from schedule_finder.samples import DataSet
 
@@ -48,13 +50,55 @@ Dataset = Annotated[
 Samples = Annotated[int, typer.Option("--samples", min=2, help="Samples to profile.")]
 EvalSamples = Annotated[int, typer.Option("--eval-samples", min=0, help="Held-out samples to evaluate on.")]
 Budget = Annotated[str, typer.Option("--budget", help="Fraction of the unpruned cost: 0.15 or 15%.")]
-BudgetKind = Annotated[str, typer.Option("--budget-kind", help="processed, published or flops.")]
-Solver = Annotated[str, typer.Option("--solver", help="How stages are chosen: retained.")]
-Scorer = Annotated[str, typer.Option("--scorer", help="text_guided, uniform_text or last_token.")]
+BudgetKind = Annotated[
+    str, typer.Option("--budget-kind", help="processed, published, flops, kv or latency.")
+]
+Solver = Annotated[
+    str,
+    typer.Option(
+        "--solver", help="How stages are chosen: sensitivity, retained, paper, pyramid, fitprune or grid."
+    ),
+]
+Scorer = Annotated[
+    str,
+    typer.Option("--scorer", help="auto (the solver compares), text_guided, uniform_text or last_token."),
+]
+Residual = Annotated[
+    str, typer.Option("--residual", help="What dropped tokens leave behind: auto, none or merged.")
+]
+Model = Annotated[
+    bool, typer.Option("--model/--no-model", help="Measure on the backbone, or use only what is stored.")
+]
+Pareto = Annotated[
+    bool, typer.Option("--pareto", help="Solve for a range of budgets instead: a table and a figure.")
+]
 Detector = Annotated[str | None, typer.Option("--detector", help="distribution_shift or token_curve.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, cuda:1, ..., or auto-map: over all GPUs and host memory."
+    ),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most samples in a batch.")]
+BatchTokens = Annotated[
+    int,
+    typer.Option(
+        "--batch-tokens",
+        min=1,
+        help="Most tokens in a batch, vision, text and padding; halved when memory runs out.",
+    ),
+]
+MaxSkipped = Annotated[
+    str, typer.Option("--max-skipped", help="Share of unusable samples that stops the run: 0.05 or 5%.")
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="local, or ray: one worker per GPU of a Ray cluster.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Ray workers; default one per GPU, or one without GPUs."),
+]
 Seed = Annotated[int, typer.Option("--seed")]
 Threads = Annotated[
     int | None,
@@ -167,13 +211,18 @@ def run(
     eval_samples: EvalSamples = 450,
     budget: Budget = DEFAULT_BUDGET,
     budget_kind: BudgetKind = "processed",
-    solver: Solver = "retained",
-    scorer: Scorer = "text_guided",
+    solver: Solver = "sensitivity",
+    scorer: Scorer = "auto",
+    residual: Residual = "auto",
     detector: Detector = None,
     out: Out = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = 16384,
+    max_skipped: MaxSkipped = "5%",
+    engine: EngineName = "local",
+    workers: Workers = None,
     seed: Seed = 0,
     threads: Threads = None,
     max_new_tokens: Tokens = 16,
@@ -191,14 +240,22 @@ def run(
     """
     from schedule_finder import steps
 
-    fraction = _fraction(budget)
+    fraction = _fraction("--budget", budget)
     kind = _kind(budget_kind)
-    current, loaded, data = _begin(
-        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns
-    )
-    _profile(current, loaded, data, batch_size)
+    most = _fraction("--max-skipped", max_skipped)
+    current, running, data = _begin(
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns,
+        engine=engine, workers=workers, batch_size=batch_size, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    with running:
+        _profile(current, running, data, most)
     _show_detections(steps.detect_step(current, detector))
-    schedule = steps.schedule_step(current, budget=fraction, kind=kind, solver=solver, scorer=scorer)
+    # Workers on a cluster keep their backbones to themselves.
+    loaded = running.loaded or _load(backbone, device, dtype, threads)
+    with _discovery(current, (loaded, data), batch_size) as discovery:
+        schedule = steps.schedule_step(
+            current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
+        )
     _show_schedule(schedule)
     table = None
     if eval_samples:
@@ -217,16 +274,23 @@ def profile(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = 16384,
+    max_skipped: MaxSkipped = "5%",
+    engine: EngineName = "local",
+    workers: Workers = None,
     seed: Seed = 0,
     threads: Threads = None,
     *,
     columns: dict[str, Any],
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples and record what text looks at, layer by layer. Resumes."""
-    current, loaded, data = _begin(
-        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns
-    )
-    counts = _profile(current, loaded, data, batch_size)
+    most = _fraction("--max-skipped", max_skipped)
+    current, running, data = _begin(
+        backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns,
+        engine=engine, workers=workers, batch_size=batch_size, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    with running:
+        counts = _profile(current, running, data, most)
     screen.print(f"profile: {current.profile.folder}")
     return {"run": str(current.folder), **counts}
 
@@ -248,18 +312,40 @@ def schedule(
     folder: RunArgument,
     budget: Budget = DEFAULT_BUDGET,
     budget_kind: BudgetKind = "processed",
-    solver: Solver = "retained",
-    scorer: Scorer = "text_guided",
+    solver: Solver = "sensitivity",
+    scorer: Scorer = "auto",
+    residual: Residual = "auto",
+    pareto: Pareto = False,
+    model: Model = True,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
 ) -> dict[str, Any]:
-    """Step 4: a schedule for any budget from a run's profile, in seconds and without a model.
+    """Step 4: a schedule for any budget, from the profile and from what the solver measures on the backbone.
 
     adaptinfer-profile schedule outputs/demo --budget 25%
+
+    adaptinfer-profile schedule outputs/demo --budget 15% --solver retained
+
+    adaptinfer-profile schedule outputs/demo --pareto --no-model
     """
     from schedule_finder import steps
+    from schedule_finder.solvers import SOLVERS
 
     current = _open(folder)
     kind = _kind(budget_kind)
-    found = steps.schedule_step(current, budget=_fraction(budget), kind=kind, solver=solver, scorer=scorer)
+    fraction = _fraction("--budget", budget)
+    measures = model and (solver not in SOLVERS or SOLVERS[solver].measures or kind == "latency")
+    backbone = _load_again(current, device, dtype, threads) if measures else None
+    with _discovery(current, backbone, batch_size) as discovery:
+        if pareto:
+            table = steps.pareto_step(current, discovery, kind=kind, solver=solver, scorer=scorer, residual=residual)
+            _show_pareto(table, current)
+            return {"run": str(folder), "pareto": table.to_dict(orient="records")}
+        found = steps.schedule_step(
+            current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
+        )
     _show_schedule(found)
     screen.print(f"schedule: {current.schedule}")
     return {"run": str(folder), "schedule": str(current.schedule), "budget": found.model_dump()["budget"]}
@@ -276,14 +362,8 @@ def evaluate(
     sweep: Sweep = True,
 ) -> dict[str, Any]:
     """Step 5: the schedule and its controls against the full model, on held-out samples."""
-    from schedule_finder.backbones import load_backbone
-
     current = _open(folder)
-    options = current.options
-    data = _open_data(options)
-    with _status("loading the backbone"):
-        _set_threads(options["backbone"], threads)
-        loaded = load_backbone(options["backbone"], device=device, dtype=dtype)
+    loaded, data = _load_again(current, device, dtype, threads)
     table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
     _show_evaluation(table, current)
     return {"run": str(folder), "evaluation": str(current.evaluation)}
@@ -297,6 +377,24 @@ def plot(folder: RunArgument) -> dict[str, Any]:
     for path in figures:
         screen.print(str(path), soft_wrap=True)
     return {"run": str(folder), "figures": [str(path) for path in figures]}
+
+
+@_command
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the joined run.")],
+) -> dict[str, Any]:
+    """Join the profiles of separate jobs on one data set into a run for detect, schedule and evaluate.
+
+    adaptinfer-profile merge outputs/job0 outputs/job1 --out outputs/both
+    """
+    from schedule_finder.merge import merge_runs
+    from schedule_finder.run_folder import Run
+
+    joined = Run(out)
+    counts = merge_runs([_open(folder) for folder in folders], joined, _command_line())
+    screen.print(f"profile: {joined.profile.folder}, {counts['done']} samples", soft_wrap=True)
+    return {"run": str(out), **counts}
 
 
 @_command
@@ -352,17 +450,15 @@ def backbones() -> dict[str, Any]:
 # ---- pieces of commands
 
 
-def _fraction(text: str) -> float:
+def _fraction(option: str, text: str) -> float:
     from schedule_finder.errors import InputError
 
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise InputError(f"--budget {text!r} is no number; write 0.15 or 15%") from None
+        raise InputError(f"{option} {text!r} is no number; write 0.15 or 15%") from None
     if not 0 < value <= 1:
-        raise InputError(
-            f"--budget {text}: above 0 and at most 1 (or 100%), as a fraction of the unpruned cost"
-        )
+        raise InputError(f"{option} {text}: above 0 and at most 1 (or 100%)")
     return value
 
 
@@ -397,9 +493,14 @@ def _begin(
     seed: int,
     threads: int | None,
     columns: dict[str, Any],
-) -> tuple[Run, LoadedBackbone, DataSet]:
+    *,
+    engine: str,
+    workers: int | None,
+    batch_size: int,
+    batch_tokens: int,
+) -> tuple[Run, Engine, DataSet]:
     """Load everything that can be wrong before anything is written."""
-    from schedule_finder.backbones import load_backbone
+    from schedule_finder.engines.base import BatchLimits
     from schedule_finder.errors import InputError
     from schedule_finder.run_folder import Run
 
@@ -418,18 +519,59 @@ def _begin(
         "columns": _said(columns, samples + eval_samples),
     }
     data = _open_data(options)
-    with _status("loading the backbone"):
-        _set_threads(backbone, threads)
-        loaded = load_backbone(backbone, device=device, dtype=dtype)
+    load = functools.partial(_load, backbone, device, dtype, threads)
+    limits = BatchLimits(samples=batch_size, tokens=batch_tokens)
+    running = _make_engine(
+        engine, workers, load, data, functools.partial(_open_data, options), limits, device, threads
+    )
     folder = out or Path("outputs") / Path(backbone).name
-    command = f"adaptinfer-profile {' '.join(sys.argv[1:])}"
-    current = Run.begin(folder, command, options)
+    current = Run.begin(folder, _command_line(), options)
+    identity = running.meta["backbone"]
     screen.print(
-        f"[bold]{escape(backbone)}[/bold] ({loaded.identity.model_type}, {loaded.identity.num_layers} layers, "
-        f"{loaded.dtype} on {loaded.device}) with data set [bold]{escape(' + '.join(dataset))}[/bold] -> {folder}",
+        f"[bold]{escape(backbone)}[/bold] ({identity['model_type']}, {identity['num_layers']} layers, "
+        f"{running.meta['dtype']} on {running.place}) with data set [bold]{escape(' + '.join(dataset))}[/bold] "
+        f"-> {folder}",
         soft_wrap=True,
     )
-    return current, loaded, data
+    return current, running, data
+
+
+def _command_line() -> str:
+    return f"adaptinfer-profile {' '.join(sys.argv[1:])}"
+
+
+def _make_engine(
+    name: str,
+    workers: int | None,
+    load: Callable[[], LoadedBackbone],
+    data: DataSet,
+    open_data: Callable[[], DataSet],
+    limits: BatchLimits,
+    device: str,
+    threads: int | None,
+) -> Engine:
+    from schedule_finder.engines.local import LocalEngine
+    from schedule_finder.engines.ray_engine import RayEngine, WorkerSettings
+    from schedule_finder.errors import InputError
+
+    if name == "ray":
+        gpus = {"auto-map": None, "cpu": 0}.get(device, 1)
+        settings = WorkerSettings(load, open_data, limits, threads=threads or 1, gpus=gpus)
+        with _status("starting Ray workers"):
+            return RayEngine(settings, workers)
+    if name != "local":
+        raise InputError(f"--engine {name!r}: choose local or ray")
+    if workers is not None:
+        raise InputError(f"--workers {workers}: goes with --engine ray; the local engine is one process")
+    return LocalEngine(load(), data, limits)
+
+
+def _load(backbone: str, device: str, dtype: str, threads: int | None) -> LoadedBackbone:
+    from schedule_finder.backbones import load_backbone
+
+    with _status("loading the backbone"):
+        _set_threads(backbone, threads)
+        return load_backbone(backbone, device=device, dtype=dtype)
 
 
 def _said(columns: dict[str, Any], rows: int) -> dict[str, Any]:
@@ -490,11 +632,11 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _profile(current: Run, loaded: LoadedBackbone, data: DataSet, batch_size: int) -> dict[str, Any]:
+def _profile(current: Run, running: Engine, data: DataSet, max_skipped: float) -> dict[str, Any]:
     from schedule_finder import steps
 
     with _progress("profile") as progress:
-        counts = steps.profile_step(current, loaded, data, progress, batch_size=batch_size)
+        counts = steps.profile_step(current, running, data, progress, report=_note, max_skipped=max_skipped)
     if counts["skipped"]:
         notes.print(
             f"{counts['skipped']} sample(s) skipped; the reasons are in {current.samples}", soft_wrap=True
@@ -517,6 +659,35 @@ def _evaluate(
             max_new_tokens=max_new_tokens,
             sweep=steps.SWEEP if sweep else (),
         )
+
+
+@contextmanager
+def _discovery(
+    current: Run, model: tuple[LoadedBackbone, DataSet] | None, batch_size: int
+) -> Iterator[Discovery]:
+    """What solves for budgets, with a bar for what it measures."""
+    from schedule_finder.discovery import Discovery
+
+    with _progress("measure") if model else nullcontext(lambda _done, _total: None) as progress:
+        yield Discovery(current, model, batch_size=batch_size, progress=progress)
+
+
+def _load_again(
+    current: Run, device: str, dtype: str, threads: int | None
+) -> tuple[LoadedBackbone, DataSet]:
+    """The backbone and the data set of a run that was begun before."""
+    from schedule_finder.backbones import load_backbone
+
+    options = current.options
+    data = _open_data(options)
+    with _status("loading the backbone"):
+        _set_threads(options["backbone"], threads)
+        loaded = load_backbone(options["backbone"], device=device, dtype=dtype)
+    return loaded, data
+
+
+def _note(line: str) -> None:
+    notes.print(escape(line), soft_wrap=True)
 
 
 def _plot(current: Run) -> list[Path]:
@@ -571,21 +742,19 @@ def _show_schedule(schedule: Any) -> None:
         kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
         table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
     screen.print(table)
-    screen.print(f"scorer {schedule.scorer.name}, positions {schedule.positions}")
+    screen.print(
+        f"scorer {schedule.scorer.name}, positions {schedule.positions}, residual {schedule.residual}"
+    )
     if schedule.budget:
         costs = schedule.budget
-        flops = "" if costs.flops is None else f", flops {100 * costs.flops:.1f} %"
+        known = {name: value for name, value in costs.model_dump().items() if isinstance(value, float)}
+        asked = known.pop("target")
+        shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in known.items())
         screen.print(
-            f"cost of the unpruned prefill: processed {100 * costs.processed:.1f} %, "
-            f"published count {100 * costs.published:.1f} %{flops} (asked for: {costs.kind} {100 * costs.target:.1f} %)",
-            soft_wrap=True,
+            f"cost of the unpruned prefill: {shares} (asked for: {costs.kind} {100 * asked:.1f} %)", soft_wrap=True
         )
-    solver = schedule.evidence.get("solver", {})
-    if isinstance(solver, dict) and "retained" in solver:
-        screen.print(
-            f"placed by {solver['placed_by']}; replayed: {100 * solver['retained']:.1f} % of text-to-vision "
-            "attention retained", soft_wrap=True,
-        )  # fmt: skip
+    for line in _reasons(schedule.evidence.get("solver", {})):
+        screen.print(line, soft_wrap=True)
     for method, result in schedule.evidence.get("held_out", {}).items():
         if result["exact_match"] is not None:
             screen.print(
@@ -593,6 +762,44 @@ def _show_schedule(schedule: Any) -> None:
                 f"({100 * result['ci_low']:.1f}-{100 * result['ci_high']:.1f}) on {result['n']} samples",
                 soft_wrap=True,
             )
+
+
+def _reasons(solver: Any) -> Iterator[str]:
+    """What a solver says about its choice, a line for each thing."""
+    if not isinstance(solver, dict):
+        return
+    if "retained" in solver:
+        yield (
+            f"placed by {solver['placed_by']}; replayed: {100 * solver['retained']:.1f} % of text-to-vision "
+            "attention retained"
+        )
+    if "predicted_kl" in solver:
+        measured = solver.get("measured_kl")
+        said = "not measured as a whole" if measured is None else (
+            f"measured {measured:.3g} on {solver['chosen_on_samples']} samples, "
+            f"best of {solver['measured_schedules']} schedules"
+        )
+        yield f"KL of the answer token: predicted {solver['predicted_kl']:.3g} nats, {said}"
+    for name, result in solver.get("rules", {}).items():
+        low, high = result["worse_by"]
+        if high > 0:
+            yield f"  {name}: {result['measured_kl']:.3g} (worse by {low:.2g} to {high:.2g}, 95 %)"
+    if "confidence" in solver:
+        bands = solver["confidence"]
+        often = ", ".join(f"({layers}) {count}" for layers, count in bands["layers"].items())
+        yield f"layers chosen in {bands['resamples']} resamples of the measured samples: {often}"
+
+
+def _show_pareto(table: Any, current: Run) -> None:
+    shown = _table("Schedules by budget", "budget", "processed", "flops", "kv", "KL pred.", "KL meas.", "stages")
+    for row in table.itertuples():
+        shown.add_row(
+            *(f"{100 * value:.0f} %" for value in (row.budget, row.processed, row.flops, row.kv)),
+            *("" if value != value else f"{value:.3g}" for value in (row.predicted_kl, row.measured_kl)),
+            row.stages,
+        )
+    screen.print(shown)
+    screen.print(f"table: {current.pareto}, figure: {current.figures}", soft_wrap=True)
 
 
 def _show_evaluation(table: Any, current: Run) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from pruning_runtime import Schedule
 from pruning_runtime.backbone import DecoderShape
-from pruning_runtime.schedule import BackboneIdentity, BudgetKind, ScorerChoice
+from pruning_runtime.schedule import BackboneIdentity, BudgetKind, Residual
 from schedule_finder.backbones import LoadedBackbone
-from schedule_finder.divergence import DivergenceMeter
+from schedule_finder.divergence import DivergenceMeter, Rule
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 from schedule_finder.latency import LatencyModel, measure_latency
@@ -22,12 +22,12 @@ from schedule_finder.profile_store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run_folder import Run
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
-from schedule_finder.sensitivity import SensitivityTable, measure_sensitivity
+from schedule_finder.sensitivity import SensitivityTable, better_residual, measure_sensitivity
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
 
 AUTO = "auto"
-"""The scorer is the solver's to choose; the paper's rule where it cannot tell."""
-PAPERS_SCORER = "text_guided"
+"""Scorer and residual are the solver's to choose; the paper's rule where it cannot tell."""
+PAPERS = Rule("text_guided")
 TABLE_SAMPLES = 32
 CHOICE_SAMPLES = 64
 """Samples for the sensitivity table, and others for the choice among whole schedules."""
@@ -61,7 +61,13 @@ class Discovery:
         self._meter: DivergenceMeter | None = None
 
     def solve(
-        self, budget: float, kind: BudgetKind, *, solver: str = DEFAULT_SOLVER, scorer: str = AUTO
+        self,
+        budget: float,
+        kind: BudgetKind,
+        *,
+        solver: str = DEFAULT_SOLVER,
+        scorer: str = AUTO,
+        residual: str = AUTO,
     ) -> Schedule:
         """A schedule for one budget with its evidence, not written anywhere. Raises `InputError`."""
         if solver not in SOLVERS:
@@ -69,18 +75,24 @@ class Discovery:
         profile = self.profile
         if scorer not in (AUTO, *profile.scores):
             raise InputError(f"--scorer {scorer!r}: choose {AUTO}, {', '.join(profile.scores)}")
+        if residual not in (AUTO, *get_args(Residual)):
+            raise InputError(f"--residual {residual!r}: choose {AUTO}, {', '.join(get_args(Residual))}")
         target = self.target(budget, kind)
         chosen = SOLVERS[solver]
         detector = chosen.detector or self.detections["default"]
         change_points = self.detections["detectors"][detector]["change_points"]
+        table = self.sensitivity_table(scorer, residual) if chosen.needs_sensitivity else None
+        rule = _rule(scorer, residual) if table is None else table.rule
+        rivals = [replace(rule, scorer=name) for name in profile.scores] if scorer == AUTO else []
+        rivals += [replace(rule, residual="none")] if residual == AUTO else []
         solution = chosen().solve(
             Problem(
                 profile,
                 change_points,
                 target,
-                PAPERS_SCORER if scorer == AUTO else scorer,
-                scorer_is_free=scorer == AUTO,
-                sensitivity=self.sensitivity_table(scorer) if chosen.needs_sensitivity else None,
+                rule,
+                rivals=rivals,
+                sensitivity=table,
                 meter=self._choice_meter() if chosen.measures else None,
             )
         )
@@ -90,7 +102,8 @@ class Discovery:
                 stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
                 for stage in solution.stages
             ),
-            scorer=ScorerChoice(name=solution.scorer),
+            scorer=solution.rule.choice,
+            residual=solution.rule.residual,
             budget=target.account(solution.stages),
             evidence={
                 "samples": len(profile),
@@ -157,19 +170,21 @@ class Discovery:
 
     # ---- what is measured
 
-    def sensitivity_table(self, scorer: str = AUTO) -> SensitivityTable:
-        """The stored table of the scorer, or a new one where there is none or it was measured for another scorer."""
+    def sensitivity_table(self, scorer: str = AUTO, residual: str = AUTO) -> SensitivityTable:
+        """The stored table, or a new one where there is none or it was measured for another rule."""
         path = self._run.sensitivity
         if path.exists():
             table = SensitivityTable.load(path)
-            if scorer in (AUTO, table.scorer):
+            if scorer in (AUTO, table.rule.scorer) and residual in (AUTO, table.rule.residual):
                 return table
-        name = PAPERS_SCORER if scorer == AUTO else scorer
         samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
         meter = DivergenceMeter.for_samples(self._loaded, samples, self._batch_size)
         layers = range(self._loaded.backbone.shape.num_layers - 1)
         usable = [layer for layer in layers if self._loaded.backbone.has_own_attention(layer)]
-        table = measure_sensitivity(meter, name, usable, self._progress)
+        rule = _rule(scorer, residual)
+        if residual == AUTO:
+            rule = replace(rule, residual=better_residual(meter, rule.scorer, usable))
+        table = measure_sensitivity(meter, rule, usable, self._progress)
         table.save(path)
         return table
 
@@ -186,7 +201,7 @@ class Discovery:
             document = json.loads(path.read_text(encoding="utf-8"))
             return LatencyModel(**document | {name: tuple(document[name]) for name in ("tokens", "layer_ms")})
         samples = self._load_samples(0, LATENCY_SAMPLES, "latency model")
-        found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPERS_SCORER)
+        found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPERS.scorer)
         write_text(path, json.dumps(asdict(found), indent=2) + "\n")
         return found
 
@@ -237,3 +252,11 @@ class Discovery:
             (rank, kind, name) for kind, names in sorted(by_type.items()) for rank, name in enumerate(names)
         ]
         return [name for _, _, name in sorted(ranked)]
+
+
+def _rule(scorer: str, residual: str) -> Rule:
+    """What is asked for, and the paper's choice where nothing is."""
+    return Rule(
+        PAPERS.scorer if scorer == AUTO else scorer,
+        PAPERS.residual if residual == AUTO else cast("Residual", residual),
+    )

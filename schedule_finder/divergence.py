@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
+from pruning_runtime.schedule import BackboneIdentity, Residual, ScorerChoice, Stage
 from schedule_finder.backbones import LoadedBackbone
 from schedule_finder.samples import Sample
 
@@ -28,6 +28,24 @@ class _Batch:
 
     inputs: dict[str, Tensor]
     reference: Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a stage does with its tokens: which are kept, and what the others leave behind."""
+
+    scorer: str
+    residual: Residual = "none"
+    seed: int | None = None
+    """Of the scorer ``random``."""
+
+    @property
+    def choice(self) -> ScorerChoice:
+        """The scorer as a schedule says it."""
+        return ScorerChoice(name=self.scorer, options={} if self.seed is None else {"seed": self.seed})
+
+    def __str__(self) -> str:
+        return self.scorer if self.residual == "none" else f"{self.scorer}, {self.residual}"
 
 
 class DivergenceMeter:
@@ -67,20 +85,18 @@ class DivergenceMeter:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def measure(
-        self, stages: Sequence[Stage], scorer: ScorerChoice, samples: int | None = None
-    ) -> np.ndarray:
+    def measure(self, stages: Sequence[Stage], rule: Rule, samples: int | None = None) -> np.ndarray:
         """KL divergence in nats of each sample's answer token, full against pruned, ``[samples]``.
 
         ``samples``: look at the first ones only, in whole batches.
         """
-        return self.look(stages, scorer, samples)[0]
+        return self.look(stages, rule, samples)[0]
 
     def look(
-        self, stages: Sequence[Stage], scorer: ScorerChoice, samples: int | None = None
+        self, stages: Sequence[Stage], rule: Rule, samples: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `measure`, and the id of each sample's most likely token, both ``[samples]``."""
-        schedule = self._schedule(stages, scorer)
+        schedule = self._schedule(stages, rule)
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in self._batches:
             if samples is not None and sum(len(kl) for kl, _ in found) >= samples:
@@ -89,7 +105,7 @@ class DivergenceMeter:
         return np.concatenate([kl for kl, _ in found]), np.concatenate([token for _, token in found])
 
     def measure_single(
-        self, layers: Sequence[int], ratios: Sequence[float], scorer: ScorerChoice
+        self, layers: Sequence[int], ratios: Sequence[float], rule: Rule
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Every single stage (layer, ratio), layer by layer from the last to the first.
 
@@ -101,7 +117,7 @@ class DivergenceMeter:
         for layer in sorted(layers, reverse=True):
             rows = []
             for ratio in ratios:
-                schedule = self._schedule((Stage(layer=layer, keep_ratio=ratio),), scorer)
+                schedule = self._schedule((Stage(layer=layer, keep_ratio=ratio),), rule)
                 found = []
                 for batch, reached in zip(self._batches, states, strict=True):
                     with _starting_at(self._backbone.layers, layer, reached.get(layer - 1)):
@@ -109,8 +125,10 @@ class DivergenceMeter:
                 rows.append(np.concatenate(found))
             yield layer, np.stack(rows)
 
-    def _schedule(self, stages: Sequence[Stage], scorer: ScorerChoice) -> Schedule:
-        return Schedule(backbone=self._identity, stages=tuple(stages), scorer=scorer)
+    def _schedule(self, stages: Sequence[Stage], rule: Rule) -> Schedule:
+        return Schedule(
+            backbone=self._identity, stages=tuple(stages), scorer=rule.choice, residual=rule.residual
+        )
 
     def _pruned(self, batch: _Batch, schedule: Schedule, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
         with pruned(self._backbone.model, schedule) as record:

@@ -154,10 +154,13 @@ class _Answer:
 
 
 def methods_for(schedule: Schedule, controls: Sequence[str] = CONTROLS) -> list[Method]:
-    """The schedule, and the controls: other scorers on the very same stages."""
+    """The schedule, and the controls: the same stages without residual, and with other scorers."""
     budget = schedule.budget.target if schedule.budget else 1.0
     others = [name for name in controls if name != schedule.scorer.name]
-    return [Method("schedule", schedule, budget)] + [
+    methods = [Method("schedule", schedule, budget)]
+    if schedule.residual != "none":
+        methods.append(Method("not merged", schedule.model_copy(update={"residual": "none"}), budget))
+    return methods + [
         Method(name, schedule.model_copy(update={"scorer": ScorerChoice(name=name)}), budget)
         for name in others
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,24 @@ class Run:
         return self.folder / "3_change_points.json"
 
     @property
+    def sensitivity(self) -> Path:
+        """What single stages do to the answer; measured for step 4, good for any budget."""
+        return self.folder / "4_sensitivity.parquet"
+
+    @property
+    def latency(self) -> Path:
+        """What the decoder takes on one device; measured for step 4 where a budget asks for it."""
+        return self.folder / "4_latency.json"
+
+    @property
     def schedule(self) -> Path:
         """Step 4's file."""
         return self.folder / "4_schedule.json"
+
+    @property
+    def pareto(self) -> Path:
+        """The front over budgets, where it was asked for."""
+        return self.folder / "4_pareto.csv"
 
     @property
     def evaluation(self) -> Path:
@@ -113,7 +128,8 @@ class Run:
             yield entry
         except BaseException:
             entry["state"] = "failed"
-            self._update(name, entry)
+            with suppress(InputError):  # a full disk is what failed, perhaps
+                self._update(name, entry)
             raise
         entry |= {"state": "done", "seconds": round(time.perf_counter() - begun, 2)}
         self._update(name, entry)

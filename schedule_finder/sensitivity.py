@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
-from pruning_runtime.schedule import ScorerChoice
-from schedule_finder.divergence import DivergenceMeter
+from pruning_runtime import PruningError, UnsupportedBackbone
+from pruning_runtime.schedule import Residual, Stage
+from schedule_finder.divergence import DivergenceMeter, Rule
 from schedule_finder.errors import InputError
 
-RATIOS = (0.6, 0.35, 0.2, 0.1, 0.04, 0.0)
+RATIOS = (0.6, 0.35, 0.2, 0.1, 0.04, 0.015, 0.0)
 """Measured at every layer; a geometric grid, as most of what matters happens where few tokens are left."""
+
+
+PROBED_PLACES, PROBED_RATIO = (0.0, 0.15, 0.3, 0.45), 0.2
+"""Where kinds of residual are compared: in the first half of the depth, where they can matter."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,14 @@ class SensitivityTable:
     """KL divergence of the answer token when a single stage (layer, ratio) prunes.
 
     Attributes:
-        scorer: whose choice of tokens was measured.
+        rule: whose choice of tokens was measured, and what the others left behind.
         layers: rising.
         ratios: falling; 1 is not among them, its divergence is 0.
         sample_ids: what it was measured on.
         divergence: nats, ``[layers, ratios, samples]``.
     """
 
-    scorer: str
+    rule: Rule
     layers: tuple[int, ...]
     ratios: tuple[float, ...]
     sample_ids: tuple[str, ...]
@@ -70,7 +76,8 @@ class SensitivityTable:
             [self.layers, self.ratios, self.sample_ids], names=["layer", "keep_ratio", "id"]
         )
         table = pd.DataFrame({"kl": self.divergence.ravel()}, index=index).reset_index()
-        table.insert(0, "scorer", self.scorer)
+        table.insert(0, "scorer", self.rule.scorer)
+        table.insert(1, "residual", self.rule.residual)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         table.to_parquet(partial, index=False)
@@ -85,14 +92,15 @@ class SensitivityTable:
             ratios = tuple(float(ratio) for ratio in table.keep_ratio.unique())
             ids = tuple(table.id.unique())
             divergence = table.kl.to_numpy().reshape(len(layers), len(ratios), len(ids))
-            return cls(str(table.scorer.iloc[0]), layers, ratios, ids, divergence)
+            rule = Rule(str(table.scorer.iloc[0]), table.residual.iloc[0])
+            return cls(rule, layers, ratios, ids, divergence)
         except (OSError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{path}: not readable ({error}); remove it and measure again") from error
 
 
 def measure_sensitivity(
     meter: DivergenceMeter,
-    scorer: str,
+    rule: Rule,
     layers: Sequence[int],
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     ratios: Sequence[float] = RATIOS,
@@ -100,16 +108,35 @@ def measure_sensitivity(
     """Measure every (layer, ratio) on the meter's samples."""
     layers = sorted(layers)
     found = {}
-    for layer, divergence in meter.measure_single(layers, ratios, ScorerChoice(name=scorer)):
+    for layer, divergence in meter.measure_single(layers, ratios, rule):
         found[layer] = divergence
         progress(len(found), len(layers))
     return SensitivityTable(
-        scorer,
+        rule,
         tuple(layers),
         tuple(ratios),
         tuple(meter.sample_ids),
         np.stack([found[layer] for layer in layers]),
     )
+
+
+def better_residual(meter: DivergenceMeter, scorer: str, layers: Sequence[int]) -> Residual:
+    """What dropped tokens had better leave behind on this backbone, from a few single stages of both kinds."""
+    means = {}
+    for residual in get_args(Residual):
+        rule = Rule(scorer, residual)
+        try:
+            means[residual] = np.mean(
+                [
+                    meter.measure(
+                        (Stage(layer=layers[int(place * len(layers))], keep_ratio=PROBED_RATIO),), rule
+                    )
+                    for place in PROBED_PLACES
+                ]
+            )
+        except (PruningError, UnsupportedBackbone):
+            continue  # this backbone cannot merge
+    return min(means, key=means.__getitem__)
 
 
 def _falling(values: np.ndarray) -> np.ndarray:

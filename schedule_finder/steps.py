@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,16 +12,16 @@ import numpy as np
 import pandas as pd
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.backbone import DecoderShape
-from pruning_runtime.schedule import BackboneIdentity, BudgetKind, ScorerChoice
-from schedule_finder.attention_profile import ProfileError, ProfileRow, profile_batch
+from pruning_runtime.schedule import BudgetKind
+from schedule_finder.attention_profile import ProfileRow
 from schedule_finder.backbones import LoadedBackbone
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from schedule_finder.discovery import AUTO, Discovery
+from schedule_finder.engines.base import Engine, Report, cut_windows
 from schedule_finder.errors import InputError
 from schedule_finder.evaluate import CONTROLS, Evaluation, methods_for
 from schedule_finder.files import write_text
-from schedule_finder.profile_store import Profile
-from schedule_finder.provenance import provenance
+from schedule_finder.profile_store import ProfileStore
 from schedule_finder.run_folder import Run
 from schedule_finder.samples import (
     BadSample,
@@ -30,16 +31,20 @@ from schedule_finder.samples import (
     choose_samples,
     describe,
     read_entries,
+    update_entries,
     write_entries,
 )
-from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget
+from schedule_finder.solvers import DEFAULT_SOLVER
 
-ROWS_PER_SHARD = 128
+FLUSH_SECONDS = 60
+"""What a killed process can lose at most, where a window of samples takes longer."""
 MOST_SKIPPED = 0.05
 """Share of samples that may be unusable before a run stops: beyond it the data set is the problem."""
 LEAST_TRIED = 60
 SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15)
 """Budgets of the accuracy curve, in the unit of the run's budget."""
+PARETO = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
+"""Budgets of the front."""
 SWEEP_CONTROLS = ("last_token", "random", "strided")
 
 Progress = Callable[[int, int], None]
@@ -48,54 +53,86 @@ _Item = TypeVar("_Item")
 
 
 def profile_step(
-    run: Run, loaded: LoadedBackbone, data: DataSet, progress: Progress, *, batch_size: int
+    run: Run,
+    engine: Engine,
+    data: DataSet,
+    progress: Progress,
+    *,
+    report: Report,
+    max_skipped: float = MOST_SKIPPED,
+    after_shard: Callable[[ProfileStore], bool] | None = None,
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples, run them through the backbone, store their profiles.
 
-    Samples that are already stored are not done again. Returns counts by status.
+    Samples that are stored or were skipped are not done again; the profile is the same, bit by bit, however
+    often this was interrupted.
+
+    Args:
+        run: the run's folder.
+        engine: what runs the samples.
+        data: what the samples are chosen from.
+        progress: called with the samples done and all samples.
+        report: called with a line about each thing that was repaired on the way.
+        max_skipped: share of the samples that may be unusable; beyond it the step stops.
+        after_shard: called with the store when all of a window's samples are in it; True ends the step there.
+
+    Returns:
+        Counts by status.
+
+    Raises:
+        InputError: too many samples cannot be used, or nothing can be written.
+        StoreError: the folder holds a profile of something else.
     """
     options = run.options
     entries = _entries(run, data, options["samples"], options["eval_samples"], options["seed"])
     store = run.profile
-    store.open(
-        {
-            "backbone": loaded.identity.model_dump(),
-            "shape": {name: getattr(loaded.backbone.shape, name) for name in DecoderShape.__slots__},
-            "layers": list(range(loaded.backbone.shape.num_layers)),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-            "prompt_digest": loaded.prompt_digest,
-        }
+    store.open(engine.meta)
+    stored = set(store.recover(report))
+    places = {entry.id: place for place, entry in enumerate(entries) if entry.use == "discovery"}
+    pending = frozenset(
+        name
+        for name, place in places.items()
+        if entries[place].status == "pending" or (entries[place].status == "done" and name not in stored)
     )
-    stored = set(store.ids())
-    pending = [
-        i
-        for i, e in enumerate(entries)
-        if e.use == "discovery" and e.id not in stored and e.status != "skipped"
-    ]
+    windows = cut_windows([entries[place] for place in places.values()], pending)
     with run.step("profile") as facts:
-        rows: list[tuple[str, ProfileRow]] = []
+        changed: list[SampleEntry] = []
+        rows: dict[str, ProfileRow] = {}
 
         def flush() -> None:
-            store.append([name for name, _ in rows], [row for _, row in rows])
+            # Notes before rows: a sample that is noted as done but not stored is done again.
+            if changed:
+                update_entries(run.samples, changed)
+            store.append(list(rows), list(rows.values()))
+            changed.clear()
             rows.clear()
-            write_entries(run.samples, entries)
 
-        total = sum(entry.use == "discovery" for entry in entries)
-        progress(total - len(pending), total)
+        left = len(pending)
+        skipped = [entry for entry in entries if entry.use == "discovery" and entry.status == "skipped"]
+        _check_skipped(skipped, len(places) - left, len(places), max_skipped)
+        progress(len(places) - left, len(places))
+        flushed = time.monotonic()
         try:
-            for batch in _batches(pending, batch_size):
-                for place, sample, result in _profile_some(loaded, data, [(i, entries[i]) for i in batch]):
-                    if sample is not None and isinstance(result, ProfileRow):
-                        entries[place] = replace(describe(entries[place], sample), status="done")
-                        rows.append((entries[place].id, result))
-                    else:
-                        entries[place] = replace(entries[place], status="skipped", reason=str(result))
-                _stop_if_too_many_skipped(entries, "discovery")
-                if len(rows) >= ROWS_PER_SHARD:
+            for piece in engine.profile(windows, report):
+                for outcome in piece.outcomes:
+                    entry = entries[places[outcome.entry.id]] = outcome.entry
+                    changed.append(entry)
+                    if outcome.row is None:
+                        skipped.append(entry)
+                    elif entry.id not in stored:
+                        rows[entry.id] = outcome.row
+                left -= len(piece.outcomes)
+                progress(len(places) - left, len(places))
+                if piece.last or time.monotonic() - flushed > FLUSH_SECONDS:
                     flush()
-                progress(total - len(pending) + sum(entries[i].status != "pending" for i in pending), total)
+                    flushed = time.monotonic()
+                if piece.last:
+                    _check_skipped(skipped, len(places) - left, len(places), max_skipped)
+                    if after_shard is not None and after_shard(store):
+                        break
         finally:
             flush()
+        write_entries(run.samples, entries)
         facts |= _counts(entries, "discovery")
     return _counts(entries, "discovery")
 
@@ -122,75 +159,62 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
 
 def schedule_step(
     run: Run,
+    discovery: Discovery,
     *,
     budget: float,
     kind: BudgetKind = "processed",
     solver: str = DEFAULT_SOLVER,
-    scorer: str = "text_guided",
+    scorer: str = AUTO,
+    residual: str = AUTO,
 ) -> Schedule:
-    """Step 4: from the profile and its change points to ``4_schedule.json``; no model is loaded."""
-    profile = run.profile.read()
-    detections = _detections(run)
-    with run.step("schedule", budget=budget, budget_kind=kind, solver=solver, scorer=scorer):
-        schedule = solve(run, profile, detections, budget=budget, kind=kind, solver=solver, scorer=scorer)
+    """Step 4: from the profile, its change points and what the solver measures to ``4_schedule.json``."""
+    asked = {"solver": solver, "scorer": scorer, "residual": residual}
+    with run.step("schedule", budget=budget, budget_kind=kind, **asked):
+        schedule = discovery.solve(budget, kind, **asked)
         schedule.save(run.schedule)
     return schedule
 
 
-def solve(
+def pareto_step(
     run: Run,
-    profile: Profile,
-    detections: dict[str, Any],
+    discovery: Discovery,
     *,
-    budget: float,
-    kind: BudgetKind,
+    kind: BudgetKind = "processed",
     solver: str = DEFAULT_SOLVER,
-    scorer: str = "text_guided",
-) -> Schedule:
-    """A schedule for one budget with its evidence, not written anywhere. Raises `InputError`."""
-    if solver not in SOLVERS:
-        raise InputError(f"--solver {solver!r}: choose {', '.join(SOLVERS)}")
-    if scorer not in profile.scores:
-        raise InputError(f"--scorer {scorer!r}: the profile holds {', '.join(profile.scores)}")
-    if not 0 < budget <= 1:
-        raise InputError(
-            f"--budget {budget}: a fraction of the unpruned cost, above 0 and at most 1 (or 15%)"
+    scorer: str = AUTO,
+    residual: str = AUTO,
+    budgets: Sequence[float] = PARETO,
+) -> pd.DataFrame:
+    """The front over budgets: what each costs by every count, and its predicted and measured divergence.
+
+    Writes ``4_pareto.csv`` and its figure. Budgets that no stages can meet are left out.
+    """
+    rows = []
+    for budget in budgets:
+        try:
+            found = discovery.solve(budget, kind, solver=solver, scorer=scorer, residual=residual)
+        except InputError:
+            continue
+        assert found.budget is not None
+        costs, reasons = found.budget.model_dump(), found.evidence["solver"]
+        rows.append(
+            {
+                "budget_kind": kind,
+                "budget": budget,
+                **{name: costs[name] for name in ("processed", "published", "flops", "kv", "latency")},
+                "predicted_kl": reasons.get("predicted_kl"),
+                "measured_kl": reasons.get("measured_kl"),
+                "scorer": found.scorer.name,
+                "residual": found.residual,
+                "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.3f}" for stage in found.stages),
+            }
         )
-    target = BudgetTarget(
-        kind, budget, DecoderShape(**profile.meta["shape"]), profile.mean_vision, profile.mean_other
-    )
-    detection = detections["detectors"][detections["default"]]
-    solution = SOLVERS[solver]().solve(profile, detection["change_points"], target, scorer=scorer)
-    entries = {entry.id: entry for entry in read_entries(run.samples)}
-    return Schedule(
-        backbone=BackboneIdentity(**profile.meta["backbone"]),
-        stages=tuple(
-            stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
-            for stage in solution.stages
-        ),
-        scorer=ScorerChoice(name=scorer),
-        budget=target.account(solution.stages),
-        evidence={
-            "samples": len(profile),
-            "dataset": run.options["dataset"],
-            "typical_prompt": {
-                "vision_tokens": round(profile.mean_vision, 1),
-                "other_tokens": round(profile.mean_other, 1),
-            },
-            "question_types": sorted(
-                {entries[name].question_type for name in profile.ids if name in entries}
-            ),
-            "detector": {"name": detections["default"]},
-            "change_points": detection["change_points"],
-            "solver": solution.evidence,
-        },
-        provenance=provenance(
-            revision=profile.meta["backbone"].get("revision"),
-            profile_dtype=profile.meta["dtype"],
-            prompt_digest=profile.meta["prompt_digest"],
-            seed=run.options["seed"],
-        ),
-    )
+    if not rows:
+        raise InputError(f"{run.folder}: none of the budgets {', '.join(map(str, budgets))} can be met")
+    numbers = ("latency", "predicted_kl", "measured_kl")
+    table = pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+    write_text(run.pareto, table.to_csv(index=False, float_format="%.6g"))
+    return table
 
 
 def evaluate_step(
@@ -202,10 +226,19 @@ def evaluate_step(
     batch_size: int,
     max_new_tokens: int = 16,
     sweep: Sequence[float] = SWEEP,
+    discovery: Discovery | None = None,
 ) -> pd.DataFrame:
     """Step 5: the schedule and its controls against the full model, on samples discovery never saw.
 
-    ``sweep``: further budgets, each with a schedule of its own from the same profile.
+    Args:
+        run: the run, with a schedule.
+        loaded: the backbone.
+        data: what the samples are loaded from.
+        progress: called with the samples done and all samples.
+        batch_size: samples per forward pass.
+        max_new_tokens: longest answer.
+        sweep: further budgets, each with a schedule of its own from the same profile.
+        discovery: what solves for them; None: one that measures on this backbone.
     """
     schedule = Schedule.load(run.schedule)
     schedule.check_backbone(loaded.backbone)
@@ -213,7 +246,9 @@ def evaluate_step(
     held_out = [i for i, entry in enumerate(entries) if entry.use == "held_out"]
     if not held_out:
         raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
-    methods = methods_for(schedule) + _sweep_methods(run, schedule, sweep)
+    methods = methods_for(schedule) + _sweep_methods(
+        schedule, sweep, discovery or Discovery(run, (loaded, data), batch_size=batch_size)
+    )
     evaluation = Evaluation(loaded, methods, max_new_tokens)
     with run.step("evaluate", max_new_tokens=max_new_tokens) as facts:
         progress(0, len(held_out))
@@ -243,23 +278,16 @@ def evaluate_step(
     return table
 
 
-def _sweep_methods(run: Run, schedule: Schedule, budgets: Sequence[float]) -> list[Any]:
+def _sweep_methods(schedule: Schedule, budgets: Sequence[float], discovery: Discovery) -> list[Any]:
     if not budgets or schedule.budget is None:
         return []
-    profile, detections = run.profile.read(), _detections(run)
+    solver = schedule.evidence.get("solver", {}).get("solver", DEFAULT_SOLVER)
     methods = []
     for budget in budgets:
         if abs(budget - schedule.budget.target) < 1e-9:
             continue
         try:
-            other = solve(
-                run,
-                profile,
-                detections,
-                budget=budget,
-                kind=schedule.budget.kind,
-                scorer=schedule.scorer.name,
-            )
+            other = discovery.solve(budget, schedule.budget.kind, solver=solver)
         except InputError:
             continue  # a budget below what this backbone can reach is a gap in the curve, no failure
         methods += methods_for(other, [name for name in SWEEP_CONTROLS if name in CONTROLS])
@@ -323,22 +351,11 @@ def _note_held_out(run: Run, schedule: Schedule, table: pd.DataFrame) -> None:
 
 
 def _entries(run: Run, data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    if run.samples.exists():
-        return read_entries(run.samples)
-    entries = choose_samples(data, count, held_out, seed)
+    """The run's list of samples, chosen now if it is not yet; written in one piece, without notes beside it."""
+    chosen = run.samples.exists()
+    entries = read_entries(run.samples) if chosen else choose_samples(data, count, held_out, seed)
     write_entries(run.samples, entries)
     return entries
-
-
-def _detections(run: Run) -> dict[str, Any]:
-    try:
-        return json.loads(run.change_points.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{run.change_points}: not there; run `adaptinfer-profile detect {run.folder}` first"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{run.change_points}: not readable ({error}); detect again") from error
 
 
 def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
@@ -346,45 +363,19 @@ def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
         yield items[first : first + size]
 
 
-def _profile_some(
-    loaded: LoadedBackbone, data: DataSet, entries: Sequence[tuple[int, SampleEntry]]
-) -> list[tuple[int, Sample | None, ProfileRow | str]]:
-    """Profile one batch; a sample that cannot be used comes back as the reason why."""
-    results: list[tuple[int, Sample | None, ProfileRow | str]] = []
-    usable: list[tuple[int, Sample]] = []
-    for place, entry in entries:
-        try:
-            usable.append((place, data.load(entry)))
-        except BadSample as error:
-            results.append((place, None, str(error)))
-    try:
-        rows = (
-            profile_batch(loaded.backbone, loaded.inputs([sample for _, sample in usable])) if usable else []
-        )
-    except (ProfileError, ValueError) as error:
-        if len(usable) == 1:
-            return [*results, (usable[0][0], usable[0][1], str(error))]
-        # One sample spoilt the batch: find it by doing them one by one.
-        by_place = dict(entries)
-        for place, _ in usable:
-            results += _profile_some(loaded, data, [(place, by_place[place])])
-        return results
-    for (place, sample), row in zip(usable, rows, strict=True):
-        finite = all(np.isfinite(values).all() for values in (*row.scores.values(), *row.curves.values()))
-        results.append(
-            (place, sample, row if finite else "the model's attention is not finite (NaN or infinite)")
-        )
-    return results
-
-
 def _stop_if_too_many_skipped(entries: Sequence[SampleEntry], use: str) -> None:
-    tried = [entry for entry in entries if entry.use == use and entry.status != "pending"]
+    mine = [entry for entry in entries if entry.use == use]
+    tried = [entry for entry in mine if entry.status != "pending"]
     skipped = [entry for entry in tried if entry.status == "skipped"]
-    everything = len(tried) == sum(entry.use == use for entry in entries)
-    if (len(tried) >= LEAST_TRIED or everything) and len(skipped) > MOST_SKIPPED * len(tried):
+    _check_skipped(skipped, len(tried), len(mine), MOST_SKIPPED)
+
+
+def _check_skipped(skipped: Sequence[SampleEntry], tried: int, total: int, most: float) -> None:
+    """Stop where more than a share ``most`` of the samples tried so far cannot be used."""
+    if (tried >= LEAST_TRIED or tried == total) and len(skipped) > most * tried:
         raise InputError(
-            f"{len(skipped)} of {len(tried)} samples cannot be used, more than {MOST_SKIPPED:.0%}; the last: "
-            f"{skipped[-1].id}: {skipped[-1].reason} (all reasons are in 1_samples.jsonl)"
+            f"{len(skipped)} of {tried} samples cannot be used, more than {most:.0%}; the last: "
+            f"{skipped[-1].id}: {skipped[-1].reason} (all reasons are in 1_samples.jsonl; --max-skipped allows more)"
         )
 
 

@@ -13,11 +13,12 @@ Resumable: what stands in the CSV files is not done again. Run from the reposito
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +26,21 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from pruning_runtime.schedule import ScorerChoice, Stage
+from pruning_runtime.schedule import Stage
 from schedule_finder.backbones import LoadedBackbone, load_backbone
-from schedule_finder.discovery import Discovery
-from schedule_finder.divergence import DivergenceMeter
+from schedule_finder.discovery import AUTO, Discovery
+from schedule_finder.divergence import DivergenceMeter, Rule
 from schedule_finder.errors import InputError
 from schedule_finder.evaluate import wilson_interval
 from schedule_finder.run_folder import Run
 from schedule_finder.samples import choose_samples, open_data
 from schedule_finder.signals import bootstrap_weights
-from schedule_finder.solvers import SOLVERS, BudgetTarget
+from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.retained import Replay, layer_weights
 from schedule_finder.solvers.sensitivity import predict
+from schedule_finder.solvers.shapes import scaled_to_budget
 
-BUDGETS = (0.5, 0.35, 0.25, 0.15, 0.1)
+BUDGETS = (0.5, 0.25, 0.15, 0.1)
 DEFAULT = "sensitivity"
 SCORERS = ("text_guided", "uniform_text", "last_token", "strided", "random")
 RANDOM_DRAWS = 5
@@ -47,6 +49,8 @@ RANDOM_QUESTIONS = 450
 BATCH = 64
 
 Stages = tuple[Stage, ...]
+Chosen = tuple[Stages, Rule]
+Solve = Callable[[Chosen | None], Chosen]
 
 
 @dataclass
@@ -57,16 +61,17 @@ class Study:
     loaded: LoadedBackbone
     run: Run
     discovery: Discovery
+    plain: Discovery
+    """The same run, for what is measured without merging."""
     meter: DivergenceMeter
     expected: np.ndarray
     folder: Path
 
     def right(
-        self, stages: Stages, scorer: str, questions: int | None = None
+        self, stages: Stages, rule: Rule, questions: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Whether each question's first word is right, and its KL divergence, ``[questions]`` both."""
-        options = {"seed": 1} if scorer == "random" else {}
-        kl, tokens = self.meter.look(stages, ScorerChoice(name=scorer, options=options), questions)
+        kl, tokens = self.meter.look(stages, rule, questions)
         return tokens == self.expected[: len(tokens)], kl
 
 
@@ -94,6 +99,9 @@ def _prepare(backbone: str, questions: int, out: Path) -> Study:
     profile = [*common, "profile", backbone, *options, "--out", str(run.folder)]
     for command in (profile, [*common, "detect", str(run.folder)]):
         subprocess.run(command, check=True)
+    plain = out / name / "run_not_merged"
+    if not plain.exists():
+        shutil.copytree(run.folder, plain)
     loaded = load_backbone(backbone, device="cpu")
     data = open_data("demo")
     entries = [entry for entry in choose_samples(data, 2, questions, seed=0) if entry.use == "held_out"]
@@ -104,6 +112,7 @@ def _prepare(backbone: str, questions: int, out: Path) -> Study:
         loaded,
         run,
         Discovery(run, (loaded, data)),
+        Discovery(Run(plain), (loaded, data)),
         DivergenceMeter.for_samples(loaded, samples, BATCH),
         np.array([ids[0] for ids in words["input_ids"]]),
         out / name,
@@ -119,65 +128,83 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     right = pd.read_parquet(outcomes) if outcomes.exists() else pd.DataFrame()
     if not rows:
-        judged, kl = study.right((), "strided")
-        rows.append(_row(study, "full", 1.0, (), "", judged, kl, 0.0))
+        judged, kl = study.right((), Rule("strided"))
+        rows.append(_row(study, "full", 1.0, (), Rule("strided"), judged, kl, 0.0))
         right["full"] = judged
-    done = {(row["method"], row["budget"]) for row in rows}
+    done = {(row["method"], row["budget"]): row for row in rows}
     for budget in budgets:
-        chosen: Stages = ()
-        for method, scorer, solve in _contenders(study, budget):
-            if (method, budget) in done:
+        chosen: Chosen | None = None
+        for method, solve in _contenders(study, budget):
+            if (row := done.get((method, budget))) is not None:
                 if method == DEFAULT:
-                    chosen = _parse(
-                        next(r["stages"] for r in rows if (r["method"], r["budget"]) == (method, budget))
-                    )
+                    chosen = _parse(row["stages"]), Rule(row["scorer"], row["residual"])
                 continue
             begun = time.perf_counter()
             try:
-                stages, scorer = solve(chosen)
+                stages, rule = solve(chosen)
             except InputError as error:
                 print(f"{study.name}, {method} at {budget:.0%}: {error}")
                 continue
             seconds = time.perf_counter() - begun
             if method == DEFAULT:
-                chosen = stages
-            judged, kl = study.right(stages, scorer)
-            rows.append(_row(study, method, budget, stages, scorer, judged, kl, seconds))
+                chosen = stages, rule
+            judged, kl = study.right(stages, rule)
+            rows.append(_row(study, method, budget, stages, rule, judged, kl, seconds))
             right[f"{method} {budget}"] = judged
             print(f"{study.name} {budget:.0%} {method}: {judged.mean():.3f}, KL {kl.mean():.3f}", flush=True)
             pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
             right.to_parquet(outcomes)
 
 
-def _contenders(
-    study: Study, budget: float
-) -> Iterator[tuple[str, str, Callable[[Stages], tuple[Stages, str]]]]:
-    """Method, its scorer, and what gives its stages (from the default solver's, for the scorers)."""
+def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
+    """Methods, and what gives their stages and rule, some from what the default solver chose."""
     target = study.discovery.target(budget, "processed")
 
-    def solved(solver: str) -> Callable[[Stages], tuple[Stages, str]]:
-        def solve(_chosen: Stages) -> tuple[Stages, str]:
-            found = study.discovery.solve(budget, "processed", solver=solver)
-            return found.stages, found.scorer.name
+    def solved(solver: str, residual: str = AUTO) -> Solve:
+        def solve(_chosen: Chosen | None) -> Chosen:
+            discovery = study.plain if residual == "none" else study.discovery
+            found = discovery.solve(budget, "processed", solver=solver, residual=residual)
+            return found.stages, Rule(found.scorer.name, found.residual)
 
         return solve
 
-    for solver in SOLVERS:  # the default comes first
-        yield solver, "", solved(solver)
+    def as_yardstick(chosen: Chosen | None) -> Chosen:
+        """Brute force under the rule that the default solver chose."""
+        assert chosen is not None
+        return solved("grid", chosen[1].residual)(None)
+
+    def its_stages(**changes: str) -> Solve:
+        def take(chosen: Chosen | None) -> Chosen:
+            assert chosen is not None
+            return chosen[0], replace(chosen[1], **changes)
+
+        return take
+
+    yield DEFAULT, solved(DEFAULT)
+    yield f"{DEFAULT}, not merged", solved(DEFAULT, "none")
+    yield "grid", as_yardstick
+    for solver in ("retained", "paper", "pyramid", "fitprune"):
+        yield solver, solved(solver, "none")
+    yield "paper, merged", solved("paper", "merged")
+    yield "pyramid, merged", solved("pyramid", "merged")
     for scorer in SCORERS:
-        yield f"its stages, {scorer}", scorer, lambda chosen, scorer=scorer: (chosen, scorer)
-    yield "fastv", "last_token", lambda _chosen: (_one_stage(target, 1), "last_token")
-    yield "sparsevlm", "uniform_text", lambda _chosen: (_sparsevlm(target), "uniform_text")
+        yield f"its stages, {scorer}", its_stages(scorer=scorer)
+    yield "its stages, not merged", its_stages(residual="none")
+    yield "fastv", lambda _chosen: (_one_stage(target, 1), Rule("last_token"))
+    yield "sparsevlm", lambda _chosen: (_sparsevlm(target), Rule("uniform_text"))
     yield (
         "vtw",
-        "text_guided",
-        lambda _chosen: ((Stage(layer=target.deepest_layer(), keep_ratio=0.0),), "text_guided"),
+        lambda _chosen: (
+            (Stage(layer=target.deepest_layer(), keep_ratio=0.0),),
+            Rule("text_guided"),
+        ),
     )
     for draw in range(RANDOM_DRAWS):
+        stages = _random_stages(target, np.random.default_rng(draw))
+        yield f"random layers {draw}", lambda _chosen, stages=stages: (stages, Rule("text_guided"))
         yield (
-            f"random layers {draw}",
-            "text_guided",
-            lambda _chosen, draw=draw: (_random_stages(target, np.random.default_rng(draw)), "text_guided"),
+            f"random layers {draw}, merged",
+            lambda _chosen, stages=stages: (stages, Rule("text_guided", "merged")),
         )
 
 
@@ -187,8 +214,6 @@ def _one_stage(target: BudgetTarget, layer: int) -> Stages:
 
 
 def _sparsevlm(target: BudgetTarget) -> Stages:
-    from schedule_finder.solvers.shapes import scaled_to_budget
-
     return scaled_to_budget([2 / 32, 6 / 32, 15 / 32], [303 / 576, 110 / 576, 36 / 576], target)
 
 
@@ -207,7 +232,7 @@ def _row(
     method: str,
     budget: float,
     stages: Stages,
-    scorer: str,
+    rule: Rule,
     judged: np.ndarray,
     kl: np.ndarray,
     seconds: float,
@@ -225,7 +250,8 @@ def _row(
         "kl": kl.mean(),
         "processed": cost.processed,
         "flops": cost.flops,
-        "scorer": scorer,
+        "scorer": rule.scorer,
+        "residual": rule.residual,
         "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.6f}" for stage in stages),
         "solve_seconds": seconds,
     }
@@ -248,12 +274,13 @@ def _predictions(study: Study) -> None:
     moving = bool(detections["detectors"][detections["default"]]["change_points"])
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
     table = study.discovery.sensitivity_table()
+    rule = table.rule
     rng, rows = np.random.default_rng(0), []
     for number in range(RANDOM_SCHEDULES):
         least = study.discovery.target(1.0, "processed").cost((Stage(layer=0, keep_ratio=0.0),))
         target = study.discovery.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
         stages = _random_stages(target, rng)
-        judged, kl = study.right(stages, "text_guided", RANDOM_QUESTIONS)
+        judged, kl = study.right(stages, rule, RANDOM_QUESTIONS)
         rows.append(
             {
                 "backbone": study.name,

@@ -17,7 +17,7 @@ from schedule_finder.latency import LatencyModel
 from schedule_finder.profile_store import Profile
 
 if TYPE_CHECKING:
-    from schedule_finder.divergence import DivergenceMeter
+    from schedule_finder.divergence import DivergenceMeter, Rule
     from schedule_finder.sensitivity import SensitivityTable
 
 _CLOSE = 1e-9
@@ -148,10 +148,10 @@ class BudgetTarget:
 
 @dataclass(frozen=True)
 class Solution:
-    """Stages, the rule that scores tokens at them, and the solver's reasons (JSON-able)."""
+    """Stages, what they do with their tokens, and the solver's reasons (JSON-able)."""
 
     stages: tuple[Stage, ...]
-    scorer: str
+    rule: Rule
     evidence: dict[str, Any]
 
 
@@ -163,8 +163,8 @@ class Problem:
         profile: what text looked at, per sample and layer.
         change_points: first layers of new regimes, as decoder layer indices; may be empty.
         budget: what the stages may cost.
-        scorer: the rule that will score tokens, one of the profile's score fields.
-        scorer_is_free: whether a solver may choose another.
+        rule: what scores tokens (one of the profile's score fields), and what dropped ones leave behind.
+        rivals: rules that a solver which measures may choose instead.
         sensitivity: what single stages do to the answer; only for solvers that need it.
         meter: measures on the model; only for solvers that need it.
     """
@@ -172,8 +172,8 @@ class Problem:
     profile: Profile
     change_points: Sequence[int]
     budget: BudgetTarget
-    scorer: str
-    scorer_is_free: bool = False
+    rule: Rule
+    rivals: Sequence[Rule] = ()
     sensitivity: SensitivityTable | None = None
     meter: DivergenceMeter | None = None
 

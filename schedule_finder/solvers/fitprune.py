@@ -44,7 +44,7 @@ class FitPrune(Solver):
         )
         return Solution(
             stages,
-            problem.scorer,
+            problem.rule,
             {"solver": self.name, "source": "FitPrune, arXiv 2409.10197", "alpha": high},
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pruning_runtime.schedule import ScorerChoice, Stage
+from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
 
@@ -33,14 +33,14 @@ class Grid(Solver):
             raise InputError("solver grid measures on the model; run it where the backbone can be loaded")
         problem.budget.deepest_layer()
         candidates = list(every_schedule(problem.budget))
-        tried, scorer = len(candidates), ScorerChoice(name=problem.scorer)
+        tried = len(candidates)
         for samples, left in ROUNDS:
-            values = [problem.meter.measure(stages, scorer, samples).mean() for stages in candidates]
+            values = [problem.meter.measure(stages, problem.rule, samples).mean() for stages in candidates]
             best = np.argsort(values, kind="stable")[:left]
             candidates = [candidates[place] for place in best]
         return Solution(
             candidates[0],
-            problem.scorer,
+            problem.rule,
             {"solver": self.name, "tried": tried, "measured_kl": float(min(values))},
         )
 

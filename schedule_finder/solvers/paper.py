@@ -30,7 +30,7 @@ class Paper(Solver):
         stages = scaled_to_budget([layer / depth for layer in layers], PUBLISHED_RATIOS, problem.budget)
         return Solution(
             stages,
-            problem.scorer,
+            problem.rule,
             {
                 "solver": self.name,
                 "source": "AdaptInfer, arXiv 2508.06084",

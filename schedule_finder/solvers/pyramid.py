@@ -25,5 +25,5 @@ class Pyramid(Solver):
         ratios = [FACTOR ** (number + 1) for number in range(len(places))]
         stages = scaled_to_budget(places, ratios, problem.budget)
         return Solution(
-            stages, problem.scorer, {"solver": self.name, "source": "PyramidDrop, arXiv 2410.17247"}
+            stages, problem.rule, {"solver": self.name, "source": "PyramidDrop, arXiv 2410.17247"}
         )

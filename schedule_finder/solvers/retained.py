@@ -50,7 +50,7 @@ class Retained(Solver):
         candidates = [layer for layer in profiled if layer <= budget.shape.num_layers - 2]
         if not any(layer <= deepest for layer in candidates):
             candidates = [deepest, *candidates]
-        replay = Replay(profile, problem.scorer, layer_weights(profile, moving=bool(change_points)))
+        replay = Replay(profile, problem.rule.scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
         choices: list[tuple[int, ...]] = [(layer,) for layer in candidates if layer <= deepest]
@@ -68,7 +68,7 @@ class Retained(Solver):
                 value, stages = one_more
         return Solution(
             stages,
-            problem.scorer,
+            problem.rule,
             {
                 "solver": self.name,
                 "objective": "share of rater -> vision attention carried by the tokens that layers compute, "

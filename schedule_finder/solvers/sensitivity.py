@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from pruning_runtime.accounting import processed_ratios
-from pruning_runtime.schedule import ScorerChoice, Stage
+from pruning_runtime.schedule import Stage
+from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
 from schedule_finder.sensitivity import SensitivityTable
 from schedule_finder.signals import bootstrap_weights
@@ -20,6 +21,8 @@ from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
 MAX_STAGES = 4
 LEAST_GAIN = 0.05
 """Share of the predicted loss that one stage more must save; every stage costs a scoring pass."""
+NEGLIGIBLE = 1e-3
+"""Nats: differences below it say nothing about answers."""
 RATIO_GRID = np.array(
     [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.22, 0.17, 0.13, 0.1, 0.07, 0.04, 0.02, 0]
 )
@@ -27,8 +30,6 @@ RESAMPLES = 20
 MOST_CANDIDATES = 8
 REFINEMENTS = 2
 """Rounds of trying the best stages' neighbours on the model."""
-RIVALS = ("text_guided", "uniform_text", "last_token")
-"""Scorers tried on the chosen stages."""
 
 
 class Sensitivity(Solver):
@@ -39,7 +40,8 @@ class Sensitivity(Solver):
     and dynamic programming finds the best within the budget. Where the model is at hand, the best of the
     predicted stages (one choice per number of stages, and those that resampled samples lead to) and their
     neighbours are measured as whole schedules on samples that the table has not seen, and the winner's stages
-    with every scorer. Of schedules within one standard error of the best the one with the fewest stages wins.
+    with every rule that may be chosen. Of schedules that cannot be told from the best the one with the fewest stages
+    wins.
 
     The measure is that of VTW (arXiv 2405.05803), which looks at dropping everything at one layer only.
     """
@@ -72,11 +74,11 @@ class Sensitivity(Solver):
             "confidence": bands,
         }
         if problem.meter is None:
-            return Solution(first, table.scorer, evidence)
+            return Solution(first, table.rule, evidence)
         candidates = _distinct([first, *(stages for _, stages in options.values()), *resampled])
-        stages, scorer, measured = _measure(problem, candidates, table.scorer)
+        stages, rule, measured = _measure(problem, candidates, table.rule)
         evidence["predicted_kl"] = round(predict(table, budget, stages), 5)
-        return Solution(stages, scorer, evidence | measured)
+        return Solution(stages, rule, evidence | measured)
 
 
 def predict(table: SensitivityTable, budget: BudgetTarget, stages: Sequence[Stage]) -> float:
@@ -98,7 +100,8 @@ def _worthwhile(options: dict[int, tuple[float, tuple[Stage, ...]]]) -> tuple[St
     """The fewest stages of which one more would not save enough."""
     chosen = min(options)
     for number in sorted(options):
-        if options[number][0] < (1 - LEAST_GAIN) * options[chosen][0]:
+        least = max(LEAST_GAIN * options[chosen][0], NEGLIGIBLE)
+        if options[number][0] < options[chosen][0] - least:
             chosen = number
     return options[chosen][1]
 
@@ -134,9 +137,9 @@ def _distinct(candidates: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]
 
 
 def _measure(
-    problem: Problem, candidates: Sequence[tuple[Stage, ...]], scorer: str
-) -> tuple[tuple[Stage, ...], str, dict[str, Any]]:
-    """The schedule and the scorer with the least measured divergence, and the evidence."""
+    problem: Problem, candidates: Sequence[tuple[Stage, ...]], rule: Rule
+) -> tuple[tuple[Stage, ...], Rule, dict[str, Any]]:
+    """The schedule and the rule with the least measured divergence, and the evidence."""
     meter = problem.meter
     assert meter is not None
     measured: dict[tuple[Stage, ...], np.ndarray] = {}
@@ -144,7 +147,7 @@ def _measure(
     def best_of(some: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
         for stages in some:
             if stages not in measured:
-                measured[stages] = meter.measure(stages, ScorerChoice(name=scorer))
+                measured[stages] = meter.measure(stages, rule)
         return min(measured, key=lambda stages: measured[stages].mean())
 
     best = best_of(candidates)
@@ -156,46 +159,44 @@ def _measure(
         (stages for stages in measured if _level(measured[stages], measured[best])),
         key=lambda stages: (len(stages), measured[stages].mean()),
     )
-    by_scorer = {scorer: measured[best]}
-    for rival in RIVALS if problem.scorer_is_free else ():
-        if rival not in by_scorer:
-            by_scorer[rival] = meter.measure(best, ScorerChoice(name=rival))
-    winner = min(by_scorer, key=lambda name: by_scorer[name].mean())
-    if _level(by_scorer[scorer], by_scorer[winner]):
-        winner = scorer
+    by_rule = {rule: measured[best]}
+    by_rule |= {rival: meter.measure(best, rival) for rival in problem.rivals if rival != rule}
+    winner = min(by_rule, key=lambda rival: by_rule[rival].mean())
+    if _level(by_rule[rule], by_rule[winner]):
+        winner = rule
     weights = bootstrap_weights(len(meter), 1000, seed=0) / len(meter)
     return (
         best,
         winner,
         {
-            "measured_kl": round(float(by_scorer[winner].mean()), 5),
+            "measured_kl": round(float(by_rule[winner].mean()), 5),
             "chosen_on_samples": len(meter),
-            "measured_schedules": len(measured) + len(by_scorer) - 1,
+            "measured_schedules": len(measured) + len(by_rule) - 1,
             "candidates": [
                 {"stages": _plain(stages), "measured_kl": round(float(measured[stages].mean()), 5)}
                 for stages in candidates
             ],
-            "scorers": {
-                name: {
+            "rules": {
+                str(rival): {
                     "measured_kl": round(float(values.mean()), 5),
                     "worse_by": [
                         round(float(edge), 5)
-                        for edge in np.quantile(weights @ (values - by_scorer[winner]), [0.025, 0.975])
+                        for edge in np.quantile(weights @ (values - by_rule[winner]), [0.025, 0.975])
                     ],
                 }
-                for name, values in by_scorer.items()
+                for rival, values in by_rule.items()
             },
         },
     )
 
 
 def _level(some: np.ndarray, best: np.ndarray) -> bool:
-    """Whether ``some`` is within one standard error of the best on the same samples, ``[samples]`` both.
+    """Whether ``some`` cannot be told from the best on the same samples, ``[samples]`` both.
 
-    The one-standard-error rule: of what cannot be told apart the simplest is taken.
+    By the one-standard-error rule, or because the difference is negligible.
     """
     worse = some - best
-    return bool(worse.mean() <= worse.std() / len(worse) ** 0.5)
+    return bool(worse.mean() <= max(worse.std() / len(worse) ** 0.5, NEGLIGIBLE))
 
 
 def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stage, ...]]:

@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning_runtime import find_backbone, pruned
-from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
-from schedule_finder.divergence import DivergenceMeter
+from pruning_runtime.schedule import BackboneIdentity, Stage
+from schedule_finder.divergence import DivergenceMeter, Rule
 from tests.schedules import schedule_for
 from tests.tiny_families_a import FAMILIES_A
 from tests.tiny_families_b import FAMILIES_B
 from tests.tiny_models import FAMILIES, Inputs
 
-RULE = ScorerChoice(name="text_guided")
+RULE = Rule("text_guided")
 
 
 def meter_of(model: PreTrainedModel, batches: list[Inputs]) -> DivergenceMeter:

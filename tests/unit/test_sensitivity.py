@@ -9,6 +9,7 @@ import pytest
 
 from pruning_runtime.accounting import processed_ratios
 from pruning_runtime.schedule import Stage
+from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
 from schedule_finder.sensitivity import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
@@ -16,6 +17,7 @@ from schedule_finder.solvers.sensitivity import neighbours, predict
 from tests.unit.test_solvers import random_profile, shape_of
 
 LAYERS = 10
+RULE = Rule("text_guided", "merged")
 
 
 def table_from(need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int = 0) -> SensitivityTable:
@@ -25,7 +27,7 @@ def table_from(need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int
     rng = np.random.default_rng(seed)
     values = mean[..., None] * (1 + noise * rng.standard_normal((*mean.shape, samples)))
     return SensitivityTable(
-        "text_guided",
+        RULE,
         tuple(range(len(need) - 1)),
         RATIOS,
         tuple(f"{i}" for i in range(samples)),
@@ -50,7 +52,7 @@ def test_unmeasured_layers_lie_between_measured_ones() -> None:
     need = np.full(LAYERS, 0.5)
     whole = table_from(need)
     some = [0, 2, 5, 8]
-    part = SensitivityTable(whole.scorer, tuple(some), whole.ratios, whole.sample_ids, whole.divergence[some])
+    part = SensitivityTable(whole.rule, tuple(some), whole.ratios, whole.sample_ids, whole.divergence[some])
     ratios = np.array([1.0, 0.35, 0.0])
     assert part.layer_loss(LAYERS, ratios) == pytest.approx(whole.layer_loss(LAYERS, ratios), abs=1e-9)
 
@@ -64,7 +66,7 @@ def test_no_layer_gains_from_seeing_less_later() -> None:
 def test_samples_can_be_weighted() -> None:
     table = table_from(np.full(LAYERS, 0.5), noise=0.5)
     first = np.eye(8)[0] * 8
-    alone = SensitivityTable("text_guided", table.layers, RATIOS, ("0",), table.divergence[..., :1])
+    alone = SensitivityTable(RULE, table.layers, RATIOS, ("0",), table.divergence[..., :1])
     ratios = np.array([0.35, 0.1])
     assert table.layer_loss(LAYERS, ratios, first) == pytest.approx(alone.layer_loss(LAYERS, ratios))
 
@@ -82,7 +84,7 @@ def test_the_solver_cuts_behind_the_last_layer_that_needs_vision(needed: int) ->
     need[: needed + 1] = 1.0
     budget = (needed + 1) / LAYERS
     solution = SOLVERS["sensitivity"]().solve(
-        Problem(random_profile(LAYERS, 0), (), target_of(budget), "text_guided", sensitivity=table_from(need))
+        Problem(random_profile(LAYERS, 0), (), target_of(budget), RULE, sensitivity=table_from(need))
     )
     assert solution.stages == (Stage(layer=needed, keep_ratio=0.0),)
     assert solution.evidence["predicted_kl"] == pytest.approx(0)
@@ -98,7 +100,7 @@ def test_doubt_shows() -> None:
             random_profile(LAYERS, 0),
             (),
             target_of(0.4),
-            "text_guided",
+            RULE,
             sensitivity=table_from(need, noise=1.5),
         )
     )
@@ -110,7 +112,7 @@ def test_doubt_shows() -> None:
 
 def test_without_a_table_the_solver_says_what_is_missing() -> None:
     with pytest.raises(InputError, match="nothing is measured yet"):
-        SOLVERS["sensitivity"]().solve(Problem(random_profile(LAYERS, 0), (), target_of(0.4), "text_guided"))
+        SOLVERS["sensitivity"]().solve(Problem(random_profile(LAYERS, 0), (), target_of(0.4), RULE))
 
 
 def test_neighbours_spend_the_same_budget() -> None:
@@ -130,8 +132,8 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
     table.save(tmp_path / "table.parquet")
     again = SensitivityTable.load(tmp_path / "table.parquet")
     assert (again.divergence == table.divergence).all()
-    assert (again.scorer, again.layers, again.ratios, again.sample_ids) == (
-        table.scorer,
+    assert (again.rule, again.layers, again.ratios, again.sample_ids) == (
+        table.rule,
         table.layers,
         table.ratios,
         table.sample_ids,

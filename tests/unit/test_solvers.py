@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import Stage
 from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS
+from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
 from schedule_finder.profile_store import Profile
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.retained import Replay, Retained, layer_weights
 
 KINDS = ("processed", "published", "flops", "kv")
+RULE = Rule("text_guided")
 PROFILE_ONLY = sorted(name for name, solver in SOLVERS.items() if not solver.measures)
 
 
@@ -72,11 +74,11 @@ def test_any_reachable_budget_is_met(
     least = target.cost((Stage(layer=0, keep_ratio=0.0),))
     if budget < least - 1e-6:
         with pytest.raises(InputError, match="out of reach"):
-            SOLVERS[solver]().solve(Problem(profile, change_points, target, "text_guided"))
+            SOLVERS[solver]().solve(Problem(profile, change_points, target, RULE))
         return
     if budget < least + 1e-6:
         return
-    stages = SOLVERS[solver]().solve(Problem(profile, change_points, target, "text_guided")).stages
+    stages = SOLVERS[solver]().solve(Problem(profile, change_points, target, RULE)).stages
     assert target.cost(stages) == pytest.approx(budget, rel=0.01)
     assert [stage.layer for stage in stages] == sorted({stage.layer for stage in stages})
     ratios = [stage.keep_ratio for stage in stages]
@@ -147,7 +149,7 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
     # Exactly enough for all layers up to the change, and ten tokens of forty from then on.
     budget = ((change + 1) + (11 - change) * 0.25) / 12
     target = target_for(profile, "processed", budget)
-    solution = Retained().solve(Problem(profile, [change], target, "text_guided"))
+    solution = Retained().solve(Problem(profile, [change], target, RULE))
     assert solution.stages[0].layer >= change
     assert solution.evidence["retained"] > 0.9
     assert solution.evidence["placed_by"] == "attention shifts"
@@ -158,7 +160,7 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
 
 def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     profile = planted_profile(6)
-    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), "text_guided"))
+    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), RULE))
     assert solution.evidence["placed_by"] == "budget"
     assert len(set(solution.evidence["layer_weights"])) == 1
 
@@ -169,7 +171,7 @@ def test_a_stage_that_gains_nothing_is_left_out() -> None:
     profile = profile_of(
         [np.tile(rng.dirichlet(np.full(40, 0.1)), (12, 1)).astype(np.float32) for _ in range(9)]
     )
-    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.4), "text_guided"))
+    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.4), RULE))
     assert len(solution.evidence["by_number_of_stages"]) > 1
     assert len(solution.stages) == 1
 
@@ -178,7 +180,7 @@ def test_more_stages_never_retain_less() -> None:
     profile = random_profile(12, 3, samples=20)
     by_number = (
         Retained()
-        .solve(Problem(profile, [3, 6, 9], target_for(profile, "processed", 0.5), "text_guided"))
+        .solve(Problem(profile, [3, 6, 9], target_for(profile, "processed", 0.5), RULE))
         .evidence["by_number_of_stages"]
     )
     assert set(by_number) == {"1", "2", "3"}
