@@ -78,6 +78,26 @@ def attention_rows(
         float32 ``[batch, some heads, width, length]``; all blocks together cover every head once,
         in order.
     """
+    arguments = (query, key, rows, real, mask, scaling, softcap, sliding_window, chunk_bytes)
+    for _, attention in attention_rows_and_logits(*arguments):
+        yield attention
+
+
+def attention_rows_and_logits(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    real: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sliding_window: int | None,
+    chunk_bytes: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the blocks of `attention_rows` with the logits before them; both are the caller's to change.
+
+    Where a key is not seen, its logit is the least finite one or so.
+    """
     batch, heads, _, head_dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     width = rows.shape[1]
@@ -87,7 +107,7 @@ def attention_rows(
     blocked = _blocked(rows, real, mask, length, sliding_window)
     bias = None
     if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool:
-        bias = mask.gather(2, _row_index(rows, mask))
+        bias = mask.gather(2, _row_index(rows, mask)).clamp(min=torch.finfo(mask.dtype).min)
 
     per_head = batch * width * length * 4
     whole_groups = max(1, min(kv_heads, chunk_bytes // (per_head * group)))
@@ -99,17 +119,17 @@ def attention_rows(
             some = picked[:, kv, first : first + part_of_group]
             count = some.shape[2]
             logits = some.reshape(batch, -1, count * width, head_dim) @ keys
-            logits = logits.view(batch, -1, width, length).float() * scaling
+            logits = logits.view(batch, -1, width, length).float().mul_(scaling)
             if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
+                logits = logits.div_(softcap).tanh_().mul_(softcap)
             these = slice(first_kv * group + first, first_kv * group + first + logits.shape[1])
             if bias is not None:
-                logits = logits + (bias if bias.shape[1] == 1 else bias[:, these])
+                logits += bias if bias.shape[1] == 1 else bias[:, these]
             if blocked is not None:
                 hidden = blocked if blocked.shape[1] == 1 else blocked[:, these]
-                logits = logits.masked_fill(hidden, float("-inf"))
-            # A filler row may be blocked everywhere; softmax makes it NaN, so it is filled, not multiplied.
-            yield logits.softmax(-1).masked_fill(~real[:, None, :, None], 0.0)
+                # Finite, so that a filler row that sees nothing is no NaN.
+                logits.masked_fill_(hidden, torch.finfo(torch.float32).min)
+            yield logits, logits.softmax(-1).mul_(real[:, None, :, None])
 
 
 def _row_index(rows: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning_runtime.attention_rows import attention_rows, find_raters, index_raters
+from pruning_runtime.attention_rows import (
+    CHUNK_BYTES,
+    attention_rows_and_logits,
+    find_raters,
+    index_raters,
+)
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.scorers.text_guided import text_importance
@@ -30,6 +35,9 @@ CURVE_FIELDS = (
     "importance_last",
 )
 """One number per layer; see `ProfileRow`."""
+
+CPU_CHUNK_BYTES = 2**20
+"""Largest block of attention rows on a CPU: larger ones leave the cache, and their memory is asked for anew."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,10 @@ class _Probe:
 
     def __init__(self, vision: Tensor, raters: Tensor, num_raters: int) -> None:
         self._vision = vision
-        self._rows, self._real = index_raters(raters, num_raters)
-        self._count = raters.sum(1).float()
-        # Keys by kind, to sum a row's attention over each kind with one product.
-        self._kinds = torch.stack([vision, raters, ~(vision | raters)], -1).float()
+        rows, real = index_raters(raters, num_raters)
+        # Keys by kind, to sum attention over each kind with one product.
+        kinds = torch.stack([vision, raters, ~(vision | raters)], 1).float()
+        self._tables = (rows, real, kinds, raters.sum(1).float())
         self._scores: list[Tensor] = []
         self._curves: list[Tensor] = []
         self.layers: list[int] = []
@@ -121,42 +129,18 @@ class _Probe:
         batch, length = self._vision.shape
         if call.query.shape[2] != length:
             raise ProfileError(f"layer {call.layer} sees {call.query.shape[2]} of {length} positions")
-        heads = call.query.shape[1]
-        scores = self._kinds.new_zeros(len(SCORE_FIELDS), batch, length)
-        importance = self._kinds.new_zeros(self._rows.shape)
-        sums = self._kinds.new_zeros(4, batch)
-        blocks = attention_rows(
-            call.query,
-            call.key,
-            self._rows,
-            self._real,
-            call.mask,
-            call.scaling,
-            softcap=call.softcap,
-            sliding_window=call.sliding_window,
-        )
-        for block in blocks:
-            weights = text_importance(block, self._rows, self._real)
-            importance += weights.sum(1)
-            scores[0] += block.sum((1, 2))
-            scores[1] += (weights[..., None, :] @ block).squeeze(-2).sum(1)
-            scores[2] += block[:, :, -1].sum(1)  # the last place holds each sample's last rater
-            masses = block @ self._kinds[:, None]
-            sums[:3] += masses.sum((1, 2)).T
-            # Entropy of a / m over vision tokens, from the entropy of a: sum(entr(a)) / m + log(m).
-            mass = masses[..., 0].clamp(min=torch.finfo(torch.float32).tiny)
-            entropy = (torch.special.entr(block) @ self._kinds[:, None, :, :1]).squeeze(
-                -1
-            ) / mass + mass.log()
-            sums[3] += entropy.masked_fill(~self._real[:, None], 0.0).sum((1, 2))
-        per_rater = heads * self._count
-        scores[0] /= per_rater[:, None]
-        sums /= per_rater
-        sums[3] /= torch.log(torch.tensor(2.0))
-        share = importance / importance.sum(1, keepdim=True)
-        summary = torch.stack([torch.special.entr(share).sum(1) / np.log(2.0), share.amax(1), share[:, -1]])
-        self._scores.append(scores)
-        self._curves.append(torch.cat([sums, summary]))
+        # A model may be spread over devices; its layers' results meet on the first.
+        tables = [table.to(call.query.device) for table in self._tables]
+        chunk_bytes = CPU_CHUNK_BYTES if call.query.device.type == "cpu" else CHUNK_BYTES
+        together = min(batch, max(1, chunk_bytes // (4 * length * tables[0].shape[1])))
+        parts = [
+            _reduce(
+                call, slice(first, first + together), *(table[first : first + together] for table in tables)
+            )
+            for first in range(0, batch, together)
+        ]
+        self._scores.append(torch.cat([scores for scores, _ in parts], 1).to(self._vision.device))
+        self._curves.append(torch.cat([curves for _, curves in parts], 1).to(self._vision.device))
         self.layers.append(call.layer)
 
     def to_host(self, most_vision: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,3 +154,53 @@ class _Probe:
             packed[: scores.numel()].reshape(scores.shape),
             packed[scores.numel() :].reshape(curves.shape),
         )
+
+
+def _reduce(
+    call: AttentionInputs, some: slice, rows: Tensor, real: Tensor, kinds: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One layer's scores ``[fields, samples, length]`` and curves ``[fields, samples]`` of some samples.
+
+    Args:
+        call: the layer's attention.
+        some: which samples of its batch; what follows is theirs alone.
+        rows, real: as of `index_raters`.
+        kinds: 1 for vision tokens, raters, the rest: ``[samples, 3, length]``.
+        count: raters, ``[samples]``.
+    """
+    samples, _, length = kinds.shape
+    mask = call.mask if call.mask is None or call.mask.shape[0] == 1 else call.mask[some]
+    scores = kinds.new_zeros(len(SCORE_FIELDS), samples, length)
+    importance = kinds.new_zeros(rows.shape)
+    entropies = kinds.new_zeros(samples)
+    vision = kinds[:, None, :1]
+    blocks = attention_rows_and_logits(
+        call.query[some],
+        call.key[some],
+        rows,
+        real,
+        mask,
+        call.scaling,
+        call.softcap,
+        call.sliding_window,
+        CPU_CHUNK_BYTES if call.query.device.type == "cpu" else CHUNK_BYTES,
+    )
+    for logits, block in blocks:
+        weights = text_importance(block, rows, real)
+        importance += weights.sum(1)
+        scores[0] += block.sum((1, 2))
+        scores[1] += (weights[..., None, :] @ block).squeeze(-2).sum(1)
+        scores[2] += block[:, :, -1].sum(1)  # the last place holds each sample's last rater
+        # Entropy of a / m over the vision tokens, m their sum. With z the logits less the row's largest,
+        # log(a) = z + log(max a): no logarithm but one for each row is taken.
+        mass = (vision @ block.transpose(2, 3)).squeeze(2).clamp(min=torch.finfo(torch.float32).tiny)
+        logits -= logits.amax(-1, keepdim=True)
+        mean = (vision @ logits.mul_(block).transpose(2, 3)).squeeze(2) / mass
+        entropy = mass.log() - mean - block.amax(-1).log()
+        entropies += entropy.masked_fill(~real[:, None], 0.0).sum((1, 2))
+    per_rater = call.query.shape[1] * count
+    scores[0] /= per_rater[:, None]
+    masses = (kinds @ scores[0][..., None]).squeeze(-1).T
+    share = importance / importance.sum(1, keepdim=True)
+    bits = torch.stack([entropies / per_rater, torch.special.entr(share).sum(1)]) / np.log(2.0)
+    return scores, torch.cat([masses, bits, torch.stack([share.amax(1), share[:, -1]])])

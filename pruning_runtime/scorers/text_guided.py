@@ -14,11 +14,14 @@ def text_importance(rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
     weighs ``sum_i S[i, t]``: what it receives plus what it gives, its attention to itself counted once.
     Arguments as in `AttentionScorer.score_heads`.
     """
-    batch, heads, count, _ = rows.shape
-    columns = raters[:, None, None, :].expand(batch, heads, count, count)
+    # Sums over all rows first: picking columns out of the rows themselves would copy raters x raters.
+    received = rows.sum(2).gather(2, raters[:, None].expand(*rows.shape[:2], -1))
     # A filler repeats a real position, so as a column it would count that position again.
-    among = rows.gather(3, columns) * is_rater[:, None, None, :]
-    return among.sum(2) + among.sum(3) - among.diagonal(dim1=2, dim2=3)
+    received = received * is_rater[:, None]
+    seen = rows.new_zeros(rows.shape[0], rows.shape[3]).scatter_add_(1, raters, is_rater.to(rows.dtype))
+    given = (seen[:, None, None] @ rows.transpose(2, 3)).squeeze(2)
+    itself = rows.gather(3, raters[:, None, :, None].expand(*rows.shape[:3], 1)).squeeze(3)
+    return received + given - itself
 
 
 class TextGuided(AttentionScorer):
