@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from schedule_finder import tables
+from schedule_finder.tables import screen
 
+if TYPE_CHECKING:
     from pruning_runtime.schedule import BudgetKind as Kind
     from schedule_finder.backbones import LoadedBackbone
     from schedule_finder.discovery import Discovery
@@ -31,7 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-screen = Console()
 notes = Console(stderr=True)
 
 DEFAULT_BUDGET = "35%"
@@ -47,12 +47,12 @@ Dataset = Annotated[
         "PRESET=FILE. Again for a mixture in equal shares.",
     ),
 ]
-Samples = Annotated[int, typer.Option("--samples", min=2, help="Samples to profile.")]
+Samples = Annotated[
+    str, typer.Option("--samples", help="Samples to profile; auto: until more would change nothing.")
+]
 EvalSamples = Annotated[int, typer.Option("--eval-samples", min=0, help="Held-out samples to evaluate on.")]
 Budget = Annotated[str, typer.Option("--budget", help="Fraction of the unpruned cost: 0.15 or 15%.")]
-BudgetKind = Annotated[
-    str, typer.Option("--budget-kind", help="processed, published, flops, kv or latency.")
-]
+BudgetKind = Annotated[str, typer.Option("--budget-kind", help="processed, published, flops, kv or latency.")]
 Solver = Annotated[
     str,
     typer.Option(
@@ -207,7 +207,7 @@ def _one_line(error: BaseException) -> str:
 def run(
     backbone: Backbone = "demo",
     dataset: Dataset = None,
-    samples: Samples = 1000,
+    samples: Samples = "1000",
     eval_samples: EvalSamples = 450,
     budget: Budget = DEFAULT_BUDGET,
     budget_kind: BudgetKind = "processed",
@@ -249,14 +249,14 @@ def run(
     )  # fmt: skip
     with running:
         _profile(current, running, data, most)
-    _show_detections(steps.detect_step(current, detector))
+    tables.show_detections(steps.detect_step(current, detector))
     # Workers on a cluster keep their backbones to themselves.
     loaded = running.loaded or _load(backbone, device, dtype, threads)
     with _discovery(current, (loaded, data), batch_size) as discovery:
         schedule = steps.schedule_step(
             current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
         )
-    _show_schedule(schedule)
+    tables.show_schedule(schedule)
     table = None
     if eval_samples:
         table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
@@ -268,7 +268,7 @@ def run(
 def profile(
     backbone: Backbone = "demo",
     dataset: Dataset = None,
-    samples: Samples = 1000,
+    samples: Samples = "1000",
     eval_samples: EvalSamples = 450,
     out: Out = None,
     device: Device = "auto",
@@ -302,7 +302,7 @@ def detect(folder: RunArgument, detector: Detector = None) -> dict[str, Any]:
 
     current = _open(folder)
     document = steps.detect_step(current, detector)
-    _show_detections(document)
+    tables.show_detections(document)
     found = {name: entry["change_points"] for name, entry in document["detectors"].items()}
     return {"run": str(folder), "default": document["default"], "change_points": found}
 
@@ -340,13 +340,15 @@ def schedule(
     backbone = _load_again(current, device, dtype, threads) if measures else None
     with _discovery(current, backbone, batch_size) as discovery:
         if pareto:
-            table = steps.pareto_step(current, discovery, kind=kind, solver=solver, scorer=scorer, residual=residual)
-            _show_pareto(table, current)
+            table = steps.pareto_step(
+                current, discovery, kind=kind, solver=solver, scorer=scorer, residual=residual
+            )
+            tables.show_pareto(table, current)
             return {"run": str(folder), "pareto": table.to_dict(orient="records")}
         found = steps.schedule_step(
             current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
         )
-    _show_schedule(found)
+    tables.show_schedule(found)
     screen.print(f"schedule: {current.schedule}")
     return {"run": str(folder), "schedule": str(current.schedule), "budget": found.model_dump()["budget"]}
 
@@ -365,7 +367,7 @@ def evaluate(
     current = _open(folder)
     loaded, data = _load_again(current, device, dtype, threads)
     table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
-    _show_evaluation(table, current)
+    tables.show_evaluation(table, current)
     return {"run": str(folder), "evaluation": str(current.evaluation)}
 
 
@@ -408,14 +410,18 @@ def inspect(
 
     path = Path(what)
     if (path / "run.json").exists():
-        return _inspect_run(_open(path))
+        current = _open(path)
+        tables.show_run(current)
+        return current.document()
     if path.is_file():
         found = Schedule.load(path)
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
-        return _inspect_backbone(what)
-    _show_schedule(found)
+        facts = _backbone_facts(_load(what, "cpu", "auto", None))
+        tables.show_backbone(what, facts)
+        return facts
+    tables.show_schedule(found)
     return found.model_dump(mode="json")
 
 
@@ -424,26 +430,9 @@ def backbones() -> dict[str, Any]:
     """Families on which pruning was shown to be exact, and how. Others are tried, or refused by name."""
     from dataclasses import asdict
 
-    from schedule_finder.families import VERIFIED, VerifiedFamily
+    from schedule_finder.families import VERIFIED
 
-    table = _table("Verified families", "family", "class", "media", "decoder")
-    for family in VERIFIED.values():
-        kinds = ", ".join(kind.removesuffix("_attention") for kind in family.kinds)
-        against = "" if family.reference == "masking" else family.reference
-        place = "" if family.layers == VerifiedFamily.layers else family.layers
-        since = "" if family.since == VerifiedFamily.since else f"from {family.since}"
-        table.add_row(
-            family.name,
-            family.model_class.removesuffix("ForConditionalGeneration"),
-            ", ".join(family.media),
-            "; ".join(filter(None, (kinds, against, place, since, family.note))),
-        )
-    screen.print(table)
-    screen.print(
-        "Pruned generation equals masking (or compaction, where said) over five tokens under two schedules, in "
-        "float32, padded and ragged batches, on small instances with random weights; transformers 5.17 and 5.23 unless "
-        f"said. Layers are at {VerifiedFamily.layers} unless said; class names lack their ForConditionalGeneration."
-    )
+    tables.show_families(list(VERIFIED.values()))
     return {key: asdict(family) | {"reference": family.reference} for key, family in VERIFIED.items()}
 
 
@@ -460,6 +449,18 @@ def _fraction(option: str, text: str) -> float:
     if not 0 < value <= 1:
         raise InputError(f"{option} {text}: above 0 and at most 1 (or 100%)")
     return value
+
+
+def _samples(text: str) -> int | str:
+    """A number of samples, or `auto`."""
+    from schedule_finder.discovery import AUTO
+    from schedule_finder.errors import InputError
+
+    if text == AUTO:
+        return text
+    if not text.isdecimal() or int(text) < 2:
+        raise InputError(f"--samples {text!r}: a number from 2 on, or {AUTO}")
+    return int(text)
 
 
 def _kind(text: str) -> Kind:
@@ -485,7 +486,7 @@ def _open(folder: Path) -> Run:
 def _begin(
     backbone: str,
     dataset: list[str] | None,
-    samples: int,
+    samples: str,
     eval_samples: int,
     out: Path | None,
     device: str,
@@ -500,9 +501,11 @@ def _begin(
     batch_tokens: int,
 ) -> tuple[Run, Engine, DataSet]:
     """Load everything that can be wrong before anything is written."""
+    from schedule_finder.discovery import AUTO
     from schedule_finder.engines.base import BatchLimits
     from schedule_finder.errors import InputError
     from schedule_finder.run_folder import Run
+    from schedule_finder.steps import MOST_SAMPLES
 
     if not dataset:
         if backbone != "demo":
@@ -513,10 +516,10 @@ def _begin(
     options = {
         "backbone": backbone,
         "dataset": dataset[0] if len(dataset) == 1 else dataset,
-        "samples": samples,
+        "samples": (number := _samples(samples)),
         "eval_samples": eval_samples,
         "seed": seed,
-        "columns": _said(columns, samples + eval_samples),
+        "columns": _said(columns, (MOST_SAMPLES if number == AUTO else int(number)) + eval_samples),
     }
     data = _open_data(options)
     load = functools.partial(_load, backbone, device, dtype, threads)
@@ -634,9 +637,23 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _profile(current: Run, running: Engine, data: DataSet, max_skipped: float) -> dict[str, Any]:
     from schedule_finder import steps
+    from schedule_finder.convergence import Convergence
+    from schedule_finder.discovery import AUTO
 
+    seen_enough = current.options["samples"] == AUTO
+    convergence = Convergence(current.convergence, seed=current.options["seed"]) if seen_enough else None
     with _progress("profile") as progress:
-        counts = steps.profile_step(current, running, data, progress, report=_note, max_skipped=max_skipped)
+        counts = steps.profile_step(
+            current,
+            running,
+            data,
+            progress,
+            report=_note,
+            max_skipped=max_skipped,
+            after_shard=convergence,
+        )
+    if convergence is not None:
+        screen.print(f"stopped after {convergence}", soft_wrap=True)
     if counts["skipped"]:
         notes.print(
             f"{counts['skipped']} sample(s) skipped; the reasons are in {current.samples}", soft_wrap=True
@@ -672,9 +689,7 @@ def _discovery(
         yield Discovery(current, model, batch_size=batch_size, progress=progress)
 
 
-def _load_again(
-    current: Run, device: str, dtype: str, threads: int | None
-) -> tuple[LoadedBackbone, DataSet]:
+def _load_again(current: Run, device: str, dtype: str, threads: int | None) -> tuple[LoadedBackbone, DataSet]:
     """The backbone and the data set of a run that was begun before."""
     from schedule_finder.backbones import load_backbone
 
@@ -699,7 +714,7 @@ def _plot(current: Run) -> list[Path]:
 
 def _finish(current: Run, table: Any, figures: list[Path]) -> dict[str, Any]:
     if table is not None:
-        _show_evaluation(table, current)
+        tables.show_evaluation(table, current)
     screen.print(f"schedule: [bold]{current.schedule}[/bold]", soft_wrap=True)
     screen.print(f"figures:  [bold]{current.figures}[/bold] ({len(figures)} files)", soft_wrap=True)
     return {
@@ -710,153 +725,11 @@ def _finish(current: Run, table: Any, figures: list[Path]) -> dict[str, Any]:
     }
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table that fits eighty columns: no frame, and only its last column wraps."""
-    from rich import box
-    from rich.table import Column, Table
-
-    heads = [Column(name, no_wrap=name != columns[-1], overflow="fold") for name in columns]
-    return Table(
-        *heads,
-        title=escape(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
-def _show_detections(document: dict[str, Any]) -> None:
-    table = _table("Change points", "detector", "first layer of each new regime")
-    for name, entry in document["detectors"].items():
-        points = ", ".join(map(str, entry["change_points"])) or "none"
-        table.add_row(name + (" (used)" if name == document["default"] else ""), points)
-    screen.print(table)
-
-
-def _show_schedule(schedule: Any) -> None:
-    table = _table(
-        f"Schedule for {schedule.backbone.name}", "tokens leave after layer", "keep", "vision tokens"
-    )
-    for stage in schedule.stages:
-        kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
-        table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
-    screen.print(table)
-    screen.print(
-        f"scorer {schedule.scorer.name}, positions {schedule.positions}, residual {schedule.residual}"
-    )
-    if schedule.budget:
-        costs = schedule.budget
-        known = {name: value for name, value in costs.model_dump().items() if isinstance(value, float)}
-        asked = known.pop("target")
-        shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in known.items())
-        screen.print(
-            f"cost of the unpruned prefill: {shares} (asked for: {costs.kind} {100 * asked:.1f} %)", soft_wrap=True
-        )
-    for line in _reasons(schedule.evidence.get("solver", {})):
-        screen.print(line, soft_wrap=True)
-    for method, result in schedule.evidence.get("held_out", {}).items():
-        if result["exact_match"] is not None:
-            screen.print(
-                f"held out, {method}: exact match {100 * result['exact_match']:.1f} % "
-                f"({100 * result['ci_low']:.1f}-{100 * result['ci_high']:.1f}) on {result['n']} samples",
-                soft_wrap=True,
-            )
-
-
-def _reasons(solver: Any) -> Iterator[str]:
-    """What a solver says about its choice, a line for each thing."""
-    if not isinstance(solver, dict):
-        return
-    if "retained" in solver:
-        yield (
-            f"placed by {solver['placed_by']}; replayed: {100 * solver['retained']:.1f} % of text-to-vision "
-            "attention retained"
-        )
-    if "predicted_kl" in solver:
-        measured = solver.get("measured_kl")
-        said = "not measured as a whole" if measured is None else (
-            f"measured {measured:.3g} on {solver['chosen_on_samples']} samples, "
-            f"best of {solver['measured_schedules']} schedules"
-        )
-        yield f"KL of the answer token: predicted {solver['predicted_kl']:.3g} nats, {said}"
-    for name, result in solver.get("rules", {}).items():
-        low, high = result["worse_by"]
-        if high > 0:
-            yield f"  {name}: {result['measured_kl']:.3g} (worse by {low:.2g} to {high:.2g}, 95 %)"
-    if "confidence" in solver:
-        bands = solver["confidence"]
-        often = ", ".join(f"({layers}) {count}" for layers, count in bands["layers"].items())
-        yield f"layers chosen in {bands['resamples']} resamples of the measured samples: {often}"
-
-
-def _show_pareto(table: Any, current: Run) -> None:
-    shown = _table("Schedules by budget", "budget", "processed", "flops", "kv", "KL pred.", "KL meas.", "stages")
-    for row in table.itertuples():
-        shown.add_row(
-            *(f"{100 * value:.0f} %" for value in (row.budget, row.processed, row.flops, row.kv)),
-            *("" if value != value else f"{value:.3g}" for value in (row.predicted_kl, row.measured_kl)),
-            row.stages,
-        )
-    screen.print(shown)
-    screen.print(f"table: {current.pareto}, figure: {current.figures}", soft_wrap=True)
-
-
-def _show_evaluation(table: Any, current: Run) -> None:
-    from pruning_runtime import Schedule
-
-    costs = Schedule.load(current.schedule).budget
-    target = costs.target if costs else 1.0
-    overall = table[table.question_type == "all"]
-    own = overall[(overall.method == "full") | ((overall.budget - target).abs() < 1e-9)]
-    full = own[own.method == "full"].iloc[0]
-    shown = _table(
-        f"{int(own.n.max())} held-out samples; costs in % of full",
-        *("method", "exact match", "agrees", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
-    )
-    for row in own.itertuples():
-        shown.add_row(
-            row.method,
-            f"{100 * row.exact_match:.1f} ({100 * row.ci_low:.1f}-{100 * row.ci_high:.1f})",
-            f"{100 * row.agreement:.1f}",
-            f"{row.kl:.2f}",
-            f"{100 * row.processed:.1f}",
-            f"{100 * row.published:.1f}",
-            f"{100 * row.flops:.1f}",
-            f"{100 * row.kv_bytes / full.kv_bytes:.1f}",
-            f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
-        )
-    screen.print(shown)
-    screen.print(
-        "exact match in % with its 95 % interval; agrees: same answer as full; KL of the first answer token; proc. "
-        "and publ.: vision tokens computed by either count; KV: cache bytes; time: prefill of the decoder"
-    )
-    screen.print(f"every question type and budget: {current.evaluation}", soft_wrap=True)
-
-
-def _inspect_run(current: Run) -> dict[str, Any]:
-    document = current.document()
-    table = _table(f"Run {current.folder}", "step", "state", "seconds", "facts")
-    for name, entry in document["steps"].items():
-        facts = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("state", "seconds"))
-        table.add_row(name, entry["state"], str(entry.get("seconds", "")), facts)
-    screen.print(table)
-    if current.schedule.exists():
-        from pruning_runtime import Schedule
-
-        _show_schedule(Schedule.load(current.schedule))
-    return document
-
-
-def _inspect_backbone(name: str) -> dict[str, Any]:
+def _backbone_facts(loaded: LoadedBackbone) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from schedule_finder.backbones import load_backbone
-
-    with _status("loading the backbone"):
-        loaded = load_backbone(name, device="cpu")
     parts = loaded.backbone
-    facts = {
+    return {
         "class": type(parts.model).__name__,
         "model_type": parts.model_type,
         "decoder": type(parts.text_model).__name__,
@@ -866,8 +739,3 @@ def _inspect_backbone(name: str) -> dict[str, Any]:
         "attention": parts.text_model.config._attn_implementation,
         "config_digest": parts.config_digest,
     }
-    table = _table(f"Backbone {name}", "fact", "value")
-    for key, value in facts.items():
-        table.add_row(key, escape(str(value)))
-    screen.print(table)
-    return facts

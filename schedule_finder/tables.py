@@ -1,0 +1,193 @@
+"""Tables on the terminal; the only module that imports rich's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from schedule_finder.families import VerifiedFamily
+
+if TYPE_CHECKING:
+    from schedule_finder.run_folder import Run
+
+screen = Console()
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table that fits eighty columns: no frame, and only its last column wraps."""
+    heads = [Column(name, no_wrap=name != columns[-1], overflow="fold") for name in columns]
+    return Table(
+        *heads,
+        title=escape(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def show_detections(document: dict[str, Any]) -> None:
+    """Change points by every detector."""
+    table = _table("Change points", "detector", "first layer of each new regime")
+    for name, entry in document["detectors"].items():
+        points = ", ".join(map(str, entry["change_points"])) or "none"
+        table.add_row(name + (" (used)" if name == document["default"] else ""), points)
+    screen.print(table)
+
+
+def show_schedule(schedule: Any) -> None:
+    """A schedule, what it costs, and why it is what it is."""
+    table = _table(
+        f"Schedule for {schedule.backbone.name}", "tokens leave after layer", "keep", "vision tokens"
+    )
+    for stage in schedule.stages:
+        kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
+        table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
+    screen.print(table)
+    screen.print(
+        f"scorer {schedule.scorer.name}, positions {schedule.positions}, residual {schedule.residual}"
+    )
+    if schedule.budget:
+        costs = schedule.budget
+        known = {name: value for name, value in costs.model_dump().items() if isinstance(value, float)}
+        asked = known.pop("target")
+        shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in known.items())
+        screen.print(
+            f"cost of the unpruned prefill: {shares} (asked for: {costs.kind} {100 * asked:.1f} %)",
+            soft_wrap=True,
+        )
+    for line in _reasons(schedule.evidence.get("solver", {})):
+        screen.print(line, soft_wrap=True)
+    for method, result in schedule.evidence.get("held_out", {}).items():
+        if result["exact_match"] is not None:
+            screen.print(
+                f"held out, {method}: exact match {100 * result['exact_match']:.1f} % "
+                f"({100 * result['ci_low']:.1f}-{100 * result['ci_high']:.1f}) on {result['n']} samples",
+                soft_wrap=True,
+            )
+
+
+def _reasons(solver: Any) -> Iterator[str]:
+    """What a solver says about its choice, a line for each thing."""
+    if not isinstance(solver, dict):
+        return
+    if "retained" in solver:
+        yield (
+            f"placed by {solver['placed_by']}; replayed: {100 * solver['retained']:.1f} % of text-to-vision "
+            "attention retained"
+        )
+    if "predicted_kl" in solver:
+        measured = solver.get("measured_kl")
+        said = (
+            "not measured as a whole"
+            if measured is None
+            else (
+                f"measured {measured:.3g} on {solver['chosen_on_samples']} samples, "
+                f"best of {solver['measured_schedules']} schedules"
+            )
+        )
+        yield f"KL of the answer token: predicted {solver['predicted_kl']:.3g} nats, {said}"
+    for name, result in solver.get("rules", {}).items():
+        low, high = result["worse_by"]
+        if high > 0:
+            yield f"  {name}: {result['measured_kl']:.3g} (worse by {low:.2g} to {high:.2g}, 95 %)"
+    if "confidence" in solver:
+        bands = solver["confidence"]
+        often = ", ".join(f"({layers}) {count}" for layers, count in bands["layers"].items())
+        yield f"layers chosen in {bands['resamples']} resamples of the measured samples: {often}"
+
+
+def show_pareto(table: Any, current: Run) -> None:
+    """The front over budgets."""
+    shown = _table(
+        "Schedules by budget", "budget", "processed", "flops", "kv", "KL pred.", "KL meas.", "stages"
+    )
+    for row in table.itertuples():
+        shown.add_row(
+            *(f"{100 * value:.0f} %" for value in (row.budget, row.processed, row.flops, row.kv)),
+            *("" if value != value else f"{value:.3g}" for value in (row.predicted_kl, row.measured_kl)),
+            row.stages,
+        )
+    screen.print(shown)
+    screen.print(f"table: {current.pareto}, figure: {current.figures}", soft_wrap=True)
+
+
+def show_evaluation(table: Any, current: Run) -> None:
+    """The full model, the schedule and its controls."""
+    from pruning_runtime import Schedule
+
+    costs = Schedule.load(current.schedule).budget
+    target = costs.target if costs else 1.0
+    overall = table[table.question_type == "all"]
+    own = overall[(overall.method == "full") | ((overall.budget - target).abs() < 1e-9)]
+    full = own[own.method == "full"].iloc[0]
+    shown = _table(
+        f"{int(own.n.max())} held-out samples; costs in % of full",
+        *("method", "exact match", "agrees", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
+    )
+    for row in own.itertuples():
+        shown.add_row(
+            row.method,
+            f"{100 * row.exact_match:.1f} ({100 * row.ci_low:.1f}-{100 * row.ci_high:.1f})",
+            f"{100 * row.agreement:.1f}",
+            f"{row.kl:.2f}",
+            f"{100 * row.processed:.1f}",
+            f"{100 * row.published:.1f}",
+            f"{100 * row.flops:.1f}",
+            f"{100 * row.kv_bytes / full.kv_bytes:.1f}",
+            f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
+        )
+    screen.print(shown)
+    screen.print(
+        "exact match in % with its 95 % interval; agrees: same answer as full; KL of the first answer token; proc. "
+        "and publ.: vision tokens computed by either count; KV: cache bytes; time: prefill of the decoder"
+    )
+    screen.print(f"every question type and budget: {current.evaluation}", soft_wrap=True)
+
+
+def show_run(current: Run) -> None:
+    """The steps of a run, and its schedule where there is one."""
+    from pruning_runtime import Schedule
+
+    table = _table(f"Run {current.folder}", "step", "state", "seconds", "facts")
+    for name, entry in current.document()["steps"].items():
+        facts = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in ("state", "seconds"))
+        table.add_row(name, entry["state"], str(entry.get("seconds", "")), facts)
+    screen.print(table)
+    if current.schedule.exists():
+        show_schedule(Schedule.load(current.schedule))
+
+
+def show_backbone(name: str, facts: dict[str, Any]) -> None:
+    """What is known of a backbone."""
+    table = _table(f"Backbone {name}", "fact", "value")
+    for key, value in facts.items():
+        table.add_row(key, escape(str(value)))
+    screen.print(table)
+
+
+def show_families(families: Sequence[VerifiedFamily]) -> None:
+    """Families on which pruning was shown to be exact, and how."""
+    table = _table("Verified families", "family", "class", "media", "decoder")
+    for family in families:
+        kinds = ", ".join(kind.removesuffix("_attention") for kind in family.kinds)
+        against = "" if family.reference == "masking" else family.reference
+        place = "" if family.layers == VerifiedFamily.layers else family.layers
+        since = "" if family.since == VerifiedFamily.since else f"from {family.since}"
+        table.add_row(
+            family.name,
+            family.model_class.removesuffix("ForConditionalGeneration"),
+            ", ".join(family.media),
+            "; ".join(filter(None, (kinds, against, place, since, family.note))),
+        )
+    screen.print(table)
+    screen.print(
+        "Pruned generation equals masking (or compaction, where said) over five tokens under two schedules, in "
+        "float32, padded and ragged batches, on small instances with random weights; transformers 5.17 and 5.23 unless "
+        f"said. Layers are at {VerifiedFamily.layers} unless said; class names lack their ForConditionalGeneration."
+    )
