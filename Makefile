@@ -38,8 +38,8 @@ demo: $(VENV)/.done  ## The main job on the embedded backbone: profile, schedule
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo
 
-bench: $(VENV)/.done  ## Probe against eager attention, and the detectors on planted truth
-	$(VENV)/bin/python -m scripts.bench_probe
+bench: $(VENV)/.done  ## Profile against a plain forward and eager dumps; detectors on planted truth
+	$(VENV)/bin/python -m scripts.bench_profile
 	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
 
 test: $(TEST_VENV)/.done  ## All tests that take seconds
