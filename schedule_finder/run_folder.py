@@ -39,6 +39,11 @@ class Run:
         return ProfileStore(self.folder / "2_profile")
 
     @property
+    def convergence(self) -> Path:
+        """How firmly the profile stood at which number of samples, where that was to be found out."""
+        return self.folder / "2_convergence.csv"
+
+    @property
     def change_points(self) -> Path:
         """Step 3's file."""
         return self.folder / "3_change_points.json"

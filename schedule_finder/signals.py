@@ -59,6 +59,21 @@ def vision_distribution(sample: np.ndarray) -> np.ndarray:
     return np.divide(sample, total, out=np.full_like(sample, np.nan), where=total > 0)
 
 
+def carried_by_best(sample: np.ndarray) -> np.ndarray:
+    """Share of each layer's attention on vision that its best 1, 2, ... tokens carry, ``[layers, num_vision]``."""
+    distribution = np.nan_to_num(vision_distribution(np.asarray(sample, dtype=np.float64)))
+    return np.sort(distribution, axis=1)[:, ::-1].cumsum(1)
+
+
+def tokens_to_carry(carried: np.ndarray, share: float) -> np.ndarray:
+    """How many of the best tokens carry ``share`` of a layer's attention, ``[layers]``.
+
+    ``carried`` is what `carried_by_best` returns. Nothing takes no token.
+    """
+    enough = share - 1e-9
+    return (carried < enough).sum(1) + (enough > 0)
+
+
 def vision_curve(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Attention mass on all vision tokens, ``[num_samples, num_layers]``, in [0, 1].
 

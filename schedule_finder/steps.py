@@ -41,6 +41,8 @@ FLUSH_SECONDS = 60
 MOST_SKIPPED = 0.05
 """Share of samples that may be unusable before a run stops: beyond it the data set is the problem."""
 LEAST_TRIED = 60
+MOST_SAMPLES = 4096
+"""Where the number of samples is `auto`."""
 SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15)
 """Budgets of the accuracy curve, in the unit of the run's budget."""
 PARETO = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
@@ -74,7 +76,8 @@ def profile_step(
         progress: called with the samples done and all samples.
         report: called with a line about each thing that was repaired on the way.
         max_skipped: share of the samples that may be unusable; beyond it the step stops.
-        after_shard: called with the store when all of a window's samples are in it; True ends the step there.
+        after_shard: called with the store at the start and when all of a window's samples are in it; True ends the
+            step there.
 
     Returns:
         Counts by status.
@@ -84,7 +87,8 @@ def profile_step(
         StoreError: the folder holds a profile of something else.
     """
     options = run.options
-    entries = _entries(run, data, options["samples"], options["eval_samples"], options["seed"])
+    count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
+    entries = _entries(run, data, count, options["eval_samples"], options["seed"])
     store = run.profile
     store.open(engine.meta)
     stored = set(store.recover(report))
@@ -95,6 +99,8 @@ def profile_step(
         if entries[place].status == "pending" or (entries[place].status == "done" and name not in stored)
     )
     windows = cut_windows([entries[place] for place in places.values()], pending)
+    if after_shard is not None and after_shard(store):
+        windows = []
     with run.step("profile") as facts:
         changed: list[SampleEntry] = []
         rows: dict[str, ProfileRow] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.signals import vision_distribution
+from schedule_finder.signals import carried_by_best, tokens_to_carry
 from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
 from schedule_finder.solvers.shapes import raised_to_budget
 
@@ -29,7 +29,7 @@ class FitPrune(Solver):
         budget = problem.budget
         budget.deepest_layer()  # refuses what no stages can meet
         layers = problem.profile.meta["layers"]
-        curves = [_kept_mass(sample) for sample in problem.profile.maps]
+        curves = [carried_by_best(sample) for sample in problem.profile.maps]
         low, high = 0.0, 1.0
         for _ in range(_STEPS):
             alpha = (low + high) / 2
@@ -49,15 +49,9 @@ class FitPrune(Solver):
         )
 
 
-def _kept_mass(sample: np.ndarray) -> np.ndarray:
-    """Share of each layer's attention that its best 1, 2, ... tokens carry, ``[layers, tokens]``."""
-    distribution = np.nan_to_num(vision_distribution(sample.astype(np.float64)))
-    return np.sort(distribution, axis=1)[:, ::-1].cumsum(1)
-
-
 def _ratios(curves: list[np.ndarray], alpha: float) -> np.ndarray:
     """Mean share of the tokens that each layer needs to carry ``1 - alpha`` of its attention, ``[layers]``."""
-    return np.mean([(curve < 1 - alpha - 1e-9).sum(1) / curve.shape[1] for curve in curves], axis=0)
+    return np.mean([tokens_to_carry(curve, 1 - alpha) / curve.shape[1] for curve in curves], axis=0)
 
 
 def _stages(layers: list[int], ratios: np.ndarray, budget: BudgetTarget) -> tuple[Stage, ...]:

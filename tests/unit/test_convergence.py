@@ -1,0 +1,124 @@
+"""Enough is enough: checks at doubling sizes, tighter with more samples, and the same after an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
+from schedule_finder.profile_store import ProfileStore
+from tests.unit.test_solvers import shape_of
+
+LAYERS = 8
+TOKENS = 20
+
+
+def rows_of(count: int, seed: int, spread: float) -> list[ProfileRow]:
+    """Samples whose layers need more or fewer tokens; ``spread``: how unlike samples are."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        focus = np.exp(spread * rng.standard_normal())
+        attention = np.sort(rng.dirichlet(np.full(TOKENS, focus)))[::-1]
+        maps = np.tile(attention, (LAYERS, 1)).astype(np.float32)
+        curves = {name: np.zeros(LAYERS, np.float32) for name in CURVE_FIELDS}
+        rows.append(ProfileRow(TOKENS, 5, 8, dict.fromkeys(SCORE_FIELDS, maps), curves))
+    return rows
+
+
+def store_in(folder: Path) -> ProfileStore:
+    shape = shape_of(LAYERS)
+    store = ProfileStore(folder)
+    store.open(
+        {
+            "backbone": {"name": "planted", "num_layers": LAYERS},
+            "shape": {name: getattr(shape, name) for name in shape.__slots__},
+            "layers": list(range(LAYERS)),
+            "dtype": "float32",
+            "prompt_digest": "",
+        }
+    )
+    return store
+
+
+def grow(store: ProfileStore, convergence: Convergence, spread: float, until: int) -> list[int]:
+    """Add shards of 64; the sizes at which it was enough."""
+    enough = []
+    for number in range(len(store.ids()), until, 64):
+        store.append([f"{number + i:05d}" for i in range(64)], rows_of(64, number, spread))
+        if convergence(store):
+            enough.append(number + 64)
+    return enough
+
+
+def test_like_samples_are_soon_enough(tmp_path: Path) -> None:
+    store, convergence = store_in(tmp_path / "profile"), Convergence(tmp_path / "checks.csv")
+    assert grow(store, convergence, 0.0, 128) == [128]
+    assert "128 samples: change points none, the same in both halves" in str(convergence)
+
+
+def test_unlike_samples_take_more_and_checks_double(tmp_path: Path) -> None:
+    store, convergence = store_in(tmp_path / "profile"), Convergence(tmp_path / "checks.csv")
+    enough = grow(store, convergence, 1.5, 1024)
+    checks = pd.read_csv(tmp_path / "checks.csv")
+    assert checks.samples.tolist() == [128, 256, 512, 1024]
+    assert checks.ratio_error.is_monotonic_decreasing
+    # Twice as many samples, narrower by the square root of two.
+    assert checks.ratio_error.iloc[-1] == pytest.approx(checks.ratio_error.iloc[0] / 8**0.5, rel=0.3)
+    assert not checks.enough.iloc[0]
+    assert enough
+    assert min(enough) in checks.samples.tolist()
+    assert (checks.enough == (checks.ratio_error <= TOLERANCE)).all()
+
+
+def test_an_interrupted_run_checks_nothing_twice(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "profile")
+    grow(store, Convergence(tmp_path / "checks.csv"), 1.5, 320)
+    before = (tmp_path / "checks.csv").read_text()
+    again = Convergence(tmp_path / "checks.csv")
+    assert not again(store)
+    assert (tmp_path / "checks.csv").read_text() == before
+    grow(store, again, 1.5, 512)
+    assert pd.read_csv(tmp_path / "checks.csv").samples.tolist() == [128, 256, 512]
+
+
+def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "profile")
+    assert grow(store, Convergence(tmp_path / "checks.csv"), 0.0, 128) == [128]
+    assert Convergence(tmp_path / "checks.csv")(store)
+
+
+def test_checks_of_samples_that_are_gone_do_not_count(tmp_path: Path) -> None:
+    """The profile was set aside, its checks are still there."""
+    assert grow(store_in(tmp_path / "profile"), Convergence(tmp_path / "checks.csv"), 0.0, 128) == [128]
+    assert not Convergence(tmp_path / "checks.csv")(store_in(tmp_path / "another"))
+
+
+def test_the_tokens_that_a_layer_needs() -> None:
+    sample = np.array([[0.5, 0.4, 0.06, 0.04], [0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]])
+    assert tokens_needed(sample).tolist() == [0.5, 1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("halves", "standing"),
+    [(([4, 9], [4, 9]), True), (([5, 9], [4, 8]), True), (([4], [4, 9]), False), (([6, 9], [4, 9]), False)],
+)
+def test_change_points_stand_where_both_halves_have_them(
+    halves: tuple[list[int], list[int]], standing: bool
+) -> None:
+    check = Check(100, [4, 9], halves, ratio_error=0.001)
+    assert check.standing is standing
+    assert check.enough is standing
+    assert not Check(100, [4, 9], halves, ratio_error=TOLERANCE * 1.01).enough
+
+
+def test_a_check_is_about_the_whole_profile(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "profile")
+    store.append([f"{i:03d}" for i in range(64)], rows_of(64, 0, 0.5))
+    check = check_profile(store.read())
+    assert check.samples == 64
+    assert check.stages
