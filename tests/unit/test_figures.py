@@ -21,14 +21,19 @@ from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, Profil
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.evaluate import COLUMNS, CONTROLS, wilson_interval
-from schedule_finder.figures import make_figures
+from schedule_finder.figures import make_figures, style
+from schedule_finder.figures.attention import ranked_attention
+from schedule_finder.figures.evaluation import accuracy
+from schedule_finder.figures.overlay import overlay
+from schedule_finder.figures.run_data import RunData, read_evaluation
+from schedule_finder.figures.schedule import staircase
 from schedule_finder.run_folder import Run
 from schedule_finder.signals import band, layer_shift
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
 TOKENS = SIDE * SIDE
 STAGES = (Stage(layer=2, keep_ratio=0.5), Stage(layer=5, keep_ratio=0.125))
-NAMES = list(figures._FIGURES)
+NAMES = list(figures.FIGURES)
 EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(CONTROLS, 0.7)}
 
 
@@ -138,8 +143,8 @@ def remove_all_but(run, *names):
 
 
 def names_that_can_be_drawn(run):
-    data = figures._RunData(run)
-    return [name for name, draw in figures._FIGURES.items() if draw(data) is not None]
+    data = RunData(run)
+    return [name for name, draw in figures.FIGURES.items() if draw(data) is not None]
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -156,7 +161,7 @@ def test_pdfs_are_one_or_two_columns_wide_and_embed_truetype_fonts(drawn):
     for path in drawn[1]:
         if path.suffix == ".png":
             with Image.open(path) as image:
-                assert image.width / 300 <= figures.DOUBLE + 0.01, path
+                assert image.width / 300 <= style.DOUBLE + 0.01, path
         if path.suffix == ".pdf":
             content = path.read_bytes()
             assert b"/FontFile2" in content, path
@@ -182,7 +187,9 @@ def test_matplotlib_is_left_as_it_was(run):
 
 
 def test_no_global_state_of_pyplot_is_used():
-    assert "pyplot" not in Path(figures.__file__).read_text(encoding="utf-8")
+    files = list(Path(figures.__file__).parent.glob("*.py"))
+    assert len(files) > 1
+    assert not [file for file in files if "pyplot" in file.read_text(encoding="utf-8")]
 
 
 @pytest.mark.slow
@@ -201,9 +208,9 @@ def test_a_noisy_photograph_stays_light(run, stages):
 
 @pytest.mark.slow
 def test_legends_lie_inside_the_figure(run):
-    with matplotlib.rc_context(figures._STYLE):
-        data = figures._RunData(run)
-        for name, draw in figures._FIGURES.items():
+    with matplotlib.rc_context(style.STYLE):
+        data = RunData(run)
+        for name, draw in figures.FIGURES.items():
             figure, _ = draw(data)
             FigureCanvasAgg(figure).draw()
             boxes = [legend.get_window_extent() for legend in figure.legends]
@@ -228,7 +235,7 @@ def test_attention_map_is_even_on_average_and_falls_with_rank(drawn):
 
 def test_attention_map_of_one_sample_is_its_sorted_map():
     sample = np.array([[0.1, 0.4, 0.0, 0.1], [0.1, 0.1, 0.1, 0.3]])  # totals .2 .5 .1 .4
-    ranked = figures._ranked_attention([sample], np.arange(5))
+    ranked = ranked_attention([sample], np.arange(5))
     expected = 4 * np.array([[0.4, 0.1, 0.1, 0.0], [0.1, 0.3, 0.1, 0.1]]) / 0.6
     assert ranked == pytest.approx(expected)
 
@@ -237,9 +244,7 @@ def test_attention_map_of_ragged_samples_and_silent_layers(tmp_path):
     run = Run(tmp_path)
     write_profile(run, [40, 64, 100], num_layers=16, layers=[0, 2, 3, 4, 6, 7, 8, 10, 12, 14])
     assert names_that_can_be_drawn(run) == ["1_attention_map", "2_shift"]
-    ranked = figures._ranked_attention(
-        [np.ones((3, 5)), np.diag([1.0, 0, 1]) @ np.ones((3, 9))], np.arange(6)
-    )
+    ranked = ranked_attention([np.ones((3, 5)), np.diag([1.0, 0, 1]) @ np.ones((3, 9))], np.arange(6))
     assert ranked == pytest.approx(np.ones((3, 5)))
 
 
@@ -276,18 +281,18 @@ def test_staircase_is_the_accounting(drawn):
 
 
 def test_staircase_legend_states_both_means(run):
-    figure, _ = figures._staircase(figures._RunData(run))
+    figure, _ = staircase(RunData(run))
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["Processed, mean 28.0 (43.8%)", "Published, mean 23.3 (36.5%)"]
 
 
 def test_staircase_without_a_profile_takes_tokens_from_the_evidence_or_percent(run):
     shutil.rmtree(run.profile.folder)
-    _, rows = figures._staircase(figures._RunData(run))
+    _, rows = staircase(RunData(run))
     assert list(rows) == ["layer", "processed_ratio", "published_ratio"]
     evidence = {"typical_prompt": {"vision_tokens": 100.0}}
     Schedule.load(run.schedule).model_copy(update={"evidence": evidence}).save(run.schedule)
-    _, rows = figures._staircase(figures._RunData(run))
+    _, rows = staircase(RunData(run))
     assert rows.processed_tokens.max() == 100
 
 
@@ -302,7 +307,7 @@ def test_accuracy_table_is_the_evaluation_over_all_types(drawn):
 
 
 def test_accuracy_points_stand_where_the_evaluation_says(run):
-    figure, _ = figures._accuracy(figures._RunData(run))
+    figure, _ = accuracy(RunData(run))
     drawn = {
         container.get_label(): container.lines[0].get_xydata() for container in figure.axes[0].containers
     }
@@ -318,7 +323,7 @@ def test_accuracy_of_samples_without_answers_is_agreement(run):
     rows = evaluation_table()
     rows[["exact_match", "ci_low", "ci_high"]] = np.nan
     rows.to_csv(run.evaluation, index=False)
-    figure, found = figures._accuracy(figures._RunData(run))
+    figure, found = accuracy(RunData(run))
     assert set(found.measure) == {"agreement"}
     assert set(found.value) == {0.5}
     assert (found.ci_low.iloc[0], found.ci_high.iloc[0]) == wilson_interval(100, 200)
@@ -328,7 +333,7 @@ def test_accuracy_of_samples_without_answers_is_agreement(run):
 def test_accuracy_at_one_budget_keeps_its_points_together(run):
     rows = evaluation_table()
     rows[(rows.budget == 0.2) | (rows.method == "full")].to_csv(run.evaluation, index=False)
-    figure, _ = figures._accuracy(figures._RunData(run))
+    figure, _ = accuracy(RunData(run))
     low, high = figure.axes[0].get_xlim()
     assert low < 20 - 5
     assert high > 20 + 5
@@ -343,7 +348,7 @@ def test_overlay_table_holds_every_token_and_what_each_stage_kept(drawn):
 
 
 def test_overlay_fades_dropped_tokens_only(run):
-    figure, _ = figures._overlay(figures._RunData(run))
+    figure, _ = overlay(RunData(run))
     whole, _, last = (axes.images[0].get_array() for axes in figure.axes)
     assert (whole == 180).all()
     assert (last[2 * 12 : 3 * 12, 2 * 12 : 3 * 12] == 180).all()  # token 18: row 2, column 2
@@ -361,8 +366,8 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
     document["question"] = "what costs $5 and $6 " * 9
     del document["stages"][1]
     path.write_text(json.dumps(document))
-    with matplotlib.rc_context(figures._STYLE):
-        figure, _ = figures._overlay(figures._RunData(run))
+    with matplotlib.rc_context(style.STYLE):
+        figure, _ = overlay(RunData(run))
         FigureCanvasAgg(figure).draw()
     boxes = [text.get_window_extent() for text in figure.texts]
     assert len(boxes) == 3
@@ -429,7 +434,7 @@ def test_malformed_evaluation_is_an_input_error(run, problem):
 def test_evaluation_that_is_no_table_is_an_input_error(run, content):
     run.evaluation.write_bytes(content)
     with pytest.raises(InputError, match="not a readable table"):
-        figures._read_evaluation(run.evaluation)
+        read_evaluation(run.evaluation)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""The schedule: what single stages do, what layers compute, and how sure the solver is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pruning_runtime.accounting import processed_ratios, published_ratios
+from schedule_finder.figures.run_data import RunData
+from schedule_finder.figures.style import BLACK, BLUE, SINGLE, SKY, Drawing, layer_axis, legend_above
+
+
+def staircase(data: RunData) -> Drawing | None:
+    """Vision tokens layer by layer, by both counts."""
+    schedule = data.schedule
+    if schedule is None:
+        return None
+    num_layers = schedule.backbone.num_layers
+    num_vision = _typical_vision(data)
+    unit, whole = ("", num_vision) if num_vision else (" %", 100.0)
+    table = pd.DataFrame({"layer": range(num_layers)})
+    for name, ratios in (("processed", processed_ratios), ("published", published_ratios)):
+        table[f"{name}_ratio"] = ratios(schedule.stages, num_layers)
+        if num_vision:
+            table[f"{name}_tokens"] = table[f"{name}_ratio"] * num_vision
+    processed, published = whole * table.processed_ratio, whole * table.published_ratio
+
+    def mean(values: pd.Series) -> str:
+        share = f" ({values.mean() / whole:.1%})" if num_vision else ""
+        return f"mean {values.mean():.1f}{unit}{share}"
+
+    figure = Figure(figsize=(SINGLE, 2.2), layout="constrained")
+    axes = figure.subplots()
+    edges = np.arange(num_layers + 1) - 0.5
+    axes.stairs(processed, edges, fill=True, color=SKY, alpha=0.35)
+    axes.stairs(
+        processed, edges, baseline=None, color=BLUE, linewidth=1.4, label=f"Processed, {mean(processed)}"
+    )
+    axes.stairs(
+        published,
+        edges,
+        baseline=None,
+        color=BLACK,
+        linestyle=(0, (2, 1)),
+        label=f"Published, {mean(published)}",
+    )
+    steps = [(-0.5, 1.0), *((stage.layer + 0.5, stage.keep_ratio) for stage in schedule.stages)]
+    ends = [*steps[1:], (num_layers - 0.5, 0.0)]
+    for (start, ratio), (end, lower) in zip(steps, ends, strict=True):
+        # Room for the number: a long step, or one that falls far.
+        if end - start >= 0.09 * num_layers or ratio - lower >= 0.12:
+            axes.annotate(
+                f"{whole * ratio:.0f}{unit}",
+                (start, whole * ratio),
+                xytext=(3, 2),
+                textcoords="offset points",
+                fontsize=7,
+            )
+    axes.set_ylabel("Vision tokens kept" + (" (%)" if not num_vision else ""))
+    axes.set_ylim(0, 1.12 * whole)
+    layer_axis(axes, num_layers)
+    legend_above(figure, axes.get_legend_handles_labels(), columns=1)
+    return figure, table
+
+
+def _typical_vision(data: RunData) -> float | None:
+    """Vision tokens of a typical sample, None where neither profile nor schedule tells."""
+    if data.profile is not None:
+        return data.profile.mean_vision
+    evidence = data.schedule.evidence if data.schedule else {}
+    vision_tokens: float | None = evidence.get("typical_prompt", {}).get("vision_tokens")
+    return vision_tokens
