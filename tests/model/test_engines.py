@@ -108,14 +108,23 @@ def test_rows_do_not_depend_on_which_are_wanted(qwen: LoadedBackbone, limits: Ba
                 assert_same(some[name].row, whole[name].row)
 
 
-def test_batches_keep_to_both_limits(qwen: LoadedBackbone, shapes: list[tuple[int, int]]) -> None:
-    data = Pictures(40)
-    found = outcomes(qwen, data, BatchLimits(6, 150))
+def test_batches_keep_to_both_limits(
+    qwen: LoadedBackbone, shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    inputs = LoadedBackbone.inputs
+    monkeypatch.setattr(
+        LoadedBackbone,
+        "inputs",
+        lambda self, samples: [prepared.append(len(samples)), inputs(self, samples)][1],
+    )
+    found = outcomes(qwen, Pictures(40), BatchLimits(6, 150))
     assert all(outcome.entry.status == "done" for outcome in found.values())
     assert all(rows <= 6 and (rows * length <= 150 or rows == 1) for rows, length in shapes)
-    # Large samples go by few, small ones by many.
+    # Large samples go by few, small ones by many; and few batches are prepared that turn out too large.
     assert {6} < {rows for rows, _ in shapes}
     assert len(shapes) < 16
+    assert len(prepared) <= len(shapes) + 3
 
 
 def test_a_batch_of_different_questions_is_as_each_alone(qwen: LoadedBackbone) -> None:

@@ -16,15 +16,23 @@ from tests.unit.test_profiling import assert_equal, ids_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("kills", "samples"), [(3, 100), pytest.param(20, 1000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kills", "samples"), [(3, 100), pytest.param(20, 1000, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(tmp_path: Path, kills: int, samples: int) -> None:
     """Images of many sizes, so that batches are padded: equal bits mean equal batches."""
     checkpoint = write_qwen2_vl_folder(tmp_path / "qwen")
     data = write_jsonl(tmp_path / "data", samples + 2, sizes=True)
     (data.parent / "images" / "7.png").write_text("not an image")
-    command = [sys.executable, "-m", "tests.interrupted_profile", checkpoint, data, tmp_path, samples, kills, kills]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.interrupted_profile",
+        checkpoint,
+        data,
+        tmp_path,
+        samples,
+        kills,
+        kills,
+    ]
     done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
