@@ -209,7 +209,8 @@ class _Pruner:
     ) -> None:
         self.backbone = backbone
         self.scorer = make_scorer(schedule.scorer.name, schedule.scorer.options)
-        self.record = Record(num_layers=backbone.shape.num_layers)
+        self._watch = Stopwatch(next(backbone.text_model.parameters()).device, timing)
+        self.record = Record(num_layers=backbone.shape.num_layers, watch=self._watch)
         self._stages = schedule.stages
         self._renumbered = schedule.positions == "renumbered"
         self._merged = schedule.residual == "merged"
@@ -217,7 +218,6 @@ class _Pruner:
         self._separators = find_separators(backbone.model, backbone.text_model) if protected else ()
         self._given_vision = vision_mask
         self._keep_scores = keep_scores
-        self._watch = Stopwatch(next(backbone.text_model.parameters()).device, timing)
         self._kernel: str = backbone.text_model.config._attn_implementation
         self._forward: _Prefill | _Continuation | None = None
 
@@ -328,7 +328,6 @@ class _Pruner:
         forward, self._forward = self._forward, None
         prefill = isinstance(forward, _Prefill)
         self._watch.stop("prefill" if prefill else "decode")
-        self.record.milliseconds = self._watch.sums()
         if isinstance(forward, _Prefill) and forward.restore:
             return restore_length(output, forward.prompt)
         return None

@@ -49,9 +49,7 @@ class Record:
         num_vision: vision tokens of each row.
         num_other: valid tokens of each row that are not vision tokens.
         stages: what each stage did; stages that dropped nothing are not listed.
-        milliseconds: time by part summed over the ``with``, empty unless timing was asked for:
-            ``prefill`` (the decoder, stages included) and of it ``scoring`` and ``dropping``;
-            ``decode`` (the decoder on generated tokens).
+        watch: where `milliseconds` come from.
     """
 
     num_layers: int
@@ -59,7 +57,7 @@ class Record:
     num_vision: tuple[int, ...] = ()
     num_other: tuple[int, ...] = ()
     stages: list[StageRecord] = field(default_factory=list)
-    milliseconds: dict[str, float] = field(default_factory=dict)
+    watch: Stopwatch | None = field(default=None, repr=False)
     cache: Cache | None = field(default=None, repr=False)
 
     def begin_prefill(self, num_vision: Sequence[int], num_other: Sequence[int]) -> None:
@@ -68,6 +66,15 @@ class Record:
         self.num_vision, self.num_other = tuple(num_vision), tuple(num_other)
         self.stages = []
         self.cache = None
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Time by part summed over the ``with``, empty unless timing was asked for.
+
+        ``prefill`` (the decoder, stages included) and of it ``scoring`` and ``dropping``; ``decode`` (the decoder on
+        generated tokens). Reading it waits for the device; the run itself never does.
+        """
+        return {} if self.watch is None else self.watch.sums()
 
     @property
     def vision_tokens_per_layer(self) -> list[list[int]]:

@@ -92,10 +92,12 @@ def test_cache_bytes_are_those_of_the_tensors() -> None:
     assert record.cache_bytes == 2 * (7 + 3) * 2 * 4 * 2
 
 
-def test_printing_says_what_was_kept() -> None:
+def test_printing_says_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Record(num_layers=4)) == "no prefill yet"
-    record = two_stages()
-    record.milliseconds = {"prefill": 12.5}
+    clock, record = FakeClock(monkeypatch), two_stages()
+    record.watch = Stopwatch(torch.device("cpu"), enabled=True)
+    with record.watch.part("prefill"):
+        clock.now += 0.0125
     assert str(record).splitlines() == [
         "3 row(s), 24 vision tokens; 52.5 % of them computed per layer on average; cache 0.00 MiB",
         "  after layer 0: kept 8, 4, 0",
@@ -107,7 +109,6 @@ def test_printing_says_what_was_kept() -> None:
 def test_two_records_share_no_lists() -> None:
     one, other = Record(num_layers=1), Record(num_layers=1)
     one.stages.append(stage_record(0, (1,)))
-    one.milliseconds["prefill"] = 1.0
     assert (other.stages, other.milliseconds) == ([], {})
 
 
