@@ -9,7 +9,6 @@ Needs torch, transformers and the runtime only: it also runs where the finder's 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import io
@@ -23,9 +22,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from pruning_runtime import Record, Schedule, ScheduleError, Stage, pruned
 from pruning_runtime.accounting import prefill_flops
@@ -372,7 +374,8 @@ class _Bench:
     def run(self, competitor: Competitor, length: int) -> _Run:
         """Generate ``length`` tokens, timed."""
         model: Any = self.backbone.model
-        clock, caches = self._clock, []
+        clock = self._clock
+        caches: list[int] = []
         record: Record | None = None
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
@@ -408,25 +411,38 @@ class _Bench:
             before = torch.cuda.memory_allocated(self.device)
             self.run(competitor, 2)
             return torch.cuda.max_memory_allocated(self.device) - before
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
+        with _LiveBytes() as live:
             self.run(competitor, 2)
-        return _peak_of(profile)
+        return live.peak
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def _peak_of(profile: torch.profiler.profile) -> int:
-    """Highest running sum of what the CPU allocator gave and took back."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors alive that operations made inside; what a kernel takes for itself is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._seen: WeakSet[torch.UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                size = storage.nbytes()
+                finalize(storage, self._gone, size)
+                self._now += size
+                self.peak = max(self.peak, self._now)
+        return made
+
+    def _gone(self, size: int) -> None:
+        self._now -= size
 
 
 # ---- what the arithmetic allows
@@ -626,9 +642,8 @@ def _times(own: list[_Run], full: list[_Run], lengths: Sequence[int]) -> dict[st
         if len(run.token_ms) > 1
     ]
     gain = statistics.median(b.token_ms[0] - a.token_ms[0] for a, b in zip(own, full, strict=True))
-    loss = (
-        statistics.median(a - b for a, b in zip(per_token, full_per_token, strict=True)) if decoded else 0.0
-    )
+    slower = [a - b for a, b in zip(per_token, full_per_token, strict=True)]
+    loss = statistics.median(slower) if slower else 0.0
     return {
         "decoder_ms": _spread([_decoder_ms(run) for run in own]),
         "decoder_ratio": _spread([_decoder_ms(a) / _decoder_ms(b) for a, b in zip(own, full, strict=True)]),
@@ -638,7 +653,7 @@ def _times(own: list[_Run], full: list[_Run], lengths: Sequence[int]) -> dict[st
             str(length): _spread([run.token_ms[length - 1] for run in own if len(run.token_ms) >= length])
             for length in lengths
         },
-        "faster": break_even(gain, loss),
+        "faster": None if own is full or not decoded else break_even(gain, loss),
         "prefill": {
             part: _spread([run.parts["prefill"].get(part, 0.0) for run in own]) for part in PREFILL_PARTS
         },
@@ -685,3 +700,46 @@ def break_even(gain_ms: float, loss_ms: float) -> dict[str, Any]:
     if gain_ms > 0:
         return {"when": "up to", "tokens": math.ceil(even)}
     return {"when": "from", "tokens": math.floor(even) + 2}
+
+
+# ---- what is written and shown
+
+
+def table(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """One flat row per batch size and competitor: medians, and quartiles as ``..._q1`` and ``..._q3``."""
+    return [_flat(result) for result in document["results"]]
+
+
+def _flat(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in result.items():
+        name = f"{prefix}{key}"
+        if key == "faster":
+            row[name] = faster_text(value)
+        elif isinstance(value, dict) and "median" in value:
+            row |= {name: value["median"], f"{name}_q1": value["q1"], f"{name}_q3": value["q3"]}
+        elif isinstance(value, dict):
+            row |= _flat(value, f"{name}_")
+        elif not isinstance(value, list):
+            row[name] = value
+    return row
+
+
+def faster_text(faster: dict[str, Any] | None) -> str:
+    """What `break_even` found, in words: for how many new tokens."""
+    if faster is None:
+        return ""
+    return " ".join(str(part) for part in (faster["when"], faster.get("tokens")) if part is not None)
+
+
+def write_benchmark(document: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``bench.json`` (everything, every round) and ``bench.csv`` (`table`) into ``folder``."""
+    rows, text = table(document), io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    paths = [folder / "bench.json", folder / "bench.csv"]
+    write_text(paths[0], json.dumps(document, indent=1) + "\n")
+    write_text(paths[1], text.getvalue())
+    return paths
