@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich import box
 from rich.console import Console
@@ -13,9 +13,12 @@ from rich.table import Column, Table
 from schedule_finder.families import VerifiedFamily
 
 if TYPE_CHECKING:
+    from pruning_runtime import Schedule
     from schedule_finder.run_folder import Run
 
 screen = Console()
+MOST_ROWS = 4
+"""Stages that have a row each."""
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -40,66 +43,83 @@ def show_detections(document: dict[str, Any]) -> None:
     screen.print(table)
 
 
-def show_schedule(schedule: Any) -> None:
-    """A schedule, what it costs, and why it is what it is."""
-    table = _table(
-        f"Schedule for {schedule.backbone.name}", "tokens leave after layer", "keep", "vision tokens"
+def show_schedule(schedule: Schedule) -> None:
+    """Stages, what they cost by every count, why they are what they are, and what they reach: one screen."""
+    from pruning_runtime.schedule import BudgetKind
+
+    _show_stages(schedule)
+    screen.print(
+        f"scorer {schedule.scorer.name}, residual {schedule.residual}, positions {schedule.positions}"
     )
+    if schedule.budget:
+        costs = schedule.budget
+        shares = ", ".join(
+            f"{name} {100 * share:.1f}"
+            + (f" (asked for {100 * costs.target:.1f})" if name == costs.kind else "")
+            for name in get_args(BudgetKind)
+            if (share := getattr(costs, name)) is not None
+        )
+        screen.print(f"cost in % of unpruned: {shares}")
+    for line in _reasons(schedule.evidence.get("solver")):
+        screen.print(escape(line))
+    held_out = schedule.evidence.get("held_out", {})
+    results = [
+        f"{name} {100 * held_out[method]['exact_match']:.1f} % "
+        f"({100 * held_out[method]['ci_low']:.1f}-{100 * held_out[method]['ci_high']:.1f})"
+        for method, name in (("schedule", "exact match"), ("full", "full model"))
+        if method in held_out and held_out[method]["exact_match"] is not None
+    ]
+    if results:
+        screen.print(f"held out: {', '.join(results)}, n = {held_out['schedule']['n']}")
+
+
+def _show_stages(schedule: Schedule) -> None:
+    """A row for each stage; of more than fit a screen (a stage after every layer), one sentence."""
+    title = f"Schedule for {schedule.backbone.name}, {schedule.backbone.num_layers} layers"
+    if len(schedule.stages) > MOST_ROWS:
+        stages = ", ".join(f"{stage.layer}: {100 * stage.keep_ratio:.1f}" for stage in schedule.stages)
+        screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages}\n")
+        return
+    table = _table(title, "tokens leave after layer", "keep", "vision tokens")
     for stage in schedule.stages:
         kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
         table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
     screen.print(table)
-    screen.print(
-        f"scorer {schedule.scorer.name}, positions {schedule.positions}, residual {schedule.residual}"
-    )
-    if schedule.budget:
-        costs = schedule.budget
-        known = {name: value for name, value in costs.model_dump().items() if isinstance(value, float)}
-        asked = known.pop("target")
-        shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in known.items())
-        screen.print(
-            f"cost of the unpruned prefill: {shares} (asked for: {costs.kind} {100 * asked:.1f} %)",
-            soft_wrap=True,
-        )
-    for line in _reasons(schedule.evidence.get("solver", {})):
-        screen.print(line, soft_wrap=True)
-    for method, result in schedule.evidence.get("held_out", {}).items():
-        if result["exact_match"] is not None:
-            screen.print(
-                f"held out, {method}: exact match {100 * result['exact_match']:.1f} % "
-                f"({100 * result['ci_low']:.1f}-{100 * result['ci_high']:.1f}) on {result['n']} samples",
-                soft_wrap=True,
-            )
 
 
 def _reasons(solver: Any) -> Iterator[str]:
     """What a solver says about its choice, a line for each thing."""
     if not isinstance(solver, dict):
         return
+    said = [f"placed by {solver['placed_by']}"] if "placed_by" in solver else []
     if "retained" in solver:
-        yield (
-            f"placed by {solver['placed_by']}; replayed: {100 * solver['retained']:.1f} % of text-to-vision "
-            "attention retained"
-        )
+        said.append(f"{100 * solver['retained']:.1f} % of text-to-vision attention retained in replay")
     if "predicted_kl" in solver:
-        measured = solver.get("measured_kl")
-        said = (
-            "not measured as a whole"
-            if measured is None
-            else (
-                f"measured {measured:.3g} on {solver['chosen_on_samples']} samples, "
-                f"best of {solver['measured_schedules']} schedules"
-            )
-        )
-        yield f"KL of the answer token: predicted {solver['predicted_kl']:.3g} nats, {said}"
-    for name, result in solver.get("rules", {}).items():
-        low, high = result["worse_by"]
-        if high > 0:
-            yield f"  {name}: {result['measured_kl']:.3g} (worse by {low:.2g} to {high:.2g}, 95 %)"
+        said.append(f"KL {_nats(solver['predicted_kl'])} predicted from {solver['measured_samples']} samples")
+    if "measured_kl" in solver:
+        on = f" on {solver['chosen_on_samples']}" if "chosen_on_samples" in solver else ""
+        tried = solver.get("measured_schedules", solver.get("tried"))
+        said.append(f"KL {_nats(solver['measured_kl'])} measured{on}, best of {tried} schedules")
+    said += [solver["source"]] if "source" in solver else []
+    yield f"solver {solver.get('solver', 'unknown')}: {'; '.join(said) or 'no reasons given'}"
+    numbers = solver.get("by_number_of_stages", {})
+    if numbers and "predicted_kl" in solver:
+        by_number = ", ".join(f"{count}: {_nats(best['predicted_kl'])}" for count, best in numbers.items())
+        yield f"KL predicted by number of stages: {by_number}"
+    rivals = {name: result for name, result in solver.get("rules", {}).items() if any(result["worse_by"])}
+    if rivals:
+        yield "other rules on these stages: KL measured, and how much worse (95 %)"
+        for name, result in rivals.items():
+            low, high = map(_nats, result["worse_by"])
+            yield f"  {name}: {_nats(result['measured_kl'])} ({low} to {high})"
     if "confidence" in solver:
         bands = solver["confidence"]
         often = ", ".join(f"({layers}) {count}" for layers, count in bands["layers"].items())
-        yield f"layers chosen in {bands['resamples']} resamples of the measured samples: {often}"
+        yield f"layers chosen in {bands['resamples']} resamples: {often}"
+
+
+def _nats(divergence: float) -> str:
+    return f"{divergence:.2g}"
 
 
 def show_pareto(table: Any, current: Run) -> None:
