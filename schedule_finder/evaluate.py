@@ -6,14 +6,15 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.accounting import flops_ratio, published_ratios
+from pruning_runtime.accounting import prefill_flops, published_ratios
 from pruning_runtime.schedule import ScorerChoice
 from schedule_finder.backbones import LoadedBackbone
 from schedule_finder.samples import Sample
@@ -29,6 +30,9 @@ COLUMNS = (
     "exact_match",
     "ci_low",
     "ci_high",
+    "difference",
+    "difference_low",
+    "difference_high",
     "agreement",
     "kl",
     "processed",
@@ -41,11 +45,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Method:
-    """What is run: a schedule under a name; ``budget`` is its target, 1 for the full model."""
+    """What is run: a schedule under a name; ``budget`` is its target, 1 for the full model.
+
+    ``image_scale``: factor on the sides of images before the processor sees them.
+    """
 
     name: str
     schedule: Schedule
     budget: float = 1.0
+    image_scale: float = 1.0
 
 
 @dataclass
@@ -78,13 +86,20 @@ class Evaluation:
 
         Interleaved by batch, so that a machine that slows down slows all methods alike.
         """
-        inputs = {name: value.to(self.loaded.device) for name, value in self.loaded.inputs(samples).items()}
+        inputs = self._inputs(samples)
         full = Method("full", self.methods[0].schedule.model_copy(update={"stages": ()}))
         reference = self._answer(full, inputs)
         for method in (full, *self.methods):
-            answer = reference if method is full else self._answer(method, inputs)
+            if method.image_scale != 1:
+                smaller = self._inputs([_scaled(sample, method.image_scale) for sample in samples])
+                answer = self._answer(method, smaller)
+            else:
+                answer = reference if method is full else self._answer(method, inputs)
             self._collect(method, samples, answer, reference)
         self._batches += 1
+
+    def _inputs(self, samples: list[Sample]) -> dict[str, Tensor]:
+        return {name: value.to(self.loaded.device) for name, value in self.loaded.inputs(samples).items()}
 
     def table(self) -> pd.DataFrame:
         """One row per method and question type (``all`` first), with the columns `COLUMNS`."""
@@ -93,8 +108,23 @@ class Evaluation:
             kinds = sorted({outcome.question_type for outcome in outcomes})
             for kind in ["all", *(kinds if kinds != ["all"] else [])]:
                 chosen = [outcome for outcome in outcomes if kind in ("all", outcome.question_type)]
-                rows.append({"method": name, "budget": budget, "question_type": kind, **_summary(chosen)})
+                summary = _summary(chosen) | self._difference(name, budget, kind)
+                rows.append({"method": name, "budget": budget, "question_type": kind, **summary})
         return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def _difference(self, name: str, budget: float, kind: str) -> dict[str, float]:
+        """Exact match less that of the schedule for the same budget, with a paired bootstrap interval."""
+        own = self._outcomes.get(("schedule", budget), [])
+        pairs = [
+            float(one.correct) - float(other.correct)
+            for one, other in zip(self._outcomes[name, budget], own, strict=False)
+            if one.correct is not None and other.correct is not None and kind in ("all", one.question_type)
+        ]
+        names = ("difference", "difference_low", "difference_high")
+        if not pairs:
+            return dict.fromkeys(names, math.nan)
+        low, high = paired_interval(np.array(pairs))
+        return dict(zip(names, (sum(pairs) / len(pairs), low, high), strict=True))
 
     def _answer(self, method: Method, inputs: dict[str, Tensor]) -> _Answer:
         schedule = method.schedule
@@ -127,15 +157,19 @@ class Evaluation:
         published = published_ratios(stages, shape.num_layers)
         for row, sample in enumerate(samples):
             computed = sum(layer[row] for layer in answer.vision_per_layer)
+            whole = reference.num_vision[row]
             self._outcomes[method.name, method.budget].append(
                 _Outcome(
                     question_type=sample.question_type,
                     correct=None if sample.answer is None else same_answer(answer.texts[row], sample.answer),
                     agrees=same_answer(answer.texts[row], reference.texts[row]),
                     kl=divergence[row],
-                    processed=computed / (shape.num_layers * answer.num_vision[row]),
-                    published=sum(published) / shape.num_layers,
-                    flops=flops_ratio(stages, shape, answer.num_vision[row], answer.num_other[row]),
+                    processed=computed / (shape.num_layers * whole),
+                    published=sum(published) / shape.num_layers * answer.num_vision[row] / whole,
+                    flops=prefill_flops(
+                        shape, [layer[row] + answer.num_other[row] for layer in answer.vision_per_layer]
+                    )
+                    / prefill_flops(shape, [whole + reference.num_other[row]] * shape.num_layers),
                     kv_bytes=answer.kv_bytes,
                     prefill_ms=answer.prefill_ms,
                 )
@@ -164,6 +198,41 @@ def methods_for(schedule: Schedule, controls: Sequence[str] = CONTROLS) -> list[
         Method(name, schedule.model_copy(update={"scorer": ScorerChoice(name=name)}), budget)
         for name in others
     ]
+
+
+def smaller_images(loaded: LoadedBackbone, schedule: Schedule, samples: list[Sample]) -> list[Method]:
+    """Control: images down-sampled to the tokens that the schedule processes, and nothing pruned.
+
+    Where the backbone makes as many tokens of any image, there is no such control. Judged on ``samples``.
+    """
+    if schedule.budget is None or not any(sample.images for sample in samples):
+        return []
+    scale = schedule.budget.processed**0.5
+
+    def tokens(some: list[Sample]) -> int:
+        return int(loaded.backbone.vision_mask(loaded.inputs(some)["input_ids"]).sum())
+
+    if tokens([_scaled(sample, scale) for sample in samples]) >= tokens(samples):
+        return []
+    nothing = schedule.model_copy(update={"stages": ()})
+    return [Method("smaller images", nothing, schedule.budget.target, image_scale=scale)]
+
+
+def paired_interval(differences: np.ndarray, resamples: int = 1000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean difference, resampling samples, ``[samples]``."""
+    # A whole number of each difference is drawn: what counts is how often each value occurs.
+    values, counts = np.unique(differences, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(differences), counts / len(differences), resamples)
+    low, high = np.quantile(drawn @ values / len(differences), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _scaled(sample: Sample, factor: float) -> Sample:
+    """The sample with smaller images."""
+    images = tuple(
+        image.resize([max(1, round(side * factor)) for side in image.size]) for image in sample.images
+    )
+    return replace(sample, images=images)
 
 
 def same_answer(found: str, expected: str) -> bool:

@@ -19,7 +19,7 @@ from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.discovery import AUTO, Discovery
 from schedule_finder.engines.base import Engine, Report, cut_windows
 from schedule_finder.errors import InputError
-from schedule_finder.evaluate import CONTROLS, Evaluation, methods_for
+from schedule_finder.evaluate import CONTROLS, Evaluation, Method, methods_for, smaller_images
 from schedule_finder.files import write_text
 from schedule_finder.profile_store import ProfileStore
 from schedule_finder.run_folder import Run
@@ -35,6 +35,7 @@ from schedule_finder.samples import (
     write_entries,
 )
 from schedule_finder.solvers import DEFAULT_SOLVER
+from schedule_finder.solvers.shapes import random_stages
 
 FLUSH_SECONDS = 60
 """What a killed process can lose at most, where a window of samples takes longer."""
@@ -47,6 +48,8 @@ SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15)
 """Budgets of the accuracy curve, in the unit of the run's budget."""
 PARETO = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Budgets of the front."""
+PUBLISHED_SHAPES = ("paper", "pyramid")
+RANDOM_DRAWS = 3
 SWEEP_CONTROLS = ("last_token", "random", "strided")
 
 Progress = Callable[[int, int], None]
@@ -252,8 +255,11 @@ def evaluate_step(
     held_out = [i for i, entry in enumerate(entries) if entry.use == "held_out"]
     if not held_out:
         raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
-    methods = methods_for(schedule) + _sweep_methods(
-        schedule, sweep, discovery or Discovery(run, (loaded, data), batch_size=batch_size)
+    discovery = discovery or Discovery(run, (loaded, data), batch_size=batch_size)
+    methods = (
+        methods_for(schedule)
+        + _other_layers(schedule, discovery)
+        + _sweep_methods(schedule, sweep, discovery)
     )
     evaluation = Evaluation(loaded, methods, max_new_tokens)
     with run.step("evaluate", max_new_tokens=max_new_tokens) as facts:
@@ -271,6 +277,8 @@ def evaluate_step(
                 samples.append(sample)
             _stop_if_too_many_skipped(entries, "held_out")
             if samples:
+                if not example_done:
+                    evaluation.methods = [*methods, *smaller_images(loaded, schedule, samples)]
                 evaluation.run_batch(samples)
                 if not example_done:
                     _write_example(run, loaded, schedule, samples[0], max_new_tokens)
@@ -282,6 +290,23 @@ def evaluate_step(
         facts |= _counts(entries, "held_out")
     _note_held_out(run, schedule, table)
     return table
+
+
+def _other_layers(schedule: Schedule, discovery: Discovery) -> list[Method]:
+    """Controls at the schedule's budget that prune elsewhere: published shapes, and random layers."""
+    if schedule.budget is None:
+        return []
+    budget, kind = schedule.budget.target, schedule.budget.kind
+    methods = [
+        Method(name, discovery.solve(budget, kind, solver=name, residual="none"), budget)
+        for name in PUBLISHED_SHAPES
+    ]
+    for draw in range(RANDOM_DRAWS):
+        stages = random_stages(discovery.target(budget, kind), np.random.default_rng(draw))
+        methods.append(
+            Method(f"random layers {draw}", schedule.model_copy(update={"stages": stages}), budget)
+        )
+    return methods
 
 
 def _sweep_methods(schedule: Schedule, budgets: Sequence[float], discovery: Discovery) -> list[Any]:

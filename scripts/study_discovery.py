@@ -38,7 +38,7 @@ from schedule_finder.signals import bootstrap_weights
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.retained import Replay, layer_weights
 from schedule_finder.solvers.sensitivity import predict
-from schedule_finder.solvers.shapes import scaled_to_budget
+from schedule_finder.solvers.shapes import random_stages, scaled_to_budget
 
 BUDGETS = (0.5, 0.25, 0.15, 0.1)
 DEFAULT = "sensitivity"
@@ -200,7 +200,7 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
         ),
     )
     for draw in range(RANDOM_DRAWS):
-        stages = _random_stages(target, np.random.default_rng(draw))
+        stages = random_stages(target, np.random.default_rng(draw))
         yield f"random layers {draw}", lambda _chosen, stages=stages: (stages, Rule("text_guided"))
         yield (
             f"random layers {draw}, merged",
@@ -215,16 +215,6 @@ def _one_stage(target: BudgetTarget, layer: int) -> Stages:
 
 def _sparsevlm(target: BudgetTarget) -> Stages:
     return scaled_to_budget([2 / 32, 6 / 32, 15 / 32], [303 / 576, 110 / 576, 36 / 576], target)
-
-
-def _random_stages(target: BudgetTarget, rng: np.random.Generator) -> Stages:
-    """One to three layers and ratios at random that spend the budget."""
-    while True:
-        number = int(rng.integers(1, 4))
-        layers = sorted(rng.choice(target.shape.num_layers - 1, number, replace=False).tolist())
-        ratios = sorted(rng.uniform(0, 1, number - 1).tolist(), reverse=True)
-        if (stages := target.spend_rest(layers, ratios)) is not None:
-            return stages
 
 
 def _row(
@@ -279,7 +269,7 @@ def _predictions(study: Study) -> None:
     for number in range(RANDOM_SCHEDULES):
         least = study.discovery.target(1.0, "processed").cost((Stage(layer=0, keep_ratio=0.0),))
         target = study.discovery.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
-        stages = _random_stages(target, rng)
+        stages = random_stages(target, rng)
         judged, kl = study.right(stages, rule, RANDOM_QUESTIONS)
         rows.append(
             {

@@ -1,8 +1,10 @@
-"""Published schedules as shapes: their layers and ratios, moved as little as possible to meet another budget."""
+"""Published schedules as shapes, moved as little as possible to meet another budget; and random ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from pruning_runtime.schedule import Stage
 from schedule_finder.solvers.base import BudgetTarget
@@ -48,6 +50,17 @@ def raised_to_budget(
     powers = [ratio**high for ratio in ratios]
     # What bisection leaves over is spent by the last ratio.
     return budget.spend_rest(layers, powers[:-1]) or _stages(layers, powers)
+
+
+def random_stages(budget: BudgetTarget, rng: np.random.Generator, most: int = 3) -> tuple[Stage, ...]:
+    """Control: one to ``most`` layers and ratios drawn at random that spend the budget."""
+    budget.deepest_layer()  # refuses what no stages can meet
+    while True:
+        number = int(rng.integers(1, most + 1))
+        layers = sorted(rng.choice(budget.shape.num_layers - 1, number, replace=False).tolist())
+        ratios = sorted(rng.uniform(0, 1, number - 1).tolist(), reverse=True)
+        if (stages := budget.spend_rest(layers, ratios)) is not None:
+            return stages
 
 
 def _stages(layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...]:
