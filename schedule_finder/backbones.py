@@ -14,6 +14,7 @@ from pruning_runtime.backbone import Backbone, find_backbone
 from pruning_runtime.schedule import BackboneIdentity
 from schedule_finder.demo import BACKBONE_FOLDER
 from schedule_finder.errors import InputError
+from schedule_finder.shapes import RANDOM_WEIGHTS, build_shape, is_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +99,8 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
+    if is_shape(name):
+        raise InputError(f"backbone {name!r} has {RANDOM_WEIGHTS}; only `adaptinfer-profile bench` takes it")
     disable_progress_bar()  # of loading weights: the commands have progress of their own
     spread = device == "auto-map"
     chosen_device = _device("auto" if spread else device)
@@ -132,6 +135,19 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
         config_digest=backbone.config_digest,
     )
     return LoadedBackbone(backbone, processor, identity, chosen_device, model.dtype)
+
+
+def load_to_measure(name: str, *, device: str = "auto", dtype: str = "auto") -> Backbone:
+    """A backbone for latency and memory: as `load_backbone`, or a shape with random weights (``shape:...``).
+
+    ``auto`` gives a shape float32 on the CPU and bfloat16 elsewhere. Raises `InputError` as `load_backbone` does.
+    """
+    if not is_shape(name):
+        return load_backbone(name, device=device, dtype=dtype).backbone
+    chosen_device = _device(device)
+    chosen = _dtype(dtype, chosen_device)
+    precision = chosen if isinstance(chosen, torch.dtype) else torch.bfloat16
+    return find_backbone(build_shape(name, chosen_device, precision))
 
 
 def _template(processor: ProcessorMixin) -> str:

@@ -690,7 +690,7 @@ def break_even(gain_ms: float, loss_ms: float) -> dict[str, Any]:
         loss_ms: milliseconds by which each further token takes longer; negative where less.
 
     Returns:
-        ``{"when": "always" | "never"}``, or ``{"when": "up to" | "from", "tokens": n}``.
+        ``{"when": "always" | "never"}``, or ``{"when": "to" | "from", "tokens": n}``.
     """
     if gain_ms > 0 and loss_ms <= 0:
         return {"when": "always"}
@@ -698,7 +698,7 @@ def break_even(gain_ms: float, loss_ms: float) -> dict[str, Any]:
         return {"when": "never"}
     even = gain_ms / loss_ms  # further tokens after which both are level
     if gain_ms > 0:
-        return {"when": "up to", "tokens": math.ceil(even)}
+        return {"when": "to", "tokens": math.ceil(even)}
     return {"when": "from", "tokens": math.floor(even) + 2}
 
 
@@ -729,7 +729,7 @@ def faster_text(faster: dict[str, Any] | None) -> str:
     """What `break_even` found, in words: for how many new tokens."""
     if faster is None:
         return ""
-    return " ".join(str(part) for part in (faster["when"], faster.get("tokens")) if part is not None)
+    return f"{faster['when']} {faster['tokens']}" if "tokens" in faster else str(faster["when"])
 
 
 def write_benchmark(document: dict[str, Any], folder: Path) -> list[Path]:

@@ -66,6 +66,7 @@ def build_shape(name: str, device: torch.device, dtype: torch.dtype, *, seed: in
         _fill(model, torch.Generator(device).manual_seed(seed))
     except torch.OutOfMemoryError as error:
         raise InputError(f"backbone {name!r} does not fit into the memory of {device}: {error}") from error
+    model.config.name_or_path = name
     return model.eval()
 
 
