@@ -31,6 +31,8 @@ PAPERS = Rule("text_guided")
 TABLE_SAMPLES = 32
 CHOICE_SAMPLES = 64
 """Samples for the sensitivity table, and others for the choice among whole schedules."""
+MEASURED_LAYERS = 16
+"""Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
 LATENCY_SAMPLES = 8
 
 Progress = Callable[[int, int], None]
@@ -181,6 +183,7 @@ class Discovery:
         meter = DivergenceMeter.for_samples(self._loaded, samples, self._batch_size)
         layers = range(self._loaded.backbone.shape.num_layers - 1)
         usable = [layer for layer in layers if self._loaded.backbone.has_own_attention(layer)]
+        usable = usable[:: -(-len(usable) // MEASURED_LAYERS)]
         rule = _rule(scorer, residual)
         if residual == AUTO:
             rule = replace(rule, residual=better_residual(meter, rule.scorer, usable))
