@@ -12,12 +12,14 @@ import matplotlib
 from schedule_finder.figures.attention import attention_map, change_points, shift
 from schedule_finder.figures.evaluation import accuracy
 from schedule_finder.figures.overlay import overlay
+from schedule_finder.figures.pareto import pareto
 from schedule_finder.figures.run_data import RunData
-from schedule_finder.figures.schedule import staircase
+from schedule_finder.figures.schedule import confidence, staircase
+from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.style import STYLE, Drawing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     import pandas as pd
@@ -29,17 +31,24 @@ FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
     "1_attention_map": attention_map,
     "2_shift": shift,
     "3_change_points": change_points,
+    "4_sensitivity": sensitivity,
     "4_schedule": staircase,
+    "4_confidence": confidence,
+    "4_pareto": pareto,
     "5_accuracy": accuracy,
     "6_overlay": overlay,
 }
 
 
-def make_figures(run: Run) -> list[Path]:
-    """Draw every figure that the run has data for into ``run.figures``; returns the files written.
+def make_figures(run: Run, names: Collection[str] = tuple(FIGURES)) -> list[Path]:
+    """Draw the figures that the run has data for into ``run.figures``; returns the files written.
 
     Each is a PDF and a PNG, and beside them the table (CSV) that it was drawn from. A figure whose data is
     missing is left out.
+
+    Args:
+        run: the run's folder.
+        names: which figures.
 
     Raises:
         InputError: data that is there but cannot be used; the message says which file and why.
@@ -47,8 +56,8 @@ def make_figures(run: Run) -> list[Path]:
     data = RunData(run)
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):
-        for name, draw in FIGURES.items():
-            drawing = draw(data)
+        for name in names:
+            drawing = FIGURES[name](data)
             if drawing is not None:
                 written += _save(run.figures / name, *drawing)
     return written

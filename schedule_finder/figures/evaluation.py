@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from schedule_finder.evaluate import CONTROLS, wilson_interval
+from schedule_finder.evaluate import wilson_interval
 from schedule_finder.figures.run_data import RunData
-from schedule_finder.figures.style import GREY, LOOKS, SINGLE, SPARE_LOOKS, Drawing, legend_above, words
+from schedule_finder.figures.style import GREY, LOOKS, OPEN, SINGLE, SPARE_LOOKS, Drawing, legend_above, words
 
 if TYPE_CHECKING:
     from pruning_runtime.schedule import Schedule
 
 
-def accuracy(data: RunData) -> Drawing | None:
-    """Accuracy against what is really processed; agreement where the data set has no answers.
+@dataclass(frozen=True)
+class HeldOut:
+    """Accuracy on held-out samples as figures show it.
 
-    Points of different methods at the same budget are drawn a little apart (the table has no such shift).
+    Attributes:
+        table: a row per method and budget: ``method, budget, n, processed, value, ci_low, ci_high, measure``.
+        label: of an axis that shows ``value`` in percent.
     """
+
+    table: pd.DataFrame
+    label: str
+
+    @property
+    def full(self) -> Any:
+        """The full model's row."""
+        return self.table[self.table.method == "full"].iloc[0]
+
+
+def held_out_results(data: RunData) -> HeldOut | None:
+    """Exact match, or agreement with the full model where the data set has no answers."""
     if data.evaluation is None:
         return None
     table = data.evaluation.copy()
@@ -34,27 +51,41 @@ def accuracy(data: RunData) -> Drawing | None:
     table = table.rename(columns={centre: "value"})[
         ["method", "budget", "n", "processed", "value", "ci_low", "ci_high"]
     ].assign(measure=centre)
+    return HeldOut(table, label)
 
-    figure = Figure(figsize=(SINGLE, 2.6), layout="constrained")
-    axes = figure.subplots()
-    full = table[table.method == "full"].iloc[0]
-    axes.axhspan(100 * full.ci_low, 100 * full.ci_high, color=GREY, alpha=0.18, linewidth=0)
-    axes.axhline(100 * full.value, color=GREY, linewidth=1, label="Full model")
+
+def accuracy(data: RunData) -> Drawing | None:
+    """Accuracy against what is really processed.
+
+    Points of different methods at the same budget are drawn a little apart (the table has no such shift).
+    """
+    results = held_out_results(data)
+    if results is None:
+        return None
+    table, full = results.table, results.full
     names = _methods_in_order(table)
     used = 100 * table.processed[table.method != "full"]
     span = max(used.max() - used.min(), 10.0)
+    # At a single budget there is room to set them well apart.
+    apart = span * (0.01 if used.max() - used.min() > 5 else 0.06)
+
+    figure = Figure(figsize=(SINGLE, 2.3 + 0.13 * len(names) / 3), layout="constrained")
+    axes = figure.subplots()
+    axes.axhspan(100 * full.ci_low, 100 * full.ci_high, color=GREY, alpha=0.18, linewidth=0)
+    axes.axhline(100 * full.value, color=GREY, linewidth=1, label="Full model")
     spare = iter(SPARE_LOOKS * len(names))
     for place, name in enumerate(names):
         rows = table[table.method == name].sort_values("processed")
-        colour, marker, line = LOOKS.get(name) or next(spare)
+        colour, marker, line = LOOKS.get(_kind(name)) or next(spare)
         axes.errorbar(
-            100 * rows.processed + 0.01 * span * (place - (len(names) - 1) / 2),
+            100 * rows.processed + apart * (place - (len(names) - 1) / 2),
             100 * rows.value,
             100 * np.maximum([rows.value - rows.ci_low, rows.ci_high - rows.value], 0),
             color=colour,
             marker=marker,
-            markeredgecolor="white",
-            markeredgewidth=0.3,
+            markeredgecolor=colour if _kind(name) in OPEN else "white",
+            markerfacecolor="white" if _kind(name) in OPEN else colour,
+            markeredgewidth=0.8 if _kind(name) in OPEN else 0.3,
             markersize=4.5,
             linestyle=line,
             elinewidth=0.7,
@@ -62,24 +93,29 @@ def accuracy(data: RunData) -> Drawing | None:
             label=_method_label(name, data.schedule),
         )
     axes.set_xlabel("Vision tokens processed (% of full model)")
-    axes.set_ylabel(label)
+    axes.set_ylabel(results.label)
     if names:
-        middle = (used.max() + used.min()) / 2
-        axes.set_xlim(middle - 0.57 * span, middle + 0.57 * span)
+        middle, half = (used.max() + used.min()) / 2, max(0.57 * span, 0.5 * apart * (len(names) + 1))
+        axes.set_xlim(middle - half, middle + half)
     axes.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
     axes.set_axisbelow(True)
     legend_above(figure, axes.get_legend_handles_labels(), columns=3)
     return figure, table
 
 
+def _kind(method: str) -> str:
+    """A method without the number of its draw."""
+    return re.sub(r" \d+$", "", method)
+
+
 def _methods_in_order(table: pd.DataFrame) -> list[str]:
     """All but the full model: the schedule, its controls in their order, then whatever else there is."""
     there = [name for name in table.method.unique() if name != "full"]
-    known = [name for name in ("schedule", *CONTROLS) if name in there]
+    known = [name for name in LOOKS if name in there]
     return known + [name for name in there if name not in known]
 
 
 def _method_label(name: str, schedule: Schedule | None) -> str:
     if name == "schedule" and schedule is not None:
         return f"Schedule ({words(schedule.scorer.name)})"
-    return words(name).capitalize()
+    return words(_kind(name)).capitalize()

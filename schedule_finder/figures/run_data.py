@@ -11,6 +11,7 @@ from PIL import Image
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
+from schedule_finder.sensitivity import SensitivityTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,16 @@ class RunData:
         return document
 
     @cached_property
+    def sensitivity(self) -> SensitivityTable | None:
+        """What single stages do to the answer."""
+        return SensitivityTable.load(self.run.sensitivity) if self.run.sensitivity.exists() else None
+
+    @cached_property
+    def pareto(self) -> pd.DataFrame | None:
+        """The front over budgets, with ``num_stages``."""
+        return _read_pareto(self.run.pareto) if self.run.pareto.exists() else None
+
+    @cached_property
     def evaluation(self) -> pd.DataFrame | None:
         """The evaluation over all question types."""
         return read_evaluation(self.run.evaluation) if self.run.evaluation.exists() else None
@@ -74,6 +85,13 @@ class RunData:
         return list(self.detections["detectors"][self.detections["default"]]["change_points"])
 
     @property
+    def num_layers(self) -> int | None:
+        """Of the backbone; None where neither profile nor schedule tells."""
+        if self.profile is not None:
+            return self.profile.num_layers
+        return self.schedule.backbone.num_layers if self.schedule else None
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """The schedule's; none where there is no schedule."""
         return self.schedule.stages if self.schedule else ()
@@ -82,17 +100,8 @@ class RunData:
 def read_evaluation(path: Path) -> pd.DataFrame:
     """The rows over all question types, checked. Raises `InputError`."""
     again = "evaluate again"
-    try:
-        table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable table ({error}); {again}") from error
     shares = ("exact_match", "ci_low", "ci_high", "agreement", "processed")
-    need(table, ("method", "budget", "question_type", "n", *shares), path, again)
-    for column in ("budget", "n", *shares):
-        try:
-            table[column] = pd.to_numeric(table[column])
-        except ValueError as error:
-            raise InputError(f"{path}: column {column!r} must hold numbers ({error}); {again}") from error
+    table = _read_table(path, ("method", "question_type"), ("budget", "n", *shares), again)
     for column in shares:
         wrong = table[(table[column] < 0) | (table[column] > 1)]
         if len(wrong):
@@ -105,6 +114,28 @@ def read_evaluation(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no row with method 'full' and question_type 'all'; {again}")
     if table[["n", "agreement", "processed"]].isna().any(axis=None):
         raise InputError(f"{path}: n, agreement and processed must be there in every row; {again}")
+    return table
+
+
+def _read_pareto(path: Path) -> pd.DataFrame:
+    """The front, checked. Raises `InputError`."""
+    numbers = ("budget", "processed", "predicted_kl", "measured_kl")
+    table = _read_table(path, ("stages",), numbers, "run `schedule --pareto` again")
+    return table.assign(num_stages=[len(stages.split()) for stages in table.stages.fillna("")])
+
+
+def _read_table(path: Path, texts: Sequence[str], numbers: Sequence[str], remedy: str) -> pd.DataFrame:
+    """A table with at least these columns. Raises `InputError`, whose message ends in ``remedy``."""
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(texts, "str"))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable table ({error}); {remedy}") from error
+    need(table, (*texts, *numbers), path, remedy)
+    for column in numbers:
+        try:
+            table[column] = pd.to_numeric(table[column])
+        except ValueError as error:
+            raise InputError(f"{path}: column {column!r} must hold numbers ({error}); {remedy}") from error
     return table
 
 

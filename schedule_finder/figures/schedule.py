@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from pruning_runtime.accounting import processed_ratios, published_ratios
-from schedule_finder.figures.run_data import RunData
+from schedule_finder.errors import InputError
+from schedule_finder.figures.run_data import RunData, need
 from schedule_finder.figures.style import BLACK, BLUE, SINGLE, SKY, Drawing, layer_axis, legend_above
+
+if TYPE_CHECKING:
+    from pruning_runtime.schedule import Schedule
 
 
 def staircase(data: RunData) -> Drawing | None:
@@ -62,6 +68,61 @@ def staircase(data: RunData) -> Drawing | None:
     layer_axis(axes, num_layers)
     legend_above(figure, axes.get_legend_handles_labels(), columns=1)
     return figure, table
+
+
+def confidence(data: RunData) -> Drawing | None:
+    """What each layer keeps, with the band of what resampled samples would lead to."""
+    schedule = data.schedule
+    solver = schedule.evidence.get("solver") if schedule else None
+    if schedule is None or not isinstance(solver, dict) or "confidence" not in solver:
+        return None
+    bands, num_layers = solver["confidence"], schedule.backbone.num_layers
+    need(
+        bands,
+        ("resamples", "level", "ratio_low", "ratio_high", "layers"),
+        data.run.schedule,
+        "schedule again",
+    )
+    table = pd.DataFrame({"layer": range(num_layers), "ratio": processed_ratios(schedule.stages, num_layers)})
+    for name in ("ratio_low", "ratio_high"):
+        if len(bands[name]) != num_layers:
+            raise InputError(
+                f"{data.run.schedule}: {name} has {len(bands[name])} entries for {num_layers} layers; schedule again"
+            )
+        table[name] = bands[name]
+
+    figure = Figure(figsize=(SINGLE, 2.2), layout="constrained")
+    axes = figure.subplots()
+    edges = np.arange(num_layers + 1) - 0.5
+    axes.stairs(
+        100 * table.ratio_high,
+        edges,
+        baseline=100 * table.ratio_low,
+        fill=True,
+        color=SKY,
+        alpha=0.45,
+        label=f"{bands['level']:.0%} of {bands['resamples']} resamples",
+    )
+    axes.stairs(100 * table.ratio, edges, baseline=None, color=BLUE, linewidth=1.4, label="Schedule")
+    axes.set_ylabel("Vision tokens kept (%)")
+    axes.set_ylim(0, 105)
+    layer_axis(axes, num_layers)
+    legend_above(figure, axes.get_legend_handles_labels(), columns=2, title=_agreement(schedule, solver))
+    return figure, table
+
+
+def _agreement(schedule: Schedule, solver: dict[str, Any]) -> str:
+    """In words how many resamples lead to the schedule's layers."""
+    bands = solver["confidence"]
+    layers = ",".join(str(stage.layer) for stage in schedule.stages)
+    same = bands["layers"].get(layers)
+    often, most = max(bands["layers"].items(), key=lambda one: one[1])
+    said = f"{same or 'Few'} of {bands['resamples']} resamples choose the schedule's layers"
+    if same is None:
+        said += f",\n{most} choose ({often})"
+    if "measured_samples" in solver:
+        said += f"\nMeasured on {solver['measured_samples']} samples"
+    return said
 
 
 def _typical_vision(data: RunData) -> float | None:

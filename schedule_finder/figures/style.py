@@ -42,15 +42,21 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 )
 GREY = "#666666"
 
-# Colour, marker, line of the schedule and of its controls.
+# Colour, marker, line of the schedule and of its controls; those on other layers have open markers.
 LOOKS = {
     "schedule": (BLUE, "o", "-"),
+    "not merged": (SKY, "P", (0, (5, 1))),
     "last_token": (VERMILLION, "s", (0, (4, 1.5))),
     "uniform_text": (GREEN, "^", (0, (4, 1, 1, 1))),
     "text_guided": (PURPLE, "D", (0, (2, 1))),
     "strided": (ORANGE, "v", (0, (6, 1, 1, 1, 1, 1))),
     "random": (BLACK, "X", (0, (1, 1))),
+    "paper": (VERMILLION, "<", (0, (4, 1.5))),
+    "pyramid": (GREEN, ">", (0, (4, 1, 1, 1))),
+    "random layers": (GREY, "d", (0, (1, 1))),
+    "smaller images": (PURPLE, "p", (0, (2, 1))),
 }
+OPEN = ("paper", "pyramid", "random layers", "smaller images")
 SPARE_LOOKS = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
 
 STYLE: dict[Any, Any] = {
@@ -81,6 +87,22 @@ STYLE: dict[Any, Any] = {
 }
 
 
+KL_FLOOR = 1e-4
+"""Nats: below it nothing is said about answers, and a logarithmic axis ends."""
+
+
+def kl_axis(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis for ``values``, whose lowest line stands for `KL_FLOOR` and everything below it."""
+    axes.set_yscale("log")
+    largest = float(np.nanmax(values, initial=0))
+    axes.set_ylim(KL_FLOOR / 1.5, max(3 * largest, 100 * KL_FLOOR))
+    axes.axhline(KL_FLOOR, color="#BBBBBB", linewidth=0.6, zorder=0)
+    powers = range(round(np.log10(KL_FLOOR)), 1 + int(np.log10(axes.get_ylim()[1])))
+    marks = [10.0**power for power in powers]
+    axes.set_yticks(marks, [f"\u2264 {KL_FLOOR:g}", *(f"{mark:g}" for mark in marks[1:])])
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def layer_axis(axes: Axes, num_layers: int, label: str = "Decoder layer") -> None:
     """Whole layers along the lower edge."""
     axes.set_xlim(-0.5, num_layers - 0.5)
@@ -98,7 +120,14 @@ def draw_curve(
     axes.plot(x, curve.mean, color=colour, marker=marker, markersize=size, linestyle=line, label=label)
 
 
-def mark_layers(figure: Figure, panels: Sequence[Axes], data: RunData, more: Sequence[Any] = ()) -> None:
+def mark_layers(
+    figure: Figure,
+    panels: Sequence[Axes],
+    data: RunData,
+    more: Sequence[Any] = (),
+    columns: int = 2,
+    title: str | None = None,
+) -> None:
     """Change points as dashed lines, stages as triangles on the lower edge; a legend above."""
     handles = list(more)
     for axes in panels:
@@ -124,13 +153,26 @@ def mark_layers(figure: Figure, panels: Sequence[Axes], data: RunData, more: Seq
             Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")
         )
     if handles:
-        legend_above(figure, (handles, [str(handle.get_label()) for handle in handles]), columns=2)
+        legend_above(
+            figure, (handles, [str(handle.get_label()) for handle in handles]), columns=columns, title=title
+        )
 
 
-def legend_above(figure: Figure, entries: tuple[list[Any], list[Any]], columns: int) -> None:
-    """One legend above the panels, each label once."""
-    once = dict(zip(entries[1], entries[0], strict=True))
-    figure.legend(list(once.values()), list(once), loc="outside upper center", ncols=columns)
+def legend_above(
+    figure: Figure, *entries: tuple[list[Any], list[Any]], columns: int, title: str | None = None
+) -> None:
+    """One legend above the panels for the handles and labels of all of them, each label once."""
+    once = {
+        label: handle for handles, labels in entries for handle, label in zip(handles, labels, strict=True)
+    }
+    figure.legend(
+        list(once.values()),
+        list(once),
+        loc="outside upper center",
+        ncols=columns,
+        title=title,
+        title_fontsize=7,
+    )
 
 
 def words(name: str) -> str:

@@ -25,15 +25,36 @@ from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.attention import ranked_attention
 from schedule_finder.figures.evaluation import accuracy
 from schedule_finder.figures.overlay import overlay
+from schedule_finder.figures.pareto import pareto
 from schedule_finder.figures.run_data import RunData, read_evaluation
-from schedule_finder.figures.schedule import staircase
+from schedule_finder.figures.schedule import confidence, staircase
+from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.run_folder import Run
 from schedule_finder.signals import band, layer_shift
+from tests.unit.test_sensitivity import table_from
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
 TOKENS = SIDE * SIDE
 STAGES = (Stage(layer=2, keep_ratio=0.5), Stage(layer=5, keep_ratio=0.125))
 NAMES = list(figures.FIGURES)
+NEED = np.linspace(1.1, 0, LAYERS)
+"""What each layer loses without any vision token."""
+CONFIDENCE = {
+    "resamples": 20,
+    "level": 0.9,
+    "ratio_low": [1.0] * 2 + [0.4] * 4 + [0.1] * 6,
+    "ratio_high": [1.0] * 4 + [0.6] * 4 + [0.2] * 4,
+    "layers": {"2,5": 13, "2,6": 7},
+}
+PARETO = pd.DataFrame(
+    {
+        "budget": [0.5, 0.2, 0.35],
+        "processed": [0.5, 0.21, 0.35],
+        "predicted_kl": [1e-6, 0.5, 0.02],
+        "measured_kl": [2e-6, 0.7, np.nan],
+        "stages": ["3:0.4", "0:0.5 1:0.3 2:0.1", "1:0.5 4:0.1"],
+    }
+)
 EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(CONTROLS, 0.7)}
 
 
@@ -75,7 +96,10 @@ def write_run(run):
         backbone=BackboneIdentity(name="planted", model_type="llava", num_layers=LAYERS),
         stages=STAGES,
         scorer=ScorerChoice(name="uniform_text"),
+        evidence={"solver": {"solver": "sensitivity", "measured_samples": 8, "confidence": CONFIDENCE}},
     ).save(run.schedule)
+    table_from(NEED).save(run.sensitivity)
+    PARETO.to_csv(run.pareto, index=False)
     evaluation_table().to_csv(run.evaluation, index=False)
     write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
 
@@ -171,7 +195,7 @@ def test_pdfs_are_one_or_two_columns_wide_and_embed_truetype_fonts(drawn):
 def test_same_run_gives_same_bytes(drawn, run):
     remove_all_but(run, "4_schedule.json", "5_example.json", "5_example.png")
     again = {path.name: path.read_bytes() for path in make_figures(run)}
-    assert len(again) == 6
+    assert len(again) == 9
     first = {path.name: path.read_bytes() for path in drawn[1]}
     assert again["6_overlay.pdf"] == first["6_overlay.pdf"]
     assert again["6_overlay.png"] == first["6_overlay.png"]
@@ -296,6 +320,112 @@ def test_staircase_without_a_profile_takes_tokens_from_the_evidence_or_percent(r
     assert rows.processed_tokens.max() == 100
 
 
+def test_sensitivity_table_is_what_was_measured_and_what_layers_lose(drawn):
+    rows = table(drawn, "4_sensitivity")
+    tenth = rows[rows.keep_ratio == 0.1].set_index("layer")
+    behind = [NEED[layer + 1 :].sum() for layer in range(LAYERS - 1)]
+    assert tenth.kl_mean.tolist() == pytest.approx([0.9 * need for need in behind], rel=1e-4)
+    losses = rows.groupby("layer")[["loss", "loss_low", "loss_high"]].first()
+    assert losses.index.tolist() == list(range(LAYERS))
+    for name in losses:  # the planted samples are all alike
+        assert losses[name].tolist() == pytest.approx([0, *(0.9 * NEED[1:])], abs=1e-4)
+
+
+def test_single_stages_stand_on_the_edge_behind_their_layer_and_tiny_losses_on_the_floor(run):
+    figure, rows = sensitivity(RunData(run))
+    above, below = figure.axes
+    curves = {line.get_label(): line.get_xydata() for line in above.get_lines()}
+    assert curves["10% kept"][:, 0].tolist() == [layer + 0.5 for layer in range(LAYERS - 1)]
+    table_from(NEED * 1e-9).save(run.sensitivity)
+    figure, rows = sensitivity(RunData(run))
+    curves = {line.get_label(): line.get_xydata() for line in figure.axes[0].get_lines()}
+    assert set(curves["0% kept"][:, 1]) == {style.KL_FLOOR}
+    assert 0 < rows.kl_mean.max() < style.KL_FLOOR
+    low, high = figure.axes[0].get_ylim()
+    assert low < style.KL_FLOOR < high
+    assert len([bar for bar in below.patches if bar.get_height() > 0]) == LAYERS - 2
+
+
+def test_sensitivity_without_a_profile_takes_the_layers_from_the_schedule(run):
+    remove_all_but(run, "4_sensitivity.parquet", "4_schedule.json")
+    assert "4_sensitivity" in names_that_can_be_drawn(run)
+    remove_all_but(run, "4_sensitivity.parquet")
+    assert names_that_can_be_drawn(run) == []
+
+
+def test_confidence_shows_the_schedule_in_its_band_and_how_many_agree(run):
+    figure, rows = confidence(RunData(run))
+    assert rows.ratio.tolist() == processed_ratios(STAGES, LAYERS)
+    assert rows.ratio_low.tolist() == CONFIDENCE["ratio_low"]
+    assert rows.ratio_high.tolist() == CONFIDENCE["ratio_high"]
+    said = figure.legends[0].get_title().get_text()
+    assert said == "13 of 20 resamples choose the schedule's layers\nMeasured on 8 samples"
+    change_evidence(run, layers={"3": 11, "2,6": 9})
+    figure, _ = confidence(RunData(run))
+    assert "Few of 20" in figure.legends[0].get_title().get_text()
+    assert "11 choose (3)" in figure.legends[0].get_title().get_text()
+
+
+def test_bands_of_another_depth_are_an_input_error(run):
+    change_evidence(run, ratio_low=[1.0] * 5)
+    with pytest.raises(InputError, match="ratio_low has 5 entries for 12 layers"):
+        confidence(RunData(run))
+
+
+def change_evidence(run, **changes):
+    evidence = {"solver": {"measured_samples": 8, "confidence": CONFIDENCE | changes}}
+    Schedule.load(run.schedule).model_copy(update={"evidence": evidence}).save(run.schedule)
+
+
+def test_pareto_table_holds_divergences_and_the_evaluated_schedules(drawn):
+    rows = table(drawn, "4_pareto")
+    predicted = rows[rows.series == "predicted_kl"]
+    assert predicted.processed.tolist() == [0.21, 0.35, 0.5]
+    assert predicted.value.tolist() == [0.5, 0.02, 1e-6]
+    assert predicted.num_stages.tolist() == [3, 2, 1]
+    assert rows[rows.series == "measured_kl"].value.tolist() == [0.7, 2e-6]
+    evaluated = rows[rows.series == "exact_match"]
+    source = evaluation_table().query("question_type == 'all' and method == 'schedule'")
+    assert evaluated.processed.tolist() == [0.2, 0.35, 0.5]
+    assert evaluated.value.tolist() == source.sort_values("processed").exact_match.tolist()
+
+
+def test_pareto_points_bear_their_number_of_stages(run):
+    figure, _ = pareto(RunData(run))
+    above, _ = figure.axes
+    labels = {round(text.xy[0]): text.get_text() for text in above.texts if hasattr(text, "xy")}
+    assert labels == {21: "3", 35: "2", 50: "1"}
+    run.evaluation.unlink()
+    figure, _ = pareto(RunData(run))
+    assert len(figure.axes) == 1
+
+
+def test_a_front_without_divergences_is_no_figure(run):
+    PARETO.assign(predicted_kl=np.nan, measured_kl=np.nan).to_csv(run.pareto, index=False)
+    assert "4_pareto" not in names_that_can_be_drawn(run)
+
+
+def test_every_method_has_a_look_of_its_own():
+    looks = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
+    assert len(set(looks)) == len(looks)
+    assert {"schedule", "not merged", *CONTROLS} <= set(style.LOOKS)
+    assert set(style.OPEN) <= set(style.LOOKS)
+
+
+def test_draws_of_random_layers_look_alike_and_stand_once_in_the_legend(run):
+    rows = evaluation_table()
+    random = rows[rows.method == "random"]
+    draws = [random.assign(method=f"random layers {draw}") for draw in range(3)]
+    pd.concat([rows, *draws]).to_csv(run.evaluation, index=False)
+    figure, table = accuracy(RunData(run))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels.count("Random layers") == 1
+    drawn = [box for box in figure.axes[0].containers if box.get_label() == "Random layers"]
+    assert len(drawn) == 3
+    assert len({box.lines[0].get_color() for box in drawn}) == 1
+    assert {"random layers 0", "random layers 2"} <= set(table.method)
+
+
 def test_accuracy_table_is_the_evaluation_over_all_types(drawn):
     rows = table(drawn, "5_accuracy")
     source = evaluation_table().query("question_type == 'all'")
@@ -385,7 +515,9 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
     [
         ("2_profile", {"1_attention_map", "2_shift"}),
         ("3_change_points.json", {"3_change_points"}),
-        ("4_schedule.json", {"4_schedule"}),
+        ("4_sensitivity.parquet", {"4_sensitivity"}),
+        ("4_schedule.json", {"4_schedule", "4_confidence"}),
+        ("4_pareto.csv", {"4_pareto"}),
         ("5_evaluation.csv", {"5_accuracy"}),
         ("5_example.json", {"6_overlay"}),
         ("5_example.png", {"6_overlay"}),
@@ -443,6 +575,8 @@ def test_evaluation_that_is_no_table_is_an_input_error(run, content):
         ("3_change_points.json", "{", "not readable"),
         ("3_change_points.json", "[]", "no JSON object"),
         ("3_change_points.json", '{"default": "x", "detectors": {}}', "no detector 'x'"),
+        ("4_pareto.csv", "budget,stages\n0.1,0:0.1", "no processed, predicted_kl, measured_kl in it"),
+        ("4_sensitivity.parquet", "", "measure again"),
         ("5_example.json", '{"question": ""}', "no answer, full_answer"),
         ("5_example.png", "not an image", "not a readable image"),
     ],
