@@ -330,7 +330,7 @@ def schedule(
 
     adaptinfer-profile schedule outputs/demo --pareto --no-model
     """
-    from schedule_finder import steps
+    from schedule_finder import figures, steps
     from schedule_finder.solvers import SOLVERS
 
     current = _open(folder)
@@ -344,7 +344,14 @@ def schedule(
                 current, discovery, kind=kind, solver=solver, scorer=scorer, residual=residual
             )
             tables.show_pareto(table, current)
-            return {"run": str(folder), "pareto": table.to_dict(orient="records")}
+            drawn = figures.make_figures(current, ["4_pareto"])
+            for path in drawn:
+                screen.print(f"figure: {path}", soft_wrap=True)
+            return {
+                "run": str(folder),
+                "pareto": table.to_dict(orient="records"),
+                "figures": [str(path) for path in drawn],
+            }
         found = steps.schedule_step(
             current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
         )

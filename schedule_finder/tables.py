@@ -134,7 +134,7 @@ def show_pareto(table: Any, current: Run) -> None:
             row.stages,
         )
     screen.print(shown)
-    screen.print(f"table: {current.pareto}, figure: {current.figures}", soft_wrap=True)
+    screen.print(f"table: {current.pareto}", soft_wrap=True)
 
 
 def show_evaluation(table: Any, current: Run) -> None:
