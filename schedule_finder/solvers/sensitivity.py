@@ -123,9 +123,24 @@ def _resampled(
         "ratio_low": [round(float(value), 4) for value in low],
         "ratio_high": [round(float(value), 4) for value in high],
         "layers": {",".join(map(str, layers)): count for layers, count in often.most_common(5)},
+        "parts": {
+            name: _plain(_worthwhile(_options(table, budget, weights)))
+            for name, weights in _parts(table.sample_ids).items()
+        },
     }
     found.sort(key=lambda stages: -often[tuple(stage.layer for stage in stages)])
     return found, bands
+
+
+def _parts(sample_ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Weights of the samples that are left, by what is left: either half, and all data sets but one."""
+    first = np.arange(len(sample_ids)) < len(sample_ids) / 2
+    parts = {"first half": first, "second half": ~first}
+    # Ids of a mixture begin with the name of their data set.
+    sources = np.array([name.rpartition("@")[0] for name in sample_ids])
+    if len(set(sources)) > 1:
+        parts |= {f"without {source}": sources != source for source in sorted(set(sources))}
+    return {name: part.astype(float) for name, part in parts.items() if part.any()}
 
 
 def _distinct(candidates: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]]:

@@ -110,6 +110,23 @@ def test_doubt_shows() -> None:
     assert len(bands["ratio_low"]) == LAYERS
 
 
+def test_each_half_and_each_data_set_left_out_has_its_say() -> None:
+    """One data set needs vision to layer 2, the other to layer 6: without either the schedule is the other's."""
+    early, late = np.zeros(LAYERS), np.zeros(LAYERS)
+    early[:3], late[:7] = 1.0, 1.0
+    both = np.concatenate([table_from(early, 4).divergence, table_from(late, 4).divergence], axis=2)
+    names = tuple(f"{source}@f:{i}" for source in ("pope", "docvqa") for i in range(4))
+    table = SensitivityTable(RULE, tuple(range(LAYERS - 1)), RATIOS, names, both)
+    solution = SOLVERS["sensitivity"]().solve(
+        Problem(random_profile(LAYERS, 0), (), target_of(0.7), RULE, sensitivity=table)
+    )
+    parts = solution.evidence["confidence"]["parts"]
+    assert set(parts) == {"first half", "second half", "without docvqa", "without pope"}
+    assert parts["without pope"] == parts["second half"] == [{"layer": 6, "keep_ratio": 0.0}]
+    assert all(stage["layer"] >= 2 for stage in parts["without docvqa"])
+    assert parts["without docvqa"] == parts["first half"] != parts["second half"]
+
+
 def test_without_a_table_the_solver_says_what_is_missing() -> None:
     with pytest.raises(InputError, match="nothing is measured yet"):
         SOLVERS["sensitivity"]().solve(Problem(random_profile(LAYERS, 0), (), target_of(0.4), RULE))
