@@ -49,6 +49,10 @@ _LEFT_ALONE = frozenset(
 )
 
 
+# Made anew where positions are renumbered.
+_NUMBERED = frozenset({TABLE, "position_ids"})
+
+
 class PruningError(RuntimeError):
     """A call that a pruned model cannot serve rightly; the message says what to do instead."""
 
@@ -213,6 +217,15 @@ class _Pruner:
         self.record = Record(num_layers=backbone.shape.num_layers, watch=self._watch)
         self._stages = schedule.stages
         self._renumbered = schedule.positions == "renumbered"
+        # Looked up once: reading signatures at every layer of every token took a tenth of decoding on a small model.
+        self._rotary = (
+            [
+                (*find_rotary(backbone.text_model, layer, backbone.layer_kinds[layer]), table_place(block))
+                for layer, block in enumerate(backbone.layers)
+            ]
+            if self._renumbered
+            else []
+        )
         self._merged = schedule.residual == "merged"
         protected = schedule.separators == "protected"
         self._separators = find_separators(backbone.model, backbone.text_model) if protected else ()
@@ -403,7 +416,7 @@ class _Pruner:
         kwargs = dict(kwargs)
         if not last_only:
             for name, value in kwargs.items():
-                if name not in _LEFT_ALONE:
+                if name not in _LEFT_ALONE and not (self._renumbered and name in _NUMBERED):
                     kwargs[name] = self._cut(forward, name, value, segment)
         if kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
             # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
@@ -557,12 +570,11 @@ class _Pruner:
 
         ``made`` is shared by all layers with these places.
         """
-        name, make = find_rotary(self.backbone.text_model, layer, self.backbone.layer_kinds[layer])
+        name, make, at = self._rotary[layer]
         table = self._once(made, ("rotary", name), lambda: make(hidden, places))
         position_ids = kwargs.get("position_ids")
         if position_ids is not None:
             kwargs["position_ids"] = places.expand(*position_ids.shape[:-2], -1, -1)
-        at = table_place(self.backbone.layers[layer])
         if TABLE in kwargs or at is None or at > len(others):
             kwargs[TABLE] = table
             return others
