@@ -407,6 +407,71 @@ def merge(
 
 
 @_command
+def bench(
+    backbone: Annotated[
+        str,
+        typer.Argument(help="`shape:llava-1.5-7b` and the like, `demo`, a checkpoint folder, or a hub name."),
+    ],
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", help="Schedule file or preset; default the published preset that fits."),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", help="Batch sizes: 1,8,32. Default that on a GPU, 1 on the CPU."),
+    ] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="Numbers of new tokens: 1,16,128.")] = "1,16,128",
+    vision_tokens: Annotated[
+        int | None,
+        typer.Option("--vision-tokens", help="Of each prompt; default what one typical image makes."),
+    ] = None,
+    text_tokens: Annotated[int, typer.Option("--text-tokens", help="Of each prompt.")] = 88,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Most rounds for each batch size.")] = 15,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="No new round after so long, all batch sizes together.")
+    ] = 60.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default outputs/bench/BACKBONE.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; default 1 on the CPU.")
+    ] = None,
+) -> dict[str, Any]:
+    """Latency and memory by part: the schedule and its competitors on random prompts, in the same run.
+
+    adaptinfer-profile bench shape:llava-1.5-7b
+
+    adaptinfer-profile bench shape:llava-tiny --device cpu --batch 1,8
+
+    adaptinfer-profile bench ./my-llava --schedule outputs/mine/4_schedule.json
+    """
+    import torch
+
+    from schedule_finder import benchmark
+    from schedule_finder.backbones import load_to_measure
+    from schedule_finder.figures.benchmark import draw_benchmark
+
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    sizes = _whole_numbers("--batch", batch or ("1" if on_cpu else "1,8,32"))
+    new_tokens = _whole_numbers("--lengths", lengths)
+    if threads or on_cpu:
+        torch.set_num_threads(threads or 1)
+    with _status("loading the backbone"):
+        loaded = load_to_measure(backbone, device=device, dtype=dtype)
+    chosen, source = benchmark.choose_schedule(schedule, loaded)
+    with _progress("batch sizes") as progress:
+        document = benchmark.run_benchmark(
+            loaded, chosen, schedule_source=source, batches=sizes, lengths=new_tokens, num_vision=vision_tokens,
+            num_text=text_tokens, rounds=rounds, seconds=seconds, progress=progress,
+        )  # fmt: skip
+    folder = out or Path("outputs/bench") / Path(backbone.removeprefix("shape:")).name
+    paths = benchmark.write_benchmark(document, folder) + draw_benchmark(document, folder)
+    tables.show_benchmark(document)
+    screen.print(f"written: {folder} ({len(paths)} files)", soft_wrap=True)
+    return document
+
+
+@_command
 def inspect(
     what: Annotated[
         str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")
@@ -468,6 +533,15 @@ def _samples(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 2:
         raise InputError(f"--samples {text!r}: a number from 2 on, or {AUTO}")
     return int(text)
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    from schedule_finder.errors import InputError
+
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{option} {text!r}: whole numbers from 1 on with commas between, as in 1,8,32")
+    return sorted({int(part) for part in parts})
 
 
 def _kind(text: str) -> Kind:

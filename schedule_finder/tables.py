@@ -211,3 +211,76 @@ def show_families(families: Sequence[VerifiedFamily]) -> None:
         "float32, padded and ragged batches, on small instances with random weights; transformers 5.17 and 5.23 unless "
         f"said. Layers are at {VerifiedFamily.layers} unless said; class names lack their ForConditionalGeneration."
     )
+
+
+def show_benchmark(document: dict[str, Any]) -> None:
+    """Two tables for each batch size: how fast, and where the time to the first token goes."""
+    rows = benchmark_rows(document)
+    environment, backbone = document["environment"], document["backbone"]
+    place = environment["device_name"] or f"{environment['device']}, {environment['threads']} thread(s)"
+    said = [backbone["name"], *([document["note"]] if document["note"] else [])]
+    prompt = document["prompt"]
+    last = document["lengths"][-1]
+    for batch, (speed, parts) in rows.items():
+        title = f"batch {batch}: {prompt['vision_tokens']} vision + {prompt['text_tokens']} text tokens"
+        shown = _table(title, "ms", "proc.", "decoder", "%", "FLOPs", "first", "token", str(last), "faster")
+        for row in speed:
+            shown.add_row(*row)
+        screen.print(shown)
+        shown = _table("ms to the first token, and MB", "ms", "tower", "proj.", "layers", "scor.", "drop.", "head",
+                       "other", "MB", "cache")  # fmt: skip
+        for row in parts:
+            shown.add_row(*row)
+        screen.print(shown)
+    screen.print(
+        "medians; proc.: vision tokens computed, in %; decoder: its prefill with scoring and dropping, as time and in % "
+        f"of unpruned, beside its FLOPs in %; first: time to the first token; token: each further one; {last}: all of "
+        "so many; faster: from or up to how many new tokens it beats unpruned; MB: most above the weights"
+    )
+    screen.print(f"{', '.join(said)}; {environment['dtype']} on {place}", soft_wrap=True)
+    screen.print(f"schedule: {document['schedule']['source']}", soft_wrap=True)
+
+
+def benchmark_rows(document: dict[str, Any]) -> dict[int, tuple[list[list[str]], list[list[str]]]]:
+    """What `show_benchmark` shows: by batch size the rows of its two tables."""
+    from schedule_finder.benchmark import PREFILL_PARTS, faster_text
+
+    last = str(document["lengths"][-1])
+    shown: dict[int, tuple[list[list[str]], list[list[str]]]] = {}
+    for result in document["results"]:
+        speed, parts = shown.setdefault(result["batch"], ([], []))
+        token = result["token_ms"]
+        speed.append(
+            [
+                result["competitor"],
+                f"{100 * result['processed']:.1f}",
+                _ms(result["decoder_ms"]),
+                f"{100 * result['decoder_ratio']['median']:.1f}",
+                f"{100 * result['flops_ratio']:.1f}",
+                _ms(result["first_token_ms"]),
+                "" if token is None else _ms(token),
+                _ms(result["total_ms"][last]),
+                faster_text(result["faster"]),
+            ]
+        )
+        if result["competitor"] == "before decoder":  # last: the same layers' bound beneath them all
+            ours = next(
+                one
+                for one in document["results"]
+                if (one["batch"], one["competitor"]) == (result["batch"], "schedule")
+            )
+            speed.append(["roofline", "", f"{ours['roofline_ms']:.1f}", *[""] * 6])
+        parts.append(
+            [
+                result["competitor"],
+                *(_ms(result["prefill"][part]) for part in PREFILL_PARTS),
+                f"{result['peak_bytes'] / 1e6:.0f}",
+                f"{result['cache_bytes'] / 1e6:.1f}",
+            ]
+        )
+    return shown
+
+
+def _ms(spread: dict[str, float]) -> str:
+    median = spread["median"]
+    return f"{median:.0f}" if median >= 1000 else f"{median:.1f}" if median >= 10 else f"{median:.2f}"
