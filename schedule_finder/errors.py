@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where and what to do."""
+
+
+class OutOfReach(InputError):
+    """No stages can meet the budget on this backbone."""

@@ -18,7 +18,7 @@ from schedule_finder.backbones import LoadedBackbone
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.discovery import AUTO, Discovery
 from schedule_finder.engines.base import Engine, Report, cut_windows
-from schedule_finder.errors import InputError
+from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.evaluate import CONTROLS, Evaluation, Method, methods_for, smaller_images
 from schedule_finder.files import write_text
 from schedule_finder.profile_store import ProfileStore
@@ -202,7 +202,7 @@ def pareto_step(
     for budget in budgets:
         try:
             found = discovery.solve(budget, kind, solver=solver, scorer=scorer, residual=residual)
-        except InputError:
+        except OutOfReach:
             continue
         assert found.budget is not None
         costs, reasons = found.budget.model_dump(), found.evidence["solver"]
@@ -319,7 +319,7 @@ def _sweep_methods(schedule: Schedule, budgets: Sequence[float], discovery: Disc
             continue
         try:
             other = discovery.solve(budget, schedule.budget.kind, solver=solver)
-        except InputError:
+        except OutOfReach:
             continue  # a budget below what this backbone can reach is a gap in the curve, no failure
         methods += methods_for(other, [name for name in SWEEP_CONTROLS if name in CONTROLS])
     return methods

@@ -12,7 +12,7 @@ import numpy as np
 from pruning_runtime.accounting import budget_of, prefill_flops, processed_ratios
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
-from schedule_finder.errors import InputError
+from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.latency import LatencyModel
 from schedule_finder.profile_store import Profile
 
@@ -130,7 +130,7 @@ class BudgetTarget:
     def deepest_layer(self) -> int:
         """The last layer after which dropping *everything* still meets the budget.
 
-        Raises `InputError` where no layer does, with the smallest budget that can be met.
+        Raises `OutOfReach` where no layer does, with the smallest budget that can be met.
         """
         fitting = [
             layer
@@ -139,7 +139,7 @@ class BudgetTarget:
         ]
         if not fitting:
             least = self.cost((Stage(layer=0, keep_ratio=0.0),))
-            raise InputError(
+            raise OutOfReach(
                 f"budget {self.target:.3g} ({self.kind}) is out of reach: scoring needs the first layer whole, "
                 f"which costs {least:.3g} on this backbone; ask for at least {least:.3g} and at most 1"
             )

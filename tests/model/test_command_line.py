@@ -64,13 +64,16 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
     assert schedule.evidence["held_out"]["full"]["n"] == 6
     table = pd.read_csv(out / "5_evaluation.csv")
     assert list(table.columns) == list(COLUMNS)
-    methods = {"full", "schedule", "last_token", "uniform_text", "strided", "random"}
-    assert set(table.method) == methods
+    methods = {"full", "schedule", "last_token", "uniform_text", "strided", "random", "paper", "pyramid"}
+    methods |= {f"random layers {draw}" for draw in range(3)}
+    assert set(table.method) - {"not merged"} == methods
     full = table[table.method == "full"].iloc[0]
     assert (full.agreement, full.kl, full.processed) == (1.0, 0.0, 1.0)
     pruned_rows = table[table.method != "full"]
     assert (pruned_rows.kv_bytes < full.kv_bytes).all()
-    assert pruned_rows.processed.nunique() == 1
+    same_stages = pruned_rows[~pruned_rows.method.str.contains("layers|paper|pyramid")]
+    assert same_stages.processed.nunique() == 1
+    assert pruned_rows.processed.tolist() == pytest.approx([0.35] * len(pruned_rows), abs=0.5 / 16)
     assert any((out / "6_figures").glob("*.png"))
 
 
@@ -154,8 +157,8 @@ def test_bad_input_later_on_loses_nothing(made: dict[str, Path], tmp_path: Path)
     out = shutil.copytree(made["run"], tmp_path / "run")
     before = (out / "4_schedule.json").read_text()
     assert "out of reach" in call("schedule", out, "--budget", "1%", code=2)
-    assert "choose retained" in call("schedule", out, "--solver", "magic", code=2)
-    assert "the profile holds" in call("schedule", out, "--scorer", "random", code=2)
+    assert "choose sensitivity, retained" in call("schedule", out, "--solver", "magic", code=2)
+    assert "--scorer 'random': choose auto," in call("schedule", out, "--scorer", "random", code=2)
     assert "--detector" in call("detect", out, "--detector", "eye", code=2)
     assert (out / "4_schedule.json").read_text() == before
     assert "another samples" in call(
