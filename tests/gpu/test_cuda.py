@@ -6,6 +6,7 @@ tests themselves are sound.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from pruning_runtime import Record, find_backbone, pruned
+from tests import greedy
 from tests.masked_reference import dropped_positions, masked_logits
 from tests.model.test_device_map import device_map
 from tests.schedules import schedule_for
@@ -61,18 +63,7 @@ def build(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> Pr
     return FAMILIES[family].build(**options).to(DEVICE, dtype)
 
 
-def generate(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Greedy tokens ``[batch, steps]`` and the logits that chose them ``[batch, steps, vocab]``."""
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
-            max_new_tokens=STEPS,
-            min_new_tokens=STEPS,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+generate = functools.partial(greedy.generate, steps=STEPS, suppress_tokens=None)
 
 
 def reference(model: PreTrainedModel, inputs: Inputs, tokens: Tensor, record: Record) -> Tensor:

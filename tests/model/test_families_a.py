@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import PruningError, Record, Schedule, ScheduleError, find_backbone, pruned
+from tests import greedy
 from tests.masked_reference import dropped_positions
 from tests.own_mask_reference import DroppedFrom, append_tokens, compacted_logits, own_mask_logits
 from tests.schedules import schedule_for
 from tests.tiny_families_a import FAMILIES_A, Modality, TinyFamilyA
-from tests.tiny_models import IMAGE, VOCAB, Inputs
+from tests.tiny_models import Inputs
 
 TOLERANCE = 1e-5
 # Padded rows against rows run alone: gated linear attention norms small outputs, and so its own float32
 # noise, without any pruning, reaches 2e-5. In float64 all families agree to 4e-14.
 RECURRENT_TOLERANCE = 1e-4
 STEPS = 5
-NOT_WORDS = list(range(IMAGE, VOCAB))
-"""Never generated: a random model writes such tokens, which the reference would take for a part of an image."""
 ROWS = (2, 1, 0)
 STAGES = {"two stages": ((0, 0.5), (2, 0.2)), "one stage": ((1, 0.4),)}
 # Where every other layer is recurrent, stages stand at the others.
@@ -48,20 +49,7 @@ def assert_close(family: TinyFamilyA, found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() < tolerance
 
 
-def generate(model: PreTrainedModel, inputs: Inputs, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-    """Greedy tokens ``[batch, steps]`` and the logits that chose them ``[batch, steps, vocab]``."""
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
-            past_key_values=cache,
-            max_new_tokens=STEPS,
-            min_new_tokens=STEPS,
-            do_sample=False,
-            suppress_tokens=NOT_WORDS,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+generate = functools.partial(greedy.generate, steps=STEPS)
 
 
 def dropped(model: PreTrainedModel, inputs: Inputs, record: Record) -> DroppedFrom:
@@ -148,11 +136,13 @@ def test_second_turn_on_the_pruned_cache(name: str, modality: Modality) -> None:
     turn = torch.randint(3, 100, (len(ROWS), 4), generator=torch.Generator().manual_seed(5))
     cache = DynamicCache(config=model.config.get_text_config())
     with pruned(model, schedule_for(model, *stages)) as record:
-        first, _ = generate(model, inputs, cache)
+        first, _ = generate(model, inputs, past_key_values=cache)
         # The last token of the first answer is not in the cache yet; it opens the second turn.
         whole = append_tokens(inputs, torch.cat([first, turn], 1))
         per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
-        second, logits = generate(model, {key: whole[key] for key in per_token if key in whole}, cache)
+        second, logits = generate(
+            model, {key: whole[key] for key in per_token if key in whole}, past_key_values=cache
+        )
     tokens = torch.cat([first, turn, second], 1)
     expected = reference(family, model, inputs, tokens, dropped(model, inputs, record))[:, -STEPS:]
     assert_close(family, logits, expected)

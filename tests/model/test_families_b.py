@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,15 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, ScheduleError, UnsupportedBackbone, find_backbone, pruned
+from tests import greedy
 from tests.masked_reference import dropped_positions
 from tests.own_mask_reference import find_layers, own_mask_logits
 from tests.schedules import schedule_for
 from tests.tiny_families_b import FAMILIES_B, FamilyB
-from tests.tiny_models import IMAGE, VOCAB, Inputs
+from tests.tiny_models import Inputs
 
 TOLERANCE = 1e-4
 STEPS = 5
-NOT_WORDS = list(range(IMAGE, VOCAB))
-"""Never generated: the reference would take such a token for a part of an image."""
 STAGES = {"two stages": ((0, 0.5), (2, 0.2)), "one stage": ((1, 0.4),)}
 
 
@@ -32,17 +32,7 @@ def family_named(name: str) -> FamilyB:
     return family
 
 
-def generate(model: PreTrainedModel, inputs: Inputs, **options: Any) -> tuple[Tensor, Tensor]:
-    """Greedy tokens ``[batch, steps]`` and the logits that chose them ``[batch, steps, vocab]``."""
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
-            **{"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False} | options,
-            suppress_tokens=NOT_WORDS,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+generate = functools.partial(greedy.generate, steps=STEPS)
 
 
 def reference(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from pruning_runtime import PruningError, UnsupportedBackbone, pruned
+from tests import greedy
 from tests.compaction_reference import merged_logits
 from tests.own_mask_reference import append_tokens
 from tests.schedules import schedule_for
 from tests.tiny_families_a import FAMILIES_A
 from tests.tiny_families_b import FAMILIES_B
-from tests.tiny_models import FAMILIES, IMAGE, VOCAB, Inputs
+from tests.tiny_models import FAMILIES
 
 STEPS = 4
-NOT_WORDS = list(range(IMAGE, VOCAB))
 NAMES = ["llava", "qwen2_vl", "qwen2_5_vl", "internvl", "aya_vision", "gemma3", "mistral3"]
 
 
@@ -24,19 +25,7 @@ def family_of(name: str):
     return FAMILIES.get(name) or FAMILIES_A.get(name) or FAMILIES_B[name]
 
 
-def generate(model: PreTrainedModel, inputs: Inputs, **options: object) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
-            max_new_tokens=STEPS,
-            min_new_tokens=STEPS,
-            do_sample=False,
-            suppress_tokens=NOT_WORDS,
-            output_logits=True,
-            return_dict_in_generate=True,
-            **options,
-        )
-    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+generate = functools.partial(greedy.generate, steps=STEPS)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

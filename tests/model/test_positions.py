@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import UnsupportedBackbone, find_backbone, pruned
+from tests import greedy
 from tests.compaction_reference import dropped_from_record, renumbered_logits
 from tests.own_mask_reference import append_tokens
 from tests.schedules import schedule_for
 from tests.tiny_families_a import FAMILIES_A
 from tests.tiny_families_b import FAMILIES_B
-from tests.tiny_models import FAMILIES, IMAGE, VOCAB, Inputs
+from tests.tiny_models import FAMILIES, Inputs
 
 TOLERANCE = 1e-5
 STEPS = 4
-NOT_WORDS = list(range(IMAGE, VOCAB))
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,7 @@ CASES = {
     "on a part of the keys: kimi": _b("kimi_k25"),
     "by length: phi4": _b("phi4_multimodal"),
 }
-
-
-def generate(model: PreTrainedModel, inputs: Inputs, **options: Any) -> tuple[Tensor, Tensor]:
-    """Greedy tokens ``[batch, steps]`` and the logits that chose them ``[batch, steps, vocab]``."""
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
-            **{"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False} | options,
-            suppress_tokens=NOT_WORDS,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+generate = functools.partial(greedy.generate, steps=STEPS)
 
 
 @pytest.mark.parametrize("rows", [(2, 1), (1,)], ids=["ragged", "one"])

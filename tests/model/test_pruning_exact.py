@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, Schedule, find_backbone, pruned
+from tests import greedy
 from tests.masked_reference import dropped_positions, masked_logits
 from tests.schedules import schedule_for
 from tests.tiny_models import FAMILIES, LAYERS, Inputs
@@ -27,18 +29,7 @@ STAGES = {
     "two stages": ((1, 0.5), (3, 0.2)),
     "to nothing": ((0, 0.3), (2, 0.1), (4, 0.0)),
 }
-
-
-def generate(model: PreTrainedModel, inputs: Inputs, **options: Any) -> tuple[Tensor, Tensor]:
-    """Greedy tokens ``[batch, steps]`` and the logits that chose them ``[batch, steps, vocab]``."""
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
-            **{"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False} | options,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+generate = functools.partial(greedy.generate, steps=STEPS, suppress_tokens=None)
 
 
 def reference(
