@@ -33,7 +33,7 @@ def synthetic_inputs(
         backbone: whose inputs are made.
         batch: rows.
         num_vision: vision tokens of each row; None: what the family makes of one typical image (LLaVA-1.5 576,
-            LLaVA-NeXT 2928 of 672 x 672 pixels, Qwen-VL 576).
+            LLaVA-NeXT the largest image, 2928, Qwen-VL 576).
         num_text: all other tokens of each row.
         seed: of pixels and words.
 
@@ -102,12 +102,7 @@ def _llava_next(
         rows, columns = height // side * across, width // side * across
         # The whole image small, then its tiles with a separator at the end of each row of patches.
         sizes.setdefault(across**2 + rows * (columns + 1), (height, width))
-    # The largest square: five times as many patches as LLaVA-1.5.
-    wanted = (
-        max(count for count, (height, width) in sizes.items() if height == width)
-        if num_vision is None
-        else num_vision
-    )
+    wanted = max(sizes) if num_vision is None else num_vision
     if wanted not in sizes:
         raise InputError(
             f"--vision-tokens {num_vision}: whole images of this backbone make {', '.join(map(str, sorted(sizes)))}"

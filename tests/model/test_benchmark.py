@@ -1,0 +1,266 @@
+"""The bench on small instances: what belongs to whom, never how long anything took."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+from typer.testing import CliRunner
+
+from pruning_runtime import find_backbone
+from schedule_finder import benchmark
+from schedule_finder.backbones import load_backbone, load_to_measure
+from schedule_finder.benchmark import DECODE_PARTS, PREFILL_PARTS, choose_schedule, run_benchmark
+from schedule_finder.cli import app
+from schedule_finder.errors import InputError
+from schedule_finder.shapes import PREFIX, RANDOM_WEIGHTS, build_shape, shapes
+from schedule_finder.synthetic_inputs import synthetic_inputs
+from schedule_finder.tables import benchmark_rows
+from tests.schedules import schedule_for
+from tests.tiny_families_a import FAMILIES_A
+from tests.tiny_folder import write_llava_folder
+from tests.tiny_models import FAMILIES
+
+CPU = torch.device("cpu")
+COMPETITORS = ["unpruned", "schedule", "oracle", "eager, syncs", "FastV-like", "before decoder"]
+BATCHES, LENGTHS, TEXT = (1, 2), (1, 3), 11
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """A whole bench of a small LLaVA."""
+    model = FAMILIES["llava"].build()
+    return run_benchmark(
+        find_backbone(model),
+        schedule_for(model, (0, 0.5), (3, 0.25), positions="renumbered"),
+        schedule_source="by hand",
+        batches=BATCHES,
+        lengths=LENGTHS,
+        num_text=TEXT,
+        rounds=4,
+        seconds=60,
+    )
+
+
+def test_the_parts_of_every_round_add_up_to_its_total(measured: dict[str, Any]) -> None:
+    assert [(result["batch"], result["competitor"]) for result in measured["results"]] == [
+        (batch, name) for batch in BATCHES for name in COMPETITORS
+    ]
+    for result in measured["results"]:
+        assert [row["new_tokens"] for row in result["rounds"]] == [3, 3, 3, 1]
+        for row in result["rounds"]:
+            assert set(row["parts"]["prefill"]) <= set(PREFILL_PARTS)
+            assert set(row["parts"]["decode"]) <= set(DECODE_PARTS)
+            total = sum(sum(phase.values()) for phase in row["parts"].values())
+            assert total == pytest.approx(row["total_ms"], rel=1e-9)
+            assert min(value for phase in row["parts"].values() for value in phase.values()) >= 0
+        # Each part that this competitor has was seen.
+        had = {part for part, spread in result["prefill"].items() if spread["median"] > 0}
+        scored = result["competitor"] in ("schedule", "eager, syncs", "FastV-like")
+        dropped = result["competitor"] != "unpruned"
+        assert had == set(PREFILL_PARTS) - (set() if scored else {"scoring"}) - (
+            set() if dropped else {"dropping"}
+        )
+
+
+def test_oracle_and_ours_process_the_same_tokens(measured: dict[str, Any]) -> None:
+    for batch in BATCHES:
+        by_name = {one["competitor"]: one for one in measured["results"] if one["batch"] == batch}
+        assert by_name["unpruned"]["tokens_per_layer"] == [16 + TEXT] * 6
+        ours = by_name["schedule"]
+        assert ours["tokens_per_layer"] == [16 + TEXT] + [8 + TEXT] * 3 + [4 + TEXT] * 2
+        for name in ("oracle", "eager, syncs"):
+            for field in ("tokens_per_layer", "cache_bytes", "processed", "flops_ratio", "roofline_ms"):
+                assert by_name[name][field] == ours[field]
+        # Keys and values of two heads of eight numbers each, in float32.
+        assert ours["cache_bytes"] == batch * sum(ours["tokens_per_layer"]) * 2 * 2 * 8 * 4
+        assert ours["processed"] == pytest.approx(48 / 96)
+        assert min(one["peak_bytes"] for one in by_name.values()) > 0
+
+
+def test_competitors_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["qwen2_vl"].build()
+    prompts: list[torch.Tensor] = []
+    pixels: list[list[torch.Tensor]] = []
+
+    def note_prompt(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] > 1:
+            prompts.append(kwargs["input_ids"])
+
+    def note_pixels(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        pixels.append([value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)])
+
+    model.register_forward_pre_hook(note_prompt, with_kwargs=True)
+    model.model.visual.register_forward_pre_hook(note_pixels, with_kwargs=True)
+    order: list[str] = []
+    run = benchmark._Bench.run
+    monkeypatch.setattr(
+        benchmark._Bench, "run", lambda self, one, length: (order.append(one.name), run(self, one, length))[1]
+    )
+    schedule = schedule_for(model, (1, 0.25))
+    run_benchmark(find_backbone(model), schedule, lengths=(1,), num_vision=24, rounds=4, seconds=60)
+    assert len(prompts) == len(pixels) == len(order) == 5 * len(COMPETITORS)  # memory, then four rounds
+    assert (prompts[0] == model.config.image_token_id).sum() == 24
+    assert len(pixels[0]) == 2  # patches and their grid
+    for other in prompts:
+        assert torch.equal(other, prompts[0])
+    for others in pixels:
+        assert all(torch.equal(one, two) for one, two in zip(others, pixels[0], strict=True))
+    rounds = [
+        order[at : at + len(COMPETITORS)] for at in range(len(COMPETITORS), len(order), len(COMPETITORS))
+    ]
+    assert rounds == [COMPETITORS[turn:] + COMPETITORS[:turn] for turn in range(4)]
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = FAMILIES["llava"].build()
+    with torch.inference_mode():
+        model(**FAMILIES["llava"].batch((1,)))  # transformers puts in hooks of its own at a first call
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    before = {name: [copy(vars(module)[field]) for field in hooks] for name, module in model.named_modules()}
+    configs = {name: vars(module).get("config") for name, module in model.named_modules()}
+    run_benchmark(find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1, 2), rounds=3, seconds=0)
+    for name, module in model.named_modules():
+        assert [vars(module)[field] for field in hooks] == before[name], name
+        assert vars(module).get("config") is configs[name], name
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+
+
+# ---- the command
+
+
+def test_what_is_printed_stands_in_the_files(tmp_path: Path) -> None:
+    checkpoint, out = write_llava_folder(tmp_path / "llava"), tmp_path / "bench"
+    schedule = tmp_path / "schedule.json"
+    loaded = load_to_measure(str(checkpoint), device="cpu")
+    schedule_for(loaded.model, (1, 0.5), (3, 0.25)).save(schedule)
+    result = CliRunner().invoke(
+        app,
+        ["bench", str(checkpoint), "--schedule", str(schedule), "--device", "cpu", "--lengths", "1,2", "--batch", "2,1",
+         "--rounds", "3", "--seconds", "0", "--out", str(out), "--json"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == {
+        "bench.json", "bench.csv", "latency.pdf", "latency.png", "latency.csv",
+    }  # fmt: skip
+    document = json.loads((out / "bench.json").read_text())
+    assert json.loads(result.stdout.strip().splitlines()[-1]) == document
+    printed = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()]
+    for tables in benchmark_rows(document).values():
+        for table in tables:
+            for row in table:
+                assert [cell for cell in row if cell] in printed
+    rows = list(csv.DictReader((out / "bench.csv").open()))
+    assert [row["competitor"] for row in rows] == COMPETITORS * 2
+    for row, found in zip(rows, document["results"], strict=True):
+        assert float(row["decoder_ms"]) == found["decoder_ms"]["median"]
+        assert float(row["total_ms_2"]) == found["total_ms"]["2"]["median"]
+    assert document["schedule"]["stages"] == [[1, 8], [3, 4]]
+    assert document["note"] is None
+    assert {"torch", "transformers"} <= set(document["environment"]["versions"])
+    assert document["environment"]["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shape:llava-2"], "known: shape:llava-1.5-7b"),
+        (["shape:llava-tiny", "--batch", "1,x"], "--batch '1,x'"),
+        (["shape:llava-tiny", "--lengths", "0"], "--lengths '0'"),
+        (["shape:llava-tiny", "--schedule", "nowhere.json"], "nowhere.json"),
+        (["shape:llava-tiny", "--vision-tokens", "100"], "makes 576"),
+        (["shape:llava-tiny", "--text-tokens", "1"], "at least 4"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["bench", *arguments, "--device", "cpu"])
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "shape:llava-tiny", "--dataset", "demo"], ["inspect", "shape:llava-tiny"]]
+)
+def test_other_commands_refuse_shapes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert RANDOM_WEIGHTS in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="bench"):
+        load_backbone("shape:llava-tiny")
+
+
+# ---- shapes
+
+
+@pytest.mark.parametrize("name", shapes())
+def test_a_shape_has_as_many_parameters_as_published(name: str) -> None:
+    settings = dict(shapes()[name]["config"])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    billions = sum(weights.numel() for weights in model.parameters()) / 1e9
+    assert round(billions, 2) == shapes()[name]["billion_parameters"]
+    backbone = find_backbone(model)
+    schedule, _ = choose_schedule(None, replace(backbone, name=PREFIX + name))
+    schedule.check_backbone(backbone)
+
+
+def test_a_shape_is_built_where_and_as_asked() -> None:
+    model = build_shape("shape:llava-tiny", CPU, torch.bfloat16)
+    assert {weights.dtype for weights in model.parameters()} == {torch.bfloat16}
+    again = build_shape("shape:llava-tiny", CPU, torch.bfloat16)
+    for (name, one), two in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two), name
+        assert one.dim() == 1 or 0.015 < one.float().std() < 0.025, name
+    backbone = find_backbone(model)
+    assert backbone.name == "shape:llava-tiny"
+    inputs = synthetic_inputs(backbone, 1)
+    assert inputs["input_ids"].shape == (1, 576 + 88)
+    with torch.inference_mode():
+        logits = model(**inputs, logits_to_keep=1).logits
+    assert logits.isfinite().all()
+    # The same table as a stock model's, whose buffers are no parameters and so are not drawn.
+    stock = AutoModelForImageTextToText.from_config(model.config)
+    for name, buffer in stock.named_buffers():
+        assert torch.equal(dict(model.named_buffers())[name], buffer), name
+
+
+@pytest.mark.parametrize(
+    ("family", "num_vision"),
+    [("llava", None), ("qwen2_vl", 24), ("qwen2_5_vl", 7), ("qwen3_vl", 24), ("llava_next", None)],
+)
+def test_prompts_have_the_tokens_asked_for(family: str, num_vision: int | None) -> None:
+    tiny: Any = FAMILIES.get(family) or FAMILIES_A[family]
+    model = tiny.build()
+    backbone = find_backbone(model)
+    inputs = synthetic_inputs(backbone, 3, num_vision, 10)
+    vision = backbone.vision_mask(inputs["input_ids"])
+    counts = vision.sum(1).tolist()
+    assert len(set(counts)) == 1
+    assert num_vision is None or counts[0] == num_vision
+    assert inputs["input_ids"].shape == (3, counts[0] + 10)
+    assert not vision[:, :2].any()
+    assert not vision[:, -2:].any()
+    with torch.inference_mode():
+        assert model(**inputs).logits.isfinite().all()  # as many features as vision tokens, or it raises
+    again = synthetic_inputs(backbone, 3, num_vision, 10)
+    assert all(torch.equal(inputs[name], again[name]) for name in inputs)
+
+
+def test_families_without_known_inputs_are_refused() -> None:
+    backbone = find_backbone(FAMILIES_A["internvl"].build())
+    with pytest.raises(InputError, match="'internvl'"):
+        synthetic_inputs(backbone, 1)
