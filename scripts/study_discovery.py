@@ -170,12 +170,14 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
 
     def as_yardstick(chosen: Chosen | None) -> Chosen:
         """Brute force under the rule that the default solver chose."""
-        assert chosen is not None
+        if chosen is None:
+            raise InputError("nothing was discovered to compare with")
         return solved("grid", chosen[1].residual)(None)
 
     def its_stages(**changes: str) -> Solve:
         def take(chosen: Chosen | None) -> Chosen:
-            assert chosen is not None
+            if chosen is None:
+                raise InputError("nothing was discovered to compare with")
             return chosen[0], replace(chosen[1], **changes)
 
         return take
