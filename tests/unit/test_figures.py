@@ -358,6 +358,9 @@ def test_confidence_shows_the_schedule_in_its_band_and_how_many_agree(run):
     assert rows.ratio.tolist() == processed_ratios(STAGES, LAYERS)
     assert rows.ratio_low.tolist() == CONFIDENCE["ratio_low"]
     assert rows.ratio_high.tolist() == CONFIDENCE["ratio_high"]
+    band_drawn = figure.axes[0].patches[0].get_data()
+    assert band_drawn.values.tolist() == pytest.approx([100 * high for high in CONFIDENCE["ratio_high"]])
+    assert band_drawn.baseline.tolist() == pytest.approx([100 * low for low in CONFIDENCE["ratio_low"]])
     said = figure.legends[0].get_title().get_text()
     assert said == "13 of 20 resamples choose the schedule's layers\nMeasured on 8 samples"
     change_evidence(run, layers={"3": 11, "2,6": 9})
