@@ -643,7 +643,9 @@ def _times(own: list[_Run], full: list[_Run], lengths: Sequence[int]) -> dict[st
     ]
     gain = statistics.median(b.token_ms[0] - a.token_ms[0] for a, b in zip(own, full, strict=True))
     slower = [a - b for a, b in zip(per_token, full_per_token, strict=True)]
-    loss = statistics.median(slower) if slower else 0.0
+    # Where rounds do not even agree on which decodes faster, they are level: noise makes no break-even.
+    level = not slower or min(slower) <= 0 <= max(slower)
+    loss = 0.0 if level else statistics.median(slower)
     return {
         "decoder_ms": _spread([_decoder_ms(run) for run in own]),
         "decoder_ratio": _spread([_decoder_ms(a) / _decoder_ms(b) for a, b in zip(own, full, strict=True)]),

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from schedule_finder.backbones import load_to_measure
+from pruning_runtime import find_backbone
 from schedule_finder.benchmark import choose_schedule, run_benchmark
 from schedule_finder.files import write_text
+from schedule_finder.shapes import build_shape
 
 FORMAT = "adaptinfer-bench-gpu"
 # Backbone, batch sizes, numbers of new tokens, seconds for each batch size. What the goals are about comes first.
@@ -82,19 +83,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/gpu.json"))
-    parser.add_argument("--device", default="auto", help="default: the first GPU")
+    parser.add_argument("--device", default="cuda", help="default: the first GPU")
     parser.add_argument("--seconds", type=float, default=480.0, help="no new bench is begun after so long")
-    parser.add_argument("--backbones", nargs="+", help="instead of the plan's")
+    parser.add_argument("--backbones", nargs="+", help="shapes, instead of the plan's")
     parser.add_argument("--batches", nargs="+", type=int, help="instead of the plan's")
     parser.add_argument("--lengths", nargs="+", type=int, help="instead of the plan's")
     parser.add_argument("--schedule", help="file or preset, for all backbones")
     options = parser.parse_args()
-    if options.device == "auto" and not torch.cuda.is_available():
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
         print(
             "no CUDA device: nothing measured (a dry run: --device cpu --backbones shape:llava-tiny --batches 1)"
         )
         return 2
-    if options.device == "cpu":
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cpu":
         torch.set_num_threads(1)
     plan = PLAN
     if options.backbones:
@@ -113,7 +116,7 @@ def main() -> int:
                 failed.append({"backbone": name, "batch": batch, "reason": "no time left"})
                 continue
             try:
-                backbone = backbone or load_to_measure(name, device=options.device)
+                backbone = backbone or find_backbone(build_shape(name, device, dtype))
                 schedule, source = choose_schedule(options.schedule, backbone)
                 bench = run_benchmark(
                     backbone,

@@ -83,6 +83,14 @@ def test_a_model_is_served_without_the_finder_s_packages() -> None:
     assert imported == "[]"
 
 
+def test_gpus_are_measured_without_the_finder_s_packages() -> None:
+    """A machine with a GPU may have torch and transformers only."""
+    code = "HIDDEN.discard('schedule_finder')\nimport scripts.bench_gpu\nprint(len(scripts.bench_gpu.PLAN))"
+    done = run_with_hidden(code, FINDER_ONLY)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
 def test_the_check_above_can_fail() -> None:
     """Hiding a package that the runtime does need makes its import fail."""
     done = run_with_hidden("import pruning_runtime", ("torch",))

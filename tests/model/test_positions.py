@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import UnsupportedBackbone, find_backbone, pruned
+from pruning_runtime.families import rotary
 from tests import greedy
 from tests.compaction_reference import dropped_from_record, renumbered_logits
 from tests.own_mask_reference import append_tokens
@@ -142,6 +143,21 @@ def test_a_second_turn_goes_on_counting(name: str) -> None:
     answer = torch.cat([first, turn, second], 1)
     expected = renumbered_logits(model, inputs, answer, dropped, extend=case.extend)[:, -STEPS:]
     assert (logits - expected).abs().max() < TOLERANCE
+
+
+def test_how_tables_are_made_is_not_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures are slow to read: at every layer of every token that took a tenth of decoding."""
+    looked_up: list[str] = []
+    signature = rotary.signature
+    monkeypatch.setattr(
+        rotary, "signature", lambda function: (looked_up.append(function), signature(function))[1]
+    )
+    model, inputs = FAMILIES["llava"].build(), FAMILIES["llava"].batch((1,))
+    with pruned(model, schedule_for(model, (1, 0.5), positions="renumbered")):
+        assert looked_up
+        looked_up.clear()
+        generate(model, inputs)
+    assert not looked_up
 
 
 # ---- decoders that cannot be renumbered
