@@ -148,23 +148,23 @@ def show_evaluation(table: Any, current: Run) -> None:
     full = own[own.method == "full"].iloc[0]
     shown = _table(
         f"{int(own.n.max())} held-out samples; costs in % of full",
-        *("method", "exact match", "agrees", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
+        *("method", "exact match", "same", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
     )
     for row in own.itertuples():
         shown.add_row(
             row.method,
             f"{100 * row.exact_match:.1f} ({100 * row.ci_low:.1f}-{100 * row.ci_high:.1f})",
             f"{100 * row.agreement:.1f}",
-            f"{row.kl:.2f}",
+            f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",
             f"{100 * row.processed:.1f}",
             f"{100 * row.published:.1f}",
-            f"{100 * row.flops:.1f}",
-            f"{100 * row.kv_bytes / full.kv_bytes:.1f}",
+            f"{100 * row.flops:.0f}",
+            f"{100 * row.kv_bytes / full.kv_bytes:.0f}",
             f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
         )
     screen.print(shown)
     screen.print(
-        "exact match in % with its 95 % interval; agrees: same answer as full; KL of the first answer token; proc. "
+        "exact match in % with its 95 % interval; same: answers as full does; KL of the first answer token; proc. "
         "and publ.: vision tokens computed by either count; KV: cache bytes; time: prefill of the decoder"
     )
     screen.print(f"every question type and budget: {current.evaluation}", soft_wrap=True)

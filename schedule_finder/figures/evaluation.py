@@ -67,9 +67,10 @@ def accuracy(data: RunData) -> Drawing | None:
     used = 100 * table.processed[table.method != "full"]
     span = max(used.max() - used.min(), 10.0)
     # At a single budget there is room to set them well apart.
-    apart = span * (0.01 if used.max() - used.min() > 5 else 0.06)
+    apart = span * (min(0.01, 0.06 / len(names)) if used.max() - used.min() > 5 else 0.06)
 
-    figure = Figure(figsize=(SINGLE, 2.3 + 0.13 * len(names) / 3), layout="constrained")
+    columns = 3 if len(names) <= 6 else 2
+    figure = Figure(figsize=(SINGLE, 2.2 + 0.13 * (len(names) + 1) / columns), layout="constrained")
     axes = figure.subplots()
     axes.axhspan(100 * full.ci_low, 100 * full.ci_high, color=GREY, alpha=0.18, linewidth=0)
     axes.axhline(100 * full.value, color=GREY, linewidth=1, label="Full model")
@@ -99,7 +100,7 @@ def accuracy(data: RunData) -> Drawing | None:
         axes.set_xlim(middle - half, middle + half)
     axes.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
     axes.set_axisbelow(True)
-    legend_above(figure, axes.get_legend_handles_labels(), columns=3)
+    legend_above(figure, axes.get_legend_handles_labels(), columns=columns)
     return figure, table
 
 

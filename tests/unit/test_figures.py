@@ -418,11 +418,22 @@ def test_every_method_has_a_look_of_its_own():
 def test_draws_of_random_layers_look_alike_and_stand_once_in_the_legend(run):
     rows = evaluation_table()
     random = rows[rows.method == "random"]
-    draws = [random.assign(method=f"random layers {draw}") for draw in range(3)]
+    more = (
+        *(f"random layers {draw}" for draw in range(3)),
+        "paper",
+        "pyramid",
+        "not merged",
+        "smaller images",
+    )
+    draws = [random.assign(method=name) for name in more]
     pd.concat([rows, *draws]).to_csv(run.evaluation, index=False)
-    figure, table = accuracy(RunData(run))
+    with matplotlib.rc_context(style.STYLE):
+        figure, table = accuracy(RunData(run))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels.count("Random layers") == 1
+    FigureCanvasAgg(figure).draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
     drawn = [box for box in figure.axes[0].containers if box.get_label() == "Random layers"]
     assert len(drawn) == 3
     assert len({box.lines[0].get_color() for box in drawn}) == 1
