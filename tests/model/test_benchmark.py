@@ -264,3 +264,18 @@ def test_families_without_known_inputs_are_refused() -> None:
     backbone = find_backbone(FAMILIES_A["internvl"].build())
     with pytest.raises(InputError, match="'internvl'"):
         synthetic_inputs(backbone, 1)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_every_family_runs_every_competitor_in_bfloat16(family: str) -> None:
+    """Eager stages, DeepStack, separators and M-RoPE, in the precision of a GPU."""
+    tiny: Any = FAMILIES.get(family) or FAMILIES_A[family]
+    model = tiny.build().to(torch.bfloat16)
+    schedule = schedule_for(model, (1, 0.5), (3, 0.25), positions="renumbered")
+    document = run_benchmark(
+        find_backbone(model), schedule, lengths=(1, 2), num_text=TEXT, rounds=3, seconds=0
+    )
+    assert [result["competitor"] for result in document["results"]] == COMPETITORS
+    assert document["environment"]["dtype"] == "bfloat16"
+    ours, oracle, eager = document["results"][1:4]
+    assert ours["tokens_per_layer"] == oracle["tokens_per_layer"] == eager["tokens_per_layer"]
