@@ -293,20 +293,18 @@ def evaluate_step(
 
 
 def _other_layers(schedule: Schedule, discovery: Discovery) -> list[Method]:
-    """Controls at the schedule's budget that prune elsewhere: published shapes, and random layers."""
+    """Controls with the schedule's budget and rule that prune elsewhere: published shapes, and random layers."""
     if schedule.budget is None:
         return []
     budget, kind = schedule.budget.target, schedule.budget.kind
-    methods = [
-        Method(name, discovery.solve(budget, kind, solver=name, residual="none"), budget)
-        for name in PUBLISHED_SHAPES
-    ]
+    others = {name: discovery.solve(budget, kind, solver=name).stages for name in PUBLISHED_SHAPES}
     for draw in range(RANDOM_DRAWS):
-        stages = random_stages(discovery.target(budget, kind), np.random.default_rng(draw))
-        methods.append(
-            Method(f"random layers {draw}", schedule.model_copy(update={"stages": stages}), budget)
-        )
-    return methods
+        rng = np.random.default_rng(draw)
+        others[f"random layers {draw}"] = random_stages(discovery.target(budget, kind), rng)
+    return [
+        Method(name, schedule.model_copy(update={"stages": stages}), budget)
+        for name, stages in others.items()
+    ]
 
 
 def _sweep_methods(schedule: Schedule, budgets: Sequence[float], discovery: Discovery) -> list[Any]:

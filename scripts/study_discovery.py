@@ -216,7 +216,7 @@ def _one_stage(target: BudgetTarget, layer: int) -> Stages:
 
 
 def _sparsevlm(target: BudgetTarget) -> Stages:
-    return scaled_to_budget([2 / 32, 6 / 32, 15 / 32], [303 / 576, 110 / 576, 36 / 576], target)
+    return scaled_to_budget([3 / 32, 7 / 32, 16 / 32], [303 / 576, 110 / 576, 36 / 576], target)
 
 
 def _row(

@@ -26,8 +26,9 @@ class Paper(Solver):
         depth = problem.budget.shape.num_layers
         turns = [point - 1 for point in problem.change_points if 2 <= point <= depth - 1]
         found = len(turns) >= 2
-        layers = [1, *turns[:2]] if found else [layer * depth / PUBLISHED_DEPTH for layer in PUBLISHED_LAYERS]
-        stages = scaled_to_budget([layer / depth for layer in layers], PUBLISHED_RATIOS, problem.budget)
+        layers, of = ([1, *turns[:2]], depth) if found else (PUBLISHED_LAYERS, PUBLISHED_DEPTH)
+        places = [(layer + 1) / of for layer in layers]
+        stages = scaled_to_budget(places, PUBLISHED_RATIOS, problem.budget)
         return Solution(
             stages,
             problem.rule,

@@ -21,7 +21,7 @@ class Pyramid(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        places = [layer / 32 for layer in PUBLISHED_LAYERS]
+        places = [(layer + 1) / 32 for layer in PUBLISHED_LAYERS]
         ratios = [FACTOR ** (number + 1) for number in range(len(places))]
         stages = scaled_to_budget(places, ratios, problem.budget)
         return Solution(

@@ -215,7 +215,10 @@ def _level(some: np.ndarray, best: np.ndarray) -> bool:
 
 
 def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stage, ...]]:
-    """Schedules one step away within the same budget: a layer earlier or later, a ratio a quarter up or down."""
+    """Schedules one step away within the same budget.
+
+    A layer earlier or later, a ratio a quarter up or down, a stage less.
+    """
     layers = [stage.layer for stage in stages]
     ratios = [stage.keep_ratio for stage in stages[:-1]]
     moved = [
@@ -233,6 +236,16 @@ def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stag
         falling = all(a >= b for a, b in itertools.pairwise([1.0, *some_ratios]))
         rising = all(a < b for a, b in itertools.pairwise([-1, *some_layers, budget.shape.num_layers - 1]))
         spent = budget.spend_rest(some_layers, some_ratios) if falling and rising else None
+        if spent is not None:
+            found.append(spent)
+    # One stage less, its tokens given to the others.
+    for place in range(len(layers) - 1, -1, -1):
+        fewer = [*layers[:place], *layers[place + 1 :]]
+        spent = (
+            budget.spend_rest(fewer, [*ratios[:place], *ratios[place + 1 :]][: len(fewer) - 1])
+            if fewer
+            else None
+        )
         if spent is not None:
             found.append(spent)
     return found

@@ -21,13 +21,13 @@ def scaled_to_budget(
     even dropping everything at these layers costs too much, all layers first move towards the first by one factor.
 
     Args:
-        places: layers as fractions of the depth, rising.
+        places: share of the layers that have run when tokens leave, rising.
         ratios: kept after each, falling, in (0, 1).
         budget: what the stages may cost. Raises `InputError` where no stages can meet it.
     """
     deepest = budget.deepest_layer()
     depth = budget.shape.num_layers
-    layers = _distinct([min(round(place * depth), depth - 2) for place in places])
+    layers = _distinct([min(round(place * depth) - 1, depth - 2) for place in places])
     if layers[0] > deepest:
         shrink = (deepest + 1) / (layers[0] + 1)
         layers = _distinct([int((layer + 1) * shrink) - 1 for layer in layers])
@@ -40,7 +40,7 @@ def raised_to_budget(
     layers: Sequence[int], ratios: Sequence[float], budget: BudgetTarget
 ) -> tuple[Stage, ...]:
     """Stages at these layers with all ratios raised to the one power that spends the budget."""
-    low, high = 0.0, 64.0  # 0 keeps everything, 64 nothing
+    low, high = 0.0, 1e4  # exponents: 0 keeps everything, the other nothing, of a ratio of 0.99 as well
     for _ in range(_STEPS):
         middle = (low + high) / 2
         if budget.cost(_stages(layers, [ratio**middle for ratio in ratios])) > budget.target:
