@@ -71,7 +71,8 @@ def test_no_path_on_the_grid_loses_less(seed: int, layers: int, kind: str, budge
         ]
         if fitting:
             assert value <= min(loss_of(loss, one) for one in fitting) + 1e-9
-        assert loss_of(loss, stages) <= value + 1e-6  # what rounding left over was spent
+        # The last ratio takes up what rounding left over, or overspent by a step.
+        assert loss_of(loss, stages) <= value + 0.02 * loss.max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
