@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from pruning_runtime.schedule import Stage
+from pruning_runtime.schedule import Residual, Stage
 from schedule_finder.backbones import LoadedBackbone, load_backbone
 from schedule_finder.discovery import AUTO, Discovery
 from schedule_finder.divergence import DivergenceMeter, Rule
@@ -182,6 +182,12 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
 
         return take
 
+    def drawn(draw: int, residual: Residual) -> Solve:
+        return lambda _chosen: (
+            random_stages(target, np.random.default_rng(draw)),
+            Rule("text_guided", residual),
+        )
+
     yield DEFAULT, solved(DEFAULT)
     yield f"{DEFAULT}, not merged", solved(DEFAULT, "none")
     yield "grid", as_yardstick
@@ -202,12 +208,11 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
         ),
     )
     for draw in range(RANDOM_DRAWS):
-        stages = random_stages(target, np.random.default_rng(draw))
-        yield f"random layers {draw}", lambda _chosen, stages=stages: (stages, Rule("text_guided"))
-        yield (
-            f"random layers {draw}, merged",
-            lambda _chosen, stages=stages: (stages, Rule("text_guided", "merged")),
-        )
+        for name, residual in (
+            (f"random layers {draw}", "none"),
+            (f"random layers {draw}, merged", "merged"),
+        ):
+            yield name, drawn(draw, residual)
 
 
 def _one_stage(target: BudgetTarget, layer: int) -> Stages:
