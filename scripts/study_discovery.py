@@ -32,6 +32,7 @@ from schedule_finder.discovery import AUTO, Discovery
 from schedule_finder.divergence import DivergenceMeter, Rule
 from schedule_finder.errors import InputError
 from schedule_finder.evaluate import wilson_interval
+from schedule_finder.figures.study import methods_figure, predictions_figure
 from schedule_finder.run_folder import Run
 from schedule_finder.samples import choose_samples, open_data
 from schedule_finder.signals import bootstrap_weights
@@ -304,6 +305,12 @@ def _report(out: Path) -> None:
     methods.to_csv(out / "methods.csv", index=False, float_format="%.6g")
     predictions = pd.concat([pd.read_csv(path) for path in sorted(out.glob("*/predictions.csv"))])
     predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6g")
+    for name, figure in (
+        ("methods", methods_figure(methods)),
+        ("predictions", predictions_figure(predictions)),
+    ):
+        for suffix in ("pdf", "png"):
+            figure.savefig(out / f"{name}.{suffix}", dpi=200)
     for name, some in methods.groupby("backbone"):
         shown = some.assign(right=(100 * some.right).round(1)).pivot_table(
             index="method", columns="budget", values="right", sort=False
