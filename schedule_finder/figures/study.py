@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -27,9 +26,8 @@ def methods_figure(methods: pd.DataFrame) -> Figure:
         methods: ``backbone, method, budget, right, ci_low, ci_high``, shares in [0, 1].
     """
     names = list(methods.backbone.unique())
-    figure, panels = plt.subplots(
-        1, len(names), figsize=(DOUBLE, 3.2), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(DOUBLE, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         some = methods[methods.backbone == name]
         full = 100 * some[some.method == "full"].right.iloc[0]
@@ -70,9 +68,8 @@ def predictions_figure(predictions: pd.DataFrame) -> Figure:
         predictions: ``backbone, predicted_kl, right``.
     """
     names = list(predictions.backbone.unique())
-    figure, panels = plt.subplots(
-        1, len(names), figsize=(DOUBLE, 2.4), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(DOUBLE, 2.4), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         some = predictions[predictions.backbone == name]
         panel.scatter(some.predicted_kl.clip(lower=1e-4), 100 * some.right, s=10, color=BLUE)

@@ -29,6 +29,7 @@ from schedule_finder.figures.pareto import pareto
 from schedule_finder.figures.run_data import RunData, read_evaluation
 from schedule_finder.figures.schedule import confidence, staircase
 from schedule_finder.figures.sensitivity import sensitivity
+from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
 from schedule_finder.run_folder import Run
 from schedule_finder.signals import band, layer_shift
 from tests.unit.test_sensitivity import table_from
@@ -609,3 +610,38 @@ def test_token_outside_the_grid_is_an_input_error(run):
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match="token 64 is outside the grid of 8 x 8"):
         names_that_can_be_drawn(run)
+
+
+def test_the_study_draws_every_backbone_and_method() -> None:
+    budgets = (0.1, 0.25, 0.5)
+    rows = [
+        {
+            "backbone": name,
+            "method": method,
+            "budget": budget,
+            "right": 0.5 + budget,
+            "ci_low": 0.5,
+            "ci_high": 1.0,
+        }
+        for name in ("demo", "deep")
+        for method in LINES
+        for budget in budgets
+    ]
+    rows += [
+        {"backbone": name, "method": "full", "budget": 1.0, "right": 0.9, "ci_low": 0.9, "ci_high": 0.9}
+        for name in ("demo", "deep")
+    ]
+    figure = methods_figure(pd.DataFrame(rows))
+    assert [panel.get_title() for panel in figure.axes] == ["demo", "deep"]
+    for panel in figure.axes:
+        drawn = [line.get_ydata() for line in panel.get_lines()]
+        assert sum(list(values) == [60.0, 75.0, 100.0] for values in drawn) == len(LINES)
+        assert panel.get_xticks().tolist() == [10, 25, 50]
+
+
+def test_the_study_says_how_well_predictions_rank() -> None:
+    table = pd.DataFrame(
+        {"backbone": "demo", "predicted_kl": [0.0, 0.1, 1.0, 2.0], "right": [0.99, 0.98, 0.4, 0.6]}
+    )
+    (panel,) = predictions_figure(table).axes
+    assert panel.get_title() == "demo, rank correlation -0.80"
