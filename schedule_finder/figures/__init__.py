@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 
 from schedule_finder.figures.attention import attention_map, change_points, shift
+from schedule_finder.figures.convergence import convergence
 from schedule_finder.figures.evaluation import accuracy
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
     "1_attention_map": attention_map,
     "2_shift": shift,
+    "2_convergence": convergence,
     "3_change_points": change_points,
     "4_sensitivity": sensitivity,
     "4_schedule": staircase,

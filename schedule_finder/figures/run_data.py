@@ -51,6 +51,15 @@ class RunData:
         return document
 
     @cached_property
+    def convergence(self) -> pd.DataFrame | None:
+        """The checks of a growing profile, where the number of samples was to be found out."""
+        path = self.run.convergence
+        if not path.exists():
+            return None
+        table = _read_table(path, ("change_points", "stages"), ("samples", "ratio_error"), "profile again")
+        return table.fillna({"change_points": "", "stages": ""})
+
+    @cached_property
     def sensitivity(self) -> SensitivityTable | None:
         """What single stages do to the answer."""
         return SensitivityTable.load(self.run.sensitivity) if self.run.sensitivity.exists() else None

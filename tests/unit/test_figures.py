@@ -23,6 +23,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.evaluate import COLUMNS, CONTROLS, wilson_interval
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.attention import ranked_attention
+from schedule_finder.figures.convergence import convergence
 from schedule_finder.figures.evaluation import accuracy
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
@@ -56,6 +57,11 @@ PARETO = pd.DataFrame(
         "stages": ["3:0.4", "0:0.5 1:0.3 2:0.1", "1:0.5 4:0.1"],
     }
 )
+CHECKS = """samples,change_points,first_half,second_half,standing,ratio_error,enough,stages
+128,,,,True,0.05,False,2:0.5
+256,4 9,4,4 9,False,0.03,False,2:0.5 6:0.1
+512,4,4,4,True,0.015,True,3:0.4
+"""
 EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(CONTROLS, 0.7)}
 
 
@@ -101,6 +107,7 @@ def write_run(run):
     ).save(run.schedule)
     table_from(NEED).save(run.sensitivity)
     PARETO.to_csv(run.pareto, index=False)
+    run.convergence.write_text(CHECKS)
     evaluation_table().to_csv(run.evaluation, index=False)
     write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
 
@@ -645,3 +652,16 @@ def test_the_study_says_how_well_predictions_rank() -> None:
     )
     (panel,) = predictions_figure(table).axes
     assert panel.get_title() == "demo, rank correlation -0.80"
+
+
+def test_the_schedule_against_the_number_of_samples(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path, "test", {})
+    run.convergence.write_text(CHECKS)
+    figure, table = convergence(RunData(run))
+    above, below = figure.axes
+    stages, points = above.collections
+    assert stages.get_offsets().tolist() == [[128, 2.5], [256, 2.5], [256, 6.5], [512, 3.5]]
+    assert points.get_offsets().tolist() == [[256, 3.5], [256, 8.5], [512, 3.5]]
+    assert below.get_lines()[0].get_ydata().tolist() == pytest.approx([5, 3, 1.5])
+    assert below.get_lines()[1].get_ydata() == [2, 2]  # percent: the tolerance
+    assert len(table) == 10
