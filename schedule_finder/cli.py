@@ -51,7 +51,9 @@ Samples = Annotated[
     str, typer.Option("--samples", help="Samples to profile; auto: until more would change nothing.")
 ]
 EvalSamples = Annotated[int, typer.Option("--eval-samples", min=0, help="Held-out samples to evaluate on.")]
-Budget = Annotated[str, typer.Option("--budget", help="Fraction of the unpruned cost: 0.15 or 15%.")]
+Budget = Annotated[
+    str, typer.Option("--budget", help="Fraction of the unpruned cost: 0.15 or 15%; latency also 12ms.")
+]
 BudgetKind = Annotated[str, typer.Option("--budget-kind", help="processed, published, flops, kv or latency.")]
 Solver = Annotated[
     str,
@@ -240,8 +242,8 @@ def run(
     """
     from schedule_finder import steps
 
-    fraction = _fraction("--budget", budget)
     kind = _kind(budget_kind)
+    _check_budget(budget, kind)
     most = _fraction("--max-skipped", max_skipped)
     current, running, data = _begin(
         backbone, dataset, samples, eval_samples, out, device, dtype, seed, threads, columns,
@@ -253,6 +255,7 @@ def run(
     # Workers on a cluster keep their backbones to themselves.
     loaded = running.loaded or _load(backbone, device, dtype, threads)
     with _discovery(current, (loaded, data), batch_size) as discovery:
+        fraction = _share(budget, discovery)
         schedule = steps.schedule_step(
             current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
         )
@@ -335,7 +338,7 @@ def schedule(
 
     current = _open(folder)
     kind = _kind(budget_kind)
-    fraction = _fraction("--budget", budget)
+    _check_budget(budget, kind)
     measures = model and (solver not in SOLVERS or SOLVERS[solver].measures or kind == "latency")
     backbone = _load_again(current, device, dtype, threads) if measures else None
     with _discovery(current, backbone, batch_size) as discovery:
@@ -353,7 +356,13 @@ def schedule(
                 "figures": [str(path) for path in drawn],
             }
         found = steps.schedule_step(
-            current, discovery, budget=fraction, kind=kind, solver=solver, scorer=scorer, residual=residual
+            current,
+            discovery,
+            budget=_share(budget, discovery),
+            kind=kind,
+            solver=solver,
+            scorer=scorer,
+            residual=residual,
         )
     tables.show_schedule(found)
     screen.print(f"schedule: {current.schedule}")
@@ -521,6 +530,34 @@ def _fraction(option: str, text: str) -> float:
     if not 0 < value <= 1:
         raise InputError(f"{option} {text}: above 0 and at most 1 (or 100%)")
     return value
+
+
+def _check_budget(text: str, kind: Kind) -> None:
+    """Refuse what no backbone can make sense of, before one is loaded. Raises `InputError`."""
+    from schedule_finder.errors import InputError
+
+    if not text.endswith("ms"):
+        _fraction("--budget", text)
+    elif kind != "latency":
+        raise InputError(f"--budget {text}: milliseconds need --budget-kind latency, not {kind}")
+    else:
+        _milliseconds(text)
+
+
+def _milliseconds(text: str) -> float:
+    from schedule_finder.errors import InputError
+
+    try:
+        return float(text.removesuffix("ms"))
+    except ValueError:
+        raise InputError(f"--budget {text!r} is no number; write 12.5ms") from None
+
+
+def _share(text: str, discovery: Discovery) -> float:
+    """A checked budget as a fraction of the unpruned cost."""
+    if text.endswith("ms"):
+        return discovery.share_of_prefill(_milliseconds(text))
+    return _fraction("--budget", text)
 
 
 def _samples(text: str) -> int | str:

@@ -143,6 +143,19 @@ class Discovery:
             self._latency if kind == "latency" or self._run.latency.exists() else None,
         )
 
+    def share_of_prefill(self, milliseconds: float) -> float:
+        """What fraction of the unpruned decoder's prefill of a typical prompt that is, on this device.
+
+        Raises `InputError` where it is more than the whole.
+        """
+        whole = self.target(1.0, "latency").full_ms
+        if not 0 < milliseconds <= whole:
+            raise InputError(
+                f"--budget {milliseconds:g}ms: the unpruned decoder takes {whole:.3g} ms for a typical prompt; ask for "
+                "less, and more than 0"
+            )
+        return milliseconds / whole
+
     @cached_property
     def profile(self) -> Profile:
         """The run's profile."""

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
 from schedule_finder.cli import app
+from schedule_finder.discovery import Discovery
+from schedule_finder.run_folder import Run
 from schedule_finder.solvers import SOLVERS
 from tests.model.test_command_line import call
 from tests.tiny_folder import write_jsonl, write_llava_folder
@@ -135,6 +137,11 @@ def test_latency_is_measured_once_and_then_serves_every_budget(tmp_path: Path) -
     found = call(*asked, "--budget", "90%", "--no-model")
     assert found["budget"]["latency"] == pytest.approx(0.9, rel=0.01)
     assert times(out) == before
+    # Milliseconds are a fraction of what the whole takes here.
+    discovery = Discovery(Run(out))
+    whole = discovery.target(1.0, "latency").full_ms
+    found = call(*asked, "--budget", f"{0.75 * whole}ms", "--no-model")
+    assert found["budget"]["latency"] == pytest.approx(0.75, rel=0.01)
     # Every other schedule of the run says what it takes, too.
     other = call("schedule", out, "--budget", "40%", "--solver", "pyramid")
     assert other["budget"]["latency"] > 0
