@@ -177,7 +177,11 @@ def test_an_unknown_version_is_refused(version: Any) -> None:
         ("comment", "hello", ["`comment`", "not permitted", "hello"]),
         ("stages.0.layer", -1, ["layer -1", "'text_guided'", "random, strided", "layer >= 0"]),
         ("positions", "kept", ["`positions`", "'original' or 'renumbered'", "'kept'"]),
-        ("budget.kind", "tokens", ["`budget.kind`", "'processed', 'published', 'flops', 'kv' or 'latency'", "'tokens'"]),
+        (
+            "budget.kind",
+            "tokens",
+            ["`budget.kind`", "'processed', 'published', 'flops', 'kv' or 'latency'", "'tokens'"],
+        ),
         ("budget.processed", 1.2, ["`budget.processed`", "less than or equal to 1", "1.2"]),
         ("backbone.num_layers", 0, ["`backbone.num_layers`", "greater than or equal to 1", "0"]),
         ("backbone", {"name": "x", "num_layers": 4}, ["`backbone.model_type`", "required"]),
