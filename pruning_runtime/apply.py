@@ -128,7 +128,10 @@ def _exclusive(model: nn.Module) -> Iterator[None]:
 def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
     model, family = backbone.model, type(backbone.model).__name__
     generation = getattr(model, "generation_config", None)
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
+    # The second name is what releases before 5.23 know.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    checkpointing = next((name for name in names if hasattr(type(model), name)), None)
+    if model.training and checkpointing is not None and getattr(model, checkpointing):
         raise UnsupportedBackbone(f"{family}: pruning is for inference; call model.eval() first")
     if getattr(generation, "prefill_chunk_size", None):
         raise UnsupportedBackbone(f"{family}: generation_config.prefill_chunk_size must be None to prune")

@@ -25,6 +25,7 @@ TESTS = (
     "tests/unit/test_masks.py",
     "tests/unit/test_attention_rows.py",
     "tests/model/test_scoring.py",
+    "tests/model/test_merged.py",
     "tests/model/test_pruned_contract.py",
     "tests/model/test_pruning_exact.py",
     "tests/model/test_families_a.py",
@@ -93,6 +94,24 @@ FAULTS = (
         "apply.py",
         'cached = kwargs["past_key_values"].layers[source]',
         'cached = kwargs["past_key_values"].layers[0]',
+    ),
+    Fault(
+        "a merged token not weighed",
+        "masks.py",
+        "return mask + weights.log().to(mask.dtype)[:, None, None, :]",
+        "return mask",
+    ),
+    Fault(
+        "a merged token weighed by one more",
+        "drop_tokens.py",
+        "total = torch.where(takes, total, here.gather(1, slot))",
+        "total = torch.where(takes, total + 1, here.gather(1, slot))",
+    ),
+    Fault(
+        "what was merged before counts once",
+        "drop_tokens.py",
+        "share = (weights * gone).scatter_add(1, place.gather(1, slot), here.gather(1, slot))",
+        "share = gone.float().scatter_add(1, place.gather(1, slot), here.gather(1, slot).clamp(max=1))",
     ),
     Fault("a hook left behind", "apply.py", "for hook in hooks:", "for hook in hooks[1:]:"),
     Fault(
