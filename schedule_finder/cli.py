@@ -735,6 +735,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -748,9 +749,16 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
         console=notes,
     )
+    tasks: list[TaskID] = []
+
+    def show(done: int, total: int) -> None:
+        # No bar before there is something to show: not every solver measures a table.
+        if not tasks:
+            tasks.append(bar.add_task(what, total=total))
+        bar.update(tasks[0], completed=done, total=total)
+
     with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield show
 
 
 def _profile(current: Run, running: Engine, data: DataSet, max_skipped: float) -> dict[str, Any]:
