@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, find_backbone, pruned
 from pruning_runtime.families.separators import find_separators, separator_mask
 from tests.model.test_families_a import check, family_named
 from tests.schedules import schedule_for
-from tests.tiny_families_a import Modality
+from tests.tiny_families_a import FAMILIES_A, Modality
 from tests.tiny_models import FAMILIES, Inputs
 
 ROWS = (2, 1, 0)
@@ -192,3 +192,20 @@ def test_a_separator_is_told_by_all_its_entries_and_at_vision_tokens_only() -> N
     assert found.tolist() == [[True, True, False, False, False]]
     elsewhere = separator_mask([(owner, "mark")], [torch.zeros_like(given), given], vision)
     assert torch.equal(elsewhere, found)
+
+
+def test_a_separator_does_not_stand_for_what_is_gone() -> None:
+    """The kept token that takes in the others is a picture token, however low separators score."""
+    family = FAMILIES_A["llava_next"]
+    model, inputs = family.build(), family.batch((1, 1))
+    marks = separators_of(model, inputs)
+    with torch.no_grad():  # the worst scores there can be: keys that nothing attends to
+        model.model.image_newline.mul_(1e-3)
+    cache = DynamicCache(config=model.config.get_text_config())
+    with pruned(model, schedule_for(model, (1, 0.5), residual="merged")), torch.no_grad():
+        model(**inputs, past_key_values=cache)
+    segment = cache.pruned_prompt.segments[-1]
+    for row, mark in enumerate(marks):
+        heavy = segment.index[row][segment.weights[row] > 1].tolist()
+        assert len(heavy) == 1
+        assert heavy[0] not in mark

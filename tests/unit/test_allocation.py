@@ -60,7 +60,10 @@ def test_no_path_on_the_grid_loses_less(seed: int, layers: int, kind: str, budge
         for rest in itertools.product(RATIOS, repeat=layers - 1)
         if list(rest) == sorted(rest, reverse=True)
     ]
-    for number, (value, stages) in allocate(loss, RATIOS, target, layers - 1).items():
+    found = allocate(loss, RATIOS, target, layers - 1)
+    fits = {len(stages_of(path)) for path in paths if target.cost(stages_of(path)) <= target.target * 0.98}
+    assert fits - {0} <= set(found)
+    for number, (value, stages) in found.items():
         assert target.cost(stages) <= target.target * 1.01
         assert len(stages) == number
         # Rounding the budget to steps may cost a path that only just fits.

@@ -92,6 +92,25 @@ def test_the_solver_cuts_behind_the_last_layer_that_needs_vision(needed: int) ->
     assert solution.evidence["confidence"]["layers"] == {str(needed): 20}
 
 
+def test_a_stage_more_is_taken_where_it_saves_enough() -> None:
+    """Layers 0 to 3 need all, 4 to 6 some, the rest nothing: one stage would waste what the rest does not need."""
+    need = np.array([1.0] * 4 + [0.3] * 3 + [0.0] * 3)
+    table = table_from(need)
+    solution = SOLVERS["sensitivity"]().solve(
+        Problem(random_profile(LAYERS, 0), (), target_of(0.55), RULE, sensitivity=table)
+    )
+    # Of the three layers that need some, half of the tokens' worth, whichever of them sees it.
+    assert len(solution.stages) == 2
+    assert solution.stages[-1] == Stage(layer=solution.stages[-1].layer, keep_ratio=0.0)
+    assert solution.evidence["predicted_kl"] == pytest.approx(0.3 * 1.5)
+    # Where all layers behind the first stage need the same, one is enough.
+    even = np.array([1.0] * 4 + [0.3] * 6)
+    alone = SOLVERS["sensitivity"]().solve(
+        Problem(random_profile(LAYERS, 0), (), target_of(0.7), RULE, sensitivity=table_from(even))
+    )
+    assert len(alone.stages) == 1
+
+
 def test_doubt_shows() -> None:
     """Noisy samples disagree about the ratios; the bands say by how much."""
     need = np.linspace(1, 0.1, LAYERS)
