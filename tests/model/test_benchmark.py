@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from pruning_runtime import find_backbone
-from schedule_finder import benchmark
 from schedule_finder.backbones import load_backbone, load_to_measure
 from schedule_finder.benchmark import DECODE_PARTS, PREFILL_PARTS, choose_schedule, run_benchmark
+from schedule_finder.benchmark.one_run import Bench
 from schedule_finder.cli import app
 from schedule_finder.errors import InputError
 from schedule_finder.shapes import PREFIX, RANDOM_WEIGHTS, build_shape, shapes
@@ -101,9 +101,9 @@ def test_competitors_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatc
     model.register_forward_pre_hook(note_prompt, with_kwargs=True)
     model.model.visual.register_forward_pre_hook(note_pixels, with_kwargs=True)
     order: list[str] = []
-    run = benchmark._Bench.run
+    run = Bench.run
     monkeypatch.setattr(
-        benchmark._Bench, "run", lambda self, one, length: (order.append(one.name), run(self, one, length))[1]
+        Bench, "run", lambda self, one, length: (order.append(one.name), run(self, one, length))[1]
     )
     schedule = schedule_for(model, (1, 0.25))
     run_benchmark(find_backbone(model), schedule, lengths=(1,), num_vision=24, rounds=4, seconds=60)

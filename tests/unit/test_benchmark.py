@@ -15,17 +15,12 @@ from pruning_runtime import Schedule, ScheduleError, Stage
 from pruning_runtime.accounting import prefill_flops
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
-from schedule_finder.benchmark import (
-    PartClock,
-    Rates,
-    break_even,
-    choose_schedule,
-    competitors,
-    faster_text,
-    measure_rates,
-    roofline_ms,
-    table,
-)
+from schedule_finder.benchmark import choose_schedule, faster_text
+from schedule_finder.benchmark.clock import PartClock
+from schedule_finder.benchmark.competitors import competitors
+from schedule_finder.benchmark.report import table
+from schedule_finder.benchmark.roofline import Rates, measure_rates, roofline_ms
+from schedule_finder.benchmark.summary import break_even
 
 SHAPE = DecoderShape(
     num_layers=12,

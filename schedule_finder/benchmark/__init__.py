@@ -1,0 +1,25 @@
+"""Latency and memory by part, ours and its competitors in the same run: one subject per file.
+
+Every competitor gets the same inputs, in rounds whose order rotates, so that a machine that slows down slows all
+alike. What is timed is `generate` with a fixed number of new tokens: its first forward is the prefill, the others
+are decoding. Each moment in between belongs to exactly one part, so the parts of a run add up to its total.
+
+Needs torch, transformers and the runtime only: it also runs where the finder's other packages are not installed.
+"""
+
+from __future__ import annotations
+
+from schedule_finder.benchmark.choose_schedule import choose_schedule
+from schedule_finder.benchmark.clock import DECODE_PARTS, PREFILL_PARTS
+from schedule_finder.benchmark.measure import run_benchmark
+from schedule_finder.benchmark.report import write_benchmark
+from schedule_finder.benchmark.summary import faster_text
+
+__all__ = [
+    "DECODE_PARTS",
+    "PREFILL_PARTS",
+    "choose_schedule",
+    "faster_text",
+    "run_benchmark",
+    "write_benchmark",
+]

@@ -1,0 +1,50 @@
+"""Most bytes that a run held beyond what was there before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet, finalize
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Most bytes allocated on ``device`` while ``call`` ran, above what was there before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _LiveBytes() as live:
+        call()
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors alive that operations made inside; what a kernel takes for itself is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._seen: WeakSet[torch.UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                size = storage.nbytes()
+                finalize(storage, self._gone, size)
+                self._now += size
+                self.peak = max(self.peak, self._now)
+        return made
+
+    def _gone(self, size: int) -> None:
+        self._now -= size

@@ -1,0 +1,90 @@
+"""What many rounds say: medians, quartiles, ratios round by round, break-even."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from schedule_finder.benchmark.clock import DECODE_PARTS, PREFILL_PARTS
+from schedule_finder.benchmark.one_run import Run
+
+
+def times(own: list[Run], full: list[Run], lengths: Sequence[int]) -> dict[str, Any]:
+    """Medians and quartiles over rounds, ratios to the unpruned model round by round, and the rounds themselves."""
+    decoded = [run for run in own if len(run.token_ms) > 1]
+    per_token = [(run.token_ms[-1] - run.token_ms[0]) / (len(run.token_ms) - 1) for run in decoded]
+    full_per_token = [
+        (run.token_ms[-1] - run.token_ms[0]) / (len(run.token_ms) - 1)
+        for run in full
+        if len(run.token_ms) > 1
+    ]
+    gain = statistics.median(b.token_ms[0] - a.token_ms[0] for a, b in zip(own, full, strict=True))
+    slower = [a - b for a, b in zip(per_token, full_per_token, strict=True)]
+    # Where rounds do not even agree on which decodes faster, they are level: noise makes no break-even.
+    level = not slower or min(slower) <= 0 <= max(slower)
+    loss = 0.0 if level else statistics.median(slower)
+    return {
+        "decoder_ms": _spread([_decoder_ms(run) for run in own]),
+        "decoder_ratio": _spread([_decoder_ms(a) / _decoder_ms(b) for a, b in zip(own, full, strict=True)]),
+        "first_token_ms": _spread([run.token_ms[0] for run in own]),
+        "token_ms": _spread(per_token) if decoded else None,
+        "total_ms": {
+            str(length): _spread([run.token_ms[length - 1] for run in own if len(run.token_ms) >= length])
+            for length in lengths
+        },
+        "faster": None if own is full or not decoded else break_even(gain, loss),
+        "prefill": {
+            part: _spread([run.parts["prefill"].get(part, 0.0) for run in own]) for part in PREFILL_PARTS
+        },
+        "decode": {
+            part: _spread([run.parts["decode"].get(part, 0.0) for run in decoded]) for part in DECODE_PARTS
+        }
+        if decoded
+        else None,
+        "rounds": [
+            {"parts": run.parts, "total_ms": run.token_ms[-1], "new_tokens": len(run.token_ms)} for run in own
+        ],
+    }
+
+
+def _decoder_ms(run: Run) -> float:
+    """The decoder's layers over the prompt, with all that a stage adds."""
+    return sum(run.parts["prefill"].get(part, 0.0) for part in ("decoder", "scoring", "dropping"))
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    ordered = sorted(values)
+    if len(ordered) == 1:
+        return {"median": ordered[0], "q1": ordered[0], "q3": ordered[0]}
+    first, middle, third = statistics.quantiles(ordered, n=4, method="inclusive")
+    return {"median": middle, "q1": first, "q3": third}
+
+
+def break_even(gain_ms: float, loss_ms: float) -> dict[str, Any]:
+    """For which numbers of new tokens one way is faster than another.
+
+    Args:
+        gain_ms: milliseconds by which its first token comes earlier; negative where later.
+        loss_ms: milliseconds by which each further token takes longer; negative where less.
+
+    Returns:
+        ``{"when": "always" | "never"}``, or ``{"when": "to" | "from", "tokens": n}``.
+    """
+    if gain_ms > 0 and loss_ms <= 0:
+        return {"when": "always"}
+    if gain_ms <= 0 and loss_ms >= 0:
+        return {"when": "never"}
+    even = gain_ms / loss_ms  # further tokens after which both are level
+    if gain_ms > 0:
+        return {"when": "to", "tokens": math.ceil(even)}
+    return {"when": "from", "tokens": math.floor(even) + 2}
+
+
+def faster_text(faster: dict[str, Any] | None) -> str:
+    """What `break_even` found, in words: for how many new tokens."""
+    if faster is None:
+        return ""
+    return f"{faster['when']} {faster['tokens']}" if "tokens" in faster else str(faster["when"])
