@@ -1,6 +1,6 @@
 """Attention masks of shortened sequences, in the convention of the kernel that reads them.
 
-Pure tensor code. Visibility is always measured in original positions, so causality, sliding windows and
+Visibility is always measured in original positions, so causality, sliding windows and
 chunks mean the same tokens as in the unpruned model.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruning_runtime.backbone import Backbone
 from pruning_runtime.drop_tokens import gather_positions
 
 
@@ -20,6 +21,16 @@ class Reach:
 
     window: int | None = None
     chunk: int | None = None
+
+    @classmethod
+    def of_layers(cls, backbone: Backbone) -> tuple[Reach, ...]:
+        """The reach of each decoder layer."""
+        config = backbone.text_model.config
+        reaches = {
+            "sliding_attention": lambda: cls(window=config.sliding_window),
+            "chunked_attention": lambda: cls(chunk=config.attention_chunk_size),
+        }
+        return tuple(reaches.get(kind, cls)() for kind in backbone.layer_kinds)
 
     def allows(self, queries: Tensor, keys: Tensor, first: Tensor) -> Tensor:
         """Which original positions ``keys`` (``[batch, k]``) each of ``queries`` (``[batch, q]``) may see.

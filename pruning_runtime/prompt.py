@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class PruningError(RuntimeError):
+    """A call that a pruned model cannot serve rightly; the message says what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,13 @@ class PrunedPrompt:
         present = torch.zeros(len(later.index), self.length, dtype=torch.bool, device=later.index.device)
         present.scatter_(1, later.index, later.valid)
         return segment.valid & present.gather(1, segment.index)
+
+
+def once(made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """``make()``, once for all layers that share ``made``."""
+    if key not in made:
+        made[key] = make()
+    return made[key]
 
 
 def restore_length(output: Any, prompt: PrunedPrompt) -> Any:

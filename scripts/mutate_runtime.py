@@ -46,20 +46,20 @@ class Fault:
 FAULTS = (
     Fault(
         "positions compacted",
-        "apply.py",
+        "prefill.py",
         "lambda: (gather_positions(value, segment.index, sequence), value)",
         "lambda: (value.narrow(sequence, 0, segment.width), value)",
     ),
-    Fault("no mask when decoding", "apply.py", "if queries == 1 and unmasked:", "if queries == 1:"),
+    Fault("no mask when decoding", "continuation.py", "if queries == 1 and unmasked:", "if queries == 1:"),
     Fault(
         "the model's own mask when decoding",
-        "apply.py",
-        'kwargs["attention_mask"] = self._once(\n            forward.made,',
-        'kwargs["ignored"] = self._once(\n            forward.made,',
+        "continuation.py",
+        'kwargs["attention_mask"] = once(\n            forward.made,',
+        'kwargs["ignored"] = once(\n            forward.made,',
     ),
     Fault(
         "DeepStack lost",
-        "apply.py",
+        "prefill.py",
         "hidden = hidden + gather_positions(features.to(hidden.device), segment.index, 1)",
         "pass",
     ),
@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         "one cache length for all layers",
-        "apply.py",
+        "continuation.py",
         'cached = kwargs["past_key_values"].layers[source]',
         'cached = kwargs["past_key_values"].layers[0]',
     ),
@@ -131,7 +131,7 @@ FAULTS = (
     ),
     Fault(
         "scores of the wrong layer",
-        "apply.py",
+        "prefill.py",
         "stage = forward.plan.get(layer - 1)",
         "stage = forward.plan.get(layer)",
     ),

@@ -1,0 +1,270 @@
+"""A prompt on its way through the decoder: scoring, dropping, and every layer's arguments cut to what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from pruning_runtime.attention_rows import attention_rows, index_raters
+from pruning_runtime.attention_tap import AttentionInputs
+from pruning_runtime.backbone import Backbone, UnsupportedBackbone
+from pruning_runtime.drop_tokens import StagePlan, gather_positions, merge_dropped, select_kept
+from pruning_runtime.families.rotary import TABLE, Renumbering
+from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
+from pruning_runtime.prompt import PrunedPrompt, PruningError, Segment, once
+from pruning_runtime.record import StageRecord, Stopwatch
+from pruning_runtime.schedule import Schedule
+from pruning_runtime.scorers import AttentionScorer, PositionScorer, Scorer
+
+LayerArguments = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
+"""A decoder layer's hidden states, its other positional arguments, and its keyword arguments."""
+
+# Keyword arguments of a decoder layer that hold no entry per position of the prompt, or are not ours to cut.
+_LEFT_ALONE = frozenset(
+    {"attention_mask", "past_key_values", "shared_kv_states", "use_cache", "hidden_states"}
+)
+# Made anew where positions are renumbered.
+_NUMBERED = frozenset({TABLE, "position_ids"})
+
+
+@dataclass
+class Prefill:
+    """One prompt on its way through the decoder.
+
+    Attributes:
+        prompt: what each layer sees of it.
+        number: prefills that came before it inside the same ``with``.
+        vision, raters: bool ``[batch, length]``.
+        num_raters: the most of any row.
+        plan: its stages by layer.
+        keep: vision tokens to keep by stage layer, ``[batch]`` on the decoder's device.
+        separators: vision tokens that mark the layout, where the schedule protects them and the model has them.
+        deepstack: features to add before a layer, ``[batch, length, width]``.
+        scores: of the stage that comes next.
+        stages: what each stage did.
+        cache: where its keys go.
+        gathered: arguments cut for the current segment; the model hands the same objects to every layer.
+    """
+
+    prompt: PrunedPrompt
+    number: int
+    vision: Tensor
+    raters: Tensor
+    num_raters: int
+    plan: dict[int, StagePlan]
+    keep: dict[int, Tensor]
+    separators: Tensor | None = None
+    deepstack: dict[int, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
+    stages: list[StageRecord] = field(default_factory=list)
+    cache: Cache | None = None
+    gathered: dict[Any, Any] = field(default_factory=dict)
+
+    def fill(self, cache: Any) -> None:
+        """Let ``cache`` carry the prompt, for the tokens that come behind it."""
+        self.cache = cache
+        cache.pruned_prompt = self.prompt
+
+
+class PrefillPruner:
+    """What happens to a prompt before each decoder layer and inside its attention."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        scorer: Scorer,
+        renumbering: Renumbering | None,
+        watch: Stopwatch,
+        keep_scores: bool,
+    ) -> None:
+        self.backbone, self.scorer = backbone, scorer
+        self._renumbering = renumbering
+        self._watch = watch
+        self._keep_scores = keep_scores
+        self._merged = schedule.residual == "merged"
+        self._kernel: str = backbone.text_model.config._attn_implementation
+        self._reaches = Reach.of_layers(backbone)
+
+    def before_layer(
+        self,
+        forward: Prefill,
+        layer: int,
+        hidden: Tensor,
+        others: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> LayerArguments | None:
+        """Drop tokens where a stage is due and cut a layer's arguments; None where nothing changes."""
+        prompt = forward.prompt
+        if layer == 0 and (cache := kwargs.get("past_key_values")) is not None:
+            forward.fill(cache)
+        stage = forward.plan.get(layer - 1)
+        if stage is not None:
+            with self._watch.part("dropping"):
+                hidden = self._drop(forward, stage, hidden)
+        prompt.segment_of_layer[layer] = len(prompt.segments) - 1
+        segment = prompt.of(layer, hidden.device)
+        if (features := forward.deepstack.get(layer)) is not None:
+            hidden = hidden + gather_positions(features.to(hidden.device), segment.index, 1)
+        # Layers that only read another layer's keys may be given the prompt's last tokens alone (Gemma 4).
+        last_only = hidden.shape[-2] != segment.width
+        if len(prompt.segments) == 1 and not last_only:
+            return None if features is None else (hidden, others, kwargs)
+
+        kwargs = dict(kwargs)
+        if not last_only:
+            for name, value in kwargs.items():
+                if name not in _LEFT_ALONE and not (self._renumbering and name in _NUMBERED):
+                    kwargs[name] = self._cut(forward, name, value, segment)
+        if kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
+            # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
+            kwargs["position_ids"] = None
+        kwargs["attention_mask"] = self._mask(forward, layer, kwargs.get("attention_mask"), hidden, segment)
+        if not last_only:
+            others = tuple(
+                self._cut(forward, f"argument {place}", value, segment) for place, value in enumerate(others)
+            )
+        if self._renumbering is not None:
+            places = once(
+                forward.gathered, "places", lambda: (segment.valid.long().cumsum(1) - 1).clamp(min=0)
+            )
+            others = self._renumbering.apply(forward.gathered, layer, hidden, others, kwargs, places)
+        return hidden, others, kwargs
+
+    def _drop(self, forward: Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
+        before = forward.prompt.segments[-1].to(hidden.device)
+        vision = forward.vision.to(hidden.device).gather(1, before.index) & before.valid
+        keep = forward.keep[stage.layer].to(hidden.device)
+        protected = forward.separators
+        if protected is not None:
+            protected = protected.to(hidden.device).gather(1, before.index) & vision
+        merged = None if before.weights is None else vision & (before.weights > 1)
+        if isinstance(self.scorer, PositionScorer):
+            scores = self._score_positions(forward, vision, protected, before.index, keep)
+        elif forward.scores is not None:
+            scores = forward.scores.to(hidden.device)
+        else:
+            raise PruningError(
+                f"layer {stage.layer} ran without its attention being seen; its kernel was bypassed"
+            )
+        first = protected if merged is None else merged if protected is None else protected | merged
+        place, valid = select_kept(scores, vision, before.valid, keep, stage.width, first)
+        weights = None
+        if self._merged:
+            if protected is not None:  # the last to take others in
+                scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
+            state, weights = merge_dropped(hidden, before.weights, scores, vision, before.valid, place, valid)
+        after = Segment(before.index.gather(1, place), valid, stage.filled, weights)
+        forward.prompt.segments.append(after)
+        forward.gathered.clear()
+        kept_vision = vision.gather(1, place) & valid
+        kept_scores = scores if self._keep_scores else None
+        forward.stages.append(StageRecord(stage.layer, stage.keep, after.index, kept_vision, kept_scores))
+        if self._merged:
+            return state
+        sequence = hidden.dim() - 2
+        if hidden.shape[sequence] != before.width:
+            return hidden  # the model itself went on with its last tokens only; they are still there
+        return gather_positions(hidden, place, sequence)
+
+    def _score_positions(
+        self, forward: Prefill, vision: Tensor, protected: Tensor | None, position: Tensor, keep: Tensor
+    ) -> Tensor:
+        """Scores for the places that protected tokens leave free, so that a rule spreads over those alone."""
+        assert isinstance(self.scorer, PositionScorer)
+        if protected is not None:
+            keep = (keep - protected.sum(1)).clamp(min=0)
+            vision = vision & ~protected
+        return self.scorer.score_positions(vision, position, keep, forward.number)
+
+    def on_attention(self, forward: Prefill, inputs: AttentionInputs) -> None:
+        """Score vision tokens where a stage follows this layer."""
+        scorer = self.scorer
+        if inputs.layer not in forward.plan:
+            return
+        assert isinstance(scorer, AttentionScorer)
+        with self._watch.part("scoring"):
+            segment = forward.prompt.of(inputs.layer, inputs.query.device)
+            is_rater = forward.raters.to(inputs.query.device).gather(1, segment.index) & segment.valid
+            width = 1 if scorer.last_row_only else max(forward.num_raters, 1)
+            rows, real = index_raters(is_rater, width, last_only=scorer.last_row_only)
+            blocks = attention_rows(
+                inputs.query,
+                inputs.key,
+                rows,
+                real,
+                inputs.mask,
+                inputs.scaling,
+                softcap=inputs.softcap,
+                sliding_window=inputs.sliding_window,
+            )
+            scores = inputs.query.new_zeros(segment.index.shape, dtype=torch.float32)
+            for block in blocks:
+                scores += scorer.score_heads(block, rows, real)
+            forward.scores = scores
+
+    def _cut(self, forward: Prefill, name: str, value: Any, segment: Segment) -> Any:
+        """``value`` with one entry per place of the segment where it had one per position of the prompt."""
+        if isinstance(value, tuple):
+            return tuple(self._cut(forward, name, part, segment) for part in value)
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        sequence = _sequence_dimension(name, value, forward.prompt.length)
+        if sequence is None:
+            return value
+        # Kept with the result, so that the id stays taken for as long as the entry lives.
+        cut, _ = once(
+            forward.gathered, id(value), lambda: (gather_positions(value, segment.index, sequence), value)
+        )
+        return cut
+
+    def _mask(
+        self, forward: Prefill, layer: int, mask: Tensor | None, hidden: Tensor, segment: Segment
+    ) -> Tensor | None:
+        source = self.backbone.kv_sources[layer]
+        keys = forward.prompt.of(source, hidden.device)
+        attends = self.backbone.attends(layer)
+        reach = self._reaches[layer]
+        rows = hidden.shape[-2]
+
+        def make() -> Tensor | None:
+            valid = forward.prompt.still_there(keys, segment)
+            if mask is not None:
+                cut = shortened_mask(mask.to(hidden.device), segment.index, keys.index, valid)
+                return cut if keys.weights is None else weighted_mask(cut, keys.weights, hidden.dtype)
+            # Without a mask a kernel is causal from the first key on, which is right for all queries or one.
+            plain = keys.weights is None and not segment.filled
+            if plain and keys is segment and rows in (1, segment.width):
+                return None
+            if not attends:
+                return valid
+            queries = segment.index[:, -rows:]
+            first = forward.prompt.first(hidden.device)
+            allowed = reach.allows(queries, keys.index, first) & valid[:, None, :]
+            made = kernel_mask(allowed, valid, self._kernel, hidden.dtype)
+            return made if keys.weights is None else weighted_mask(made, keys.weights, hidden.dtype)
+
+        key = ("mask", id(mask), source if keys is not segment else None, attends, reach, rows)
+        made, _ = once(forward.gathered, key, lambda: (make(), mask))
+        return made
+
+
+def _sequence_dimension(name: str, value: Tensor, length: int) -> int | None:
+    """Which dimension of a layer's argument runs over the prompt; None where none does."""
+    if name == "position_ids":
+        return value.dim() - 1 if value.shape[-1] == length else None
+    if name == "position_embeddings":
+        return value.dim() - 2 if value.shape[-2] == length else None
+    found = [dimension for dimension in range(1, value.dim()) if value.shape[dimension] == length]
+    if value.dim() == 3 and 1 in found:
+        return 1  # features of each position, which may be as many as there are positions
+    if len(found) > 1:
+        raise UnsupportedBackbone(
+            f"{name} of shape {tuple(value.shape)} has several dimensions as long as the prompt ({length}); "
+            "which of them runs over it cannot be told"
+        )
+    return found[0] if found else None
