@@ -7,6 +7,7 @@ are: every layer simply sees a shorter sequence, and its cache holds exactly the
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from pruning_runtime.families import deepstack
 from pruning_runtime.families.rotary import Renumbering, why_not_renumbered
 from pruning_runtime.families.separators import find_separators, separator_mask
 from pruning_runtime.families.temperature import Temperature, find_temperature
+from pruning_runtime.fast_prefill import FastPrefill
 from pruning_runtime.prefill import Prefill, PrefillPruner
 from pruning_runtime.prompt import PrunedPrompt, PruningError, Segment, restore_length
 from pruning_runtime.record import Record, Stopwatch
@@ -46,6 +48,7 @@ def pruned(
     vision_mask: Tensor | None = None,
     keep_scores: bool = False,
     timing: bool = False,
+    fast: bool = False,
 ) -> Iterator[Record]:
     """Run ``model`` with vision tokens dropped as ``schedule`` says; afterwards it is untouched.
 
@@ -60,6 +63,10 @@ def pruned(
             ``inputs_embeds``; otherwise vision tokens are found by their ids.
         keep_scores: keep every stage's scores in the record.
         timing: measure milliseconds by part.
+        fast: run prompts through the decoder at static shapes, captured as CUDA graphs: for small batches on a
+            GPU, where launching kernels takes longer than running them. Each new shape is captured on first use
+            (several prefills' time) and kept until the ``with`` ends, so let one ``with`` serve many prompts.
+            Prompts, and backbones, that cannot run so take the plain path, with one warning.
 
     Yields:
         The `Record`, which is filled in by each prefill.
@@ -73,7 +80,7 @@ def pruned(
     schedule.check_backbone(backbone)
     _refuse_setup(backbone, schedule)
     with _exclusive(model), ExitStack() as undo:
-        pruner = _Pruner(backbone, schedule, vision_mask, keep_scores, timing)
+        pruner = _Pruner(backbone, schedule, vision_mask, keep_scores, timing, fast)
         hooks = [
             model.register_forward_pre_hook(pruner.before_model, with_kwargs=True),
             backbone.text_model.register_forward_pre_hook(pruner.before_decoder, with_kwargs=True),
@@ -86,6 +93,8 @@ def pruned(
                 hooks.append(temperature.queries.register_forward_hook(correct))
         for hook in hooks:
             undo.callback(hook.remove)
+        if fast:
+            undo.enter_context(_forward_replaced(backbone.text_model, pruner.decoder))
         if isinstance(pruner.scorer, AttentionScorer):
             undo.enter_context(attention_tap(backbone, pruner.on_attention))
         yield pruner.record
@@ -104,6 +113,25 @@ def _exclusive(model: nn.Module) -> Iterator[None]:
     finally:
         with _in_use_lock:
             _in_use.discard(model)
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = vars(module)  # an attribute of the instance is found before the class's
+    before = own.get("forward")
+
+    @functools.wraps(module.forward)  # models look at its signature
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    own["forward"] = replaced
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["forward"]
+        else:
+            own["forward"] = before
 
 
 def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
@@ -166,6 +194,7 @@ class _Pruner:
         vision_mask: Tensor | None,
         keep_scores: bool,
         timing: bool,
+        fast: bool,
     ) -> None:
         self.backbone = backbone
         self.scorer = make_scorer(schedule.scorer.name, schedule.scorer.options)
@@ -181,6 +210,12 @@ class _Pruner:
         self._continuation = ContinuationPruner(backbone, renumbering)
         self._forward: Prefill | Continuation | None = None
         self._restore = False
+        self._plain_decoder = backbone.text_model.forward
+        self._fast = (
+            FastPrefill(backbone, self.scorer, self.record, self._plain_decoder, self._run_static)
+            if fast
+            else None
+        )
 
     # ---- the model: what kind of call is this, and what will each stage keep
 
@@ -275,10 +310,11 @@ class _Pruner:
             raise PruningError("call the whole model inside `pruned`, not a part of it")
         self._watch.start("prefill" if isinstance(forward, Prefill) else "decode")
         embeddings = kwargs.get("inputs_embeds")
-        if isinstance(forward, Prefill) and forward.plan and embeddings is not None:
+        if isinstance(forward, Prefill) and (forward.plan or self._fast) and embeddings is not None:
             kwargs = dict(kwargs)
             forward.deepstack = deepstack.take_features(kwargs, embeddings)
-            if self._merged and any(layer > min(forward.plan) for layer in forward.deepstack):
+            first = min(forward.plan, default=self.backbone.shape.num_layers)
+            if self._merged and any(layer > first for layer in forward.deepstack):
                 raise PruningError(
                     f"this backbone adds features to vision tokens up to layer {max(forward.deepstack)}, which a merged "
                     "token cannot take in; let the first stage come later, or use residual 'none'"
@@ -288,6 +324,20 @@ class _Pruner:
                 forward.separators = separator_mask(self._separators, given, forward.vision)
             return args, kwargs
         return None
+
+    def decoder(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the text model's forward on the fast path."""
+        if self._fast is not None and isinstance(self._forward, Prefill):
+            return self._fast(self._forward, args, kwargs)
+        return self._plain_decoder(*args, **kwargs)
+
+    def _run_static(self, prefill: Prefill, arguments: dict[str, Any]) -> Any:
+        forward, self._forward = self._forward, prefill
+        try:
+            with self._watch.paused():  # events inside a captured graph cannot be read
+                return self._plain_decoder(**arguments)
+        finally:
+            self._forward = forward
 
     def after_decoder(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         """Hook of the text model."""

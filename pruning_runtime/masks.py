@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.drop_tokens import gather_positions
@@ -25,12 +26,16 @@ class Reach:
     @classmethod
     def of_layers(cls, backbone: Backbone) -> tuple[Reach, ...]:
         """The reach of each decoder layer."""
-        config = backbone.text_model.config
-        reaches = {
-            "sliding_attention": lambda: cls(window=config.sliding_window),
-            "chunked_attention": lambda: cls(chunk=config.attention_chunk_size),
-        }
-        return tuple(reaches.get(kind, cls)() for kind in backbone.layer_kinds)
+        return tuple(cls.of_kind(kind, backbone.text_model.config) for kind in backbone.layer_kinds)
+
+    @classmethod
+    def of_kind(cls, kind: str, config: PreTrainedConfig) -> Reach:
+        """The reach of layers of one kind."""
+        if kind == "sliding_attention":
+            return cls(window=config.sliding_window)
+        if kind == "chunked_attention":
+            return cls(chunk=config.attention_chunk_size)
+        return cls()
 
     def allows(self, queries: Tensor, keys: Tensor, first: Tensor) -> Tensor:
         """Which original positions ``keys`` (``[batch, k]``) each of ``queries`` (``[batch, q]``) may see.

@@ -49,6 +49,8 @@ class Record:
         num_vision: vision tokens of each row.
         num_other: valid tokens of each row that are not vision tokens.
         stages: what each stage did; stages that dropped nothing are not listed.
+        fast_prefills: of the prefills, those that ran at static shapes.
+        captures: static shapes seen for the first time.
         watch: where `milliseconds` come from.
     """
 
@@ -57,6 +59,8 @@ class Record:
     num_vision: tuple[int, ...] = ()
     num_other: tuple[int, ...] = ()
     stages: list[StageRecord] = field(default_factory=list)
+    fast_prefills: int = 0
+    captures: int = 0
     watch: Stopwatch | None = field(default=None, repr=False)
     cache: Cache | None = field(default=None, repr=False)
 
@@ -152,6 +156,15 @@ class Stopwatch:
             yield
         finally:
             self.stop(part)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time nothing in the body of a ``with``."""
+        enabled, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = enabled
 
     def sums(self) -> dict[str, float]:
         """Milliseconds by part so far; waits for the device."""

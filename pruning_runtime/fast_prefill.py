@@ -1,0 +1,400 @@
+"""The decoder's prefill at static shapes, captured once for each shape as a CUDA graph and replayed.
+
+In a small batch, launching a pruned layer's kernels one by one takes longer than running them. Here a prompt is
+padded on the left to a bucket of lengths, every stage to a bucket of widths, and the decoder, its stages included,
+runs as one graph over buffers that are filled anew each time. What comes out is cut back to the widths of the plain
+path, so that caches, records and the tokens generated later are the same as there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.utils.generic import ModelOutput
+
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.drop_tokens import StagePlan
+from pruning_runtime.families.temperature import find_temperature
+from pruning_runtime.masks import Reach, kernel_mask
+from pruning_runtime.prefill import Prefill
+from pruning_runtime.prompt import PrunedPrompt, Segment
+from pruning_runtime.record import Record, StageRecord
+from pruning_runtime.scorers import Scorer
+
+MOST_GRAPHS = 16
+"""Graphs kept at once; the one that was not used for longest makes room."""
+_WARM_UPS = 2
+"""Runs before a capture, in which libraries choose and set up their kernels."""
+
+_SERVED = frozenset({"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"})
+_PLAIN_TYPES = (bool, int, type(None))
+
+
+class _NotStatic(Exception):
+    """Why a call cannot run at static shapes."""
+
+
+def bucket(count: int) -> int:
+    """The static length for ``count`` positions: at least as many, at most an eighth or seven more.
+
+    A multiple of 8 below 128, of 16 below 256, and so on: eight lengths from each power of two to the next.
+    """
+    step = max(8, 1 << max(count.bit_length() - 4, 0))
+    return -(-count // step) * step
+
+
+class FastPrefill:
+    """Runs prompts through the decoder at static shapes; what it cannot serve, the plain path does.
+
+    Args:
+        backbone: on one device.
+        scorer: of the schedule.
+        record: counts the prompts that took this path, and the shapes that were captured.
+        decoder: the text model's forward.
+        run: ``run(prefill, arguments)`` calls ``decoder`` while the hooks of the layers work on ``prefill``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        scorer: Scorer,
+        record: Record,
+        decoder: Callable[..., Any],
+        run: Callable[[Prefill, dict[str, Any]], Any],
+    ) -> None:
+        self._backbone = backbone
+        self._record = record
+        self._decoder = decoder
+        self._run = run
+        self._kernel: str = backbone.text_model.config._attn_implementation
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._device = next(backbone.text_model.parameters()).device
+        self._pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
+        self._reason = why_not_fast(backbone, scorer)
+        self._warned: set[str] = set()
+        if self._reason is None and self._pool is None:
+            self._warn(
+                f"fast=True: there are no CUDA graphs on {self._device.type}, so the static shapes are run "
+                "uncaptured; that is right, but no faster"
+            )
+
+    def __call__(self, forward: Prefill, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The decoder's output for a prompt whose prefill is ``forward``."""
+        try:
+            if self._reason is not None:
+                raise _NotStatic(self._reason)
+            graph, pad = self._prepared(forward, args, kwargs)
+        except _NotStatic as reason:
+            self._warn(f"fast=True: {reason}; the plain path runs instead")
+            return self._decoder(*args, **kwargs)
+        # In a mode of its own: what inference mode makes could not be written to outside of it later.
+        with torch.inference_mode(False), torch.no_grad():
+            output = graph.replay()
+            return self._finish(forward, graph, output, kwargs, pad)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=2)
+
+    # ---- in: pad, capture, fill
+
+    def _prepared(
+        self, forward: Prefill, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_Graph, int]:
+        """The graph for a call, its buffers filled, and how many positions of padding it has."""
+        self._check(args, kwargs)
+        embeds: Tensor = kwargs["inputs_embeds"]
+        length = embeds.shape[1]
+        width = bucket(length)
+        plan = {
+            layer: replace(stage, width=bucket(stage.width), filled=True)
+            for layer, stage in forward.plan.items()
+        }
+        num_raters = bucket(forward.num_raters)
+        given = self._everything(forward, kwargs)
+        flags = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in _SERVED and isinstance(value, _PLAIN_TYPES)
+        }
+        key = (
+            tuple((name, part.signature()) for name, part in given.items()),
+            width,
+            num_raters,
+            tuple((layer, stage.width) for layer, stage in plan.items()),
+            tuple(flags.items()),
+        )
+        graph = self._graphs.get(key)
+        with torch.inference_mode(False), torch.no_grad():
+            buffers = {n: part.buffer(width) for n, part in given.items()} if graph is None else graph.buffers
+            for name, part in given.items():
+                part.write(buffers[name])
+            if graph is None:
+                while len(self._graphs) >= MOST_GRAPHS:
+                    self._graphs.popitem(last=False)
+                graph = self._graphs[key] = _Graph(buffers, plan, num_raters, flags, self._run)
+                self._capture(graph)
+            self._graphs.move_to_end(key)
+        return graph, width - length
+
+    def _everything(self, forward: Prefill, kwargs: dict[str, Any]) -> dict[_Name, _Padded]:
+        """All tensors that a call of the decoder depends on, by name."""
+        embeds: Tensor = kwargs["inputs_embeds"]
+        batch, length, _ = embeds.shape
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(length, device=embeds.device).expand(batch, -1)
+        mask = kwargs.get("attention_mask")
+        found: dict[_Name, _Padded] = {
+            ("embeds", None): _Padded(embeds, (1,), 0.0),
+            ("positions", None): _Padded(positions, (positions.dim() - 1,), 0),
+            ("valid", None): _Padded(forward.prompt.segments[0].valid, (1,), False),
+            ("vision", None): _Padded(forward.vision, (1,), False),
+            ("raters", None): _Padded(forward.raters, (1,), False),
+        }
+        if forward.separators is not None:
+            found["separators", None] = _Padded(forward.separators, (1,), False)
+        for layer, features in forward.deepstack.items():
+            found["deepstack", layer] = _Padded(features, (1,), 0.0)
+        for name, value in kwargs.items():
+            if name not in _SERVED and isinstance(value, Tensor):
+                found["argument", name] = _Padded(value, (1,), 0)
+        for kind, whole in mask.items() if isinstance(mask, dict) else [(None, mask)]:
+            if whole is None and kind is not None:
+                whole = self._whole_mask(kind, forward, embeds)
+            if whole is not None and whole.dim() == 4:
+                unseen = False if whole.dtype == torch.bool else torch.finfo(whole.dtype).min
+                found["mask", kind] = _Padded(whole, (2, 3), unseen)
+        for layer, keep in forward.keep.items():
+            found["keep", layer] = _Padded(keep, (), 0)
+        return found
+
+    def _whole_mask(self, kind: str, forward: Prefill, embeds: Tensor) -> Tensor:
+        """The mask that a model left out, because its kernel is causal by itself; padding needs it."""
+        whole = forward.prompt.segments[0]
+        reach = Reach.of_kind(kind, self._backbone.text_model.config)
+        allowed = reach.allows(whole.index, whole.index, forward.prompt.first(embeds.device))
+        return kernel_mask(allowed & whole.valid[:, None, :], whole.valid, self._kernel, embeds.dtype)
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `_NotStatic` for what this path was not made for."""
+        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        if args or embeds is None:
+            raise _NotStatic("the decoder is not given `inputs_embeds` by name")
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            raise _NotStatic("gradients are enabled; call the model inside torch.inference_mode()")
+        if cache is not None and (type(cache) is not DynamicCache or cache.offloading):
+            raise _NotStatic(f"{type(cache).__name__} is not a plain DynamicCache")
+        for name, value in kwargs.items():
+            padded = isinstance(value, Tensor) and value.shape[:2] == embeds.shape[:2]
+            if not (name in _SERVED or padded or isinstance(value, _PLAIN_TYPES)):
+                raise _NotStatic(f"the decoder's argument `{name}` cannot be padded")
+            if name.startswith("output_") and value:
+                raise _NotStatic(f"`{name}` asks for more than the last hidden states")
+
+    def _capture(self, graph: _Graph) -> None:
+        """Capture where there is something to capture on; after a failure this path is given up."""
+        if self._pool is not None:
+            try:
+                with torch.cuda.device(self._device):
+                    graph.capture(self._pool)
+            except RuntimeError as error:
+                self._graphs.clear()
+                self._reason = f"this decoder could not be captured ({str(error).splitlines()[0]})"
+                raise _NotStatic(self._reason) from error
+        self._record.captures += 1
+
+    # ---- out: cut back to the plain path's widths
+
+    def _finish(
+        self, forward: Prefill, graph: _Graph, output: _Output, kwargs: dict[str, Any], pad: int
+    ) -> ModelOutput:
+        prompt = forward.prompt
+        for stage, segment, made in zip(
+            forward.plan.values(), output.segments[1:], output.stages, strict=True
+        ):
+            before = prompt.segments[-1].width
+            kept = _plain_segment(segment, stage, pad, prompt.length)
+            kept_vision = forward.vision.gather(1, kept.index) & kept.valid
+            scores = None if made.scores is None else made.scores[:, -before:].clone()
+            prompt.segments.append(kept)
+            forward.stages.append(StageRecord(stage.layer, stage.keep, kept.index, kept_vision, scores))
+        prompt.segment_of_layer.update(output.segment_of_layer)
+        cache = kwargs.get("past_key_values")
+        if cache is None and kwargs.get("use_cache") is not False:
+            cache = DynamicCache(config=self._backbone.text_model.config)
+        if cache is not None:
+            for layer, cached in enumerate(output.cached):
+                width = prompt.segments[prompt.segment_of_layer[layer]].width
+                cache.update(cached.keys[:, :, -width:], cached.values[:, :, -width:], layer)
+            forward.fill(cache)
+        self._record.fast_prefills += 1
+        hidden = output.hidden[:, -prompt.segments[-1].width :].clone()
+        return output.kind(last_hidden_state=hidden, past_key_values=cache)
+
+
+def why_not_fast(backbone: Backbone, scorer: Scorer) -> str | None:
+    """Why a backbone cannot run its prefill at static shapes; None where it may."""
+    text = backbone.text_model
+    kernel = text.config._attn_implementation
+    if kernel.startswith("flash"):
+        return f"attention kernel {kernel!r} reads the padding on the host; sdpa does not"
+    if not all(map(backbone.attends, range(len(backbone.layers)))):
+        return "its recurrent layers keep a state that is not cut back"
+    if backbone.kv_sources != tuple(range(len(backbone.layers))):
+        return "its layers share keys"
+    if any(find_temperature(block) is not None for block in backbone.layers):
+        return "its queries are scaled by their place, which padding moves"
+    if len({parameter.device for parameter in text.parameters()}) > 1 or hasattr(text, "_hf_hook"):
+        return "its decoder is spread over several devices or offloaded"
+    if text.config.output_hidden_states or text.config.output_attentions:
+        return "its configuration asks for more than the last hidden states"
+    if scorer.name == "random":
+        return "scorer 'random' draws on the host"
+    return None
+
+
+def _plain_segment(segment: Segment, stage: StagePlan, pad: int, length: int) -> Segment:
+    """A static segment cut to its stage's width, in positions of the prompt without ``pad``."""
+    index, valid = segment.index[:, -stage.width :], segment.valid[:, -stage.width :].clone()
+    weights = None if segment.weights is None else segment.weights[:, -stage.width :].clone()
+    if not stage.filled:
+        return Segment(index - pad, valid, False, weights)
+    # Fillers may stand for padding that the prompt does not have: any of its positions that left will do instead.
+    kept = torch.zeros(len(index), pad + length, dtype=torch.bool, device=index.device)
+    kept = kept.scatter_(1, segment.index, segment.valid)[:, pad:]
+    position = torch.arange(length, device=index.device)
+    index = (kept * length + position).argsort(dim=1)[:, -stage.width :]
+    return Segment(index, valid, True, weights)
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """A tensor whose dimensions ``along`` run over the prompt, and what padding in front of it is filled with."""
+
+    tensor: Tensor
+    along: tuple[int, ...]
+    fill: bool | float
+
+    def signature(self) -> Hashable:
+        """All that two calls must have in common to share a buffer: everything but the prompt's length."""
+        sizes = tuple(size for dim, size in enumerate(self.tensor.shape) if dim not in self.along)
+        return self.tensor.dtype, self.along, sizes
+
+    def buffer(self, width: int) -> Tensor:
+        """A fresh buffer for prompts of at most ``width`` positions."""
+        shape = [width if dim in self.along else size for dim, size in enumerate(self.tensor.shape)]
+        return torch.full(shape, self.fill, dtype=self.tensor.dtype, device=self.tensor.device)
+
+    def write(self, buffer: Tensor) -> None:
+        """Put the tensor at the end of ``buffer``."""
+        inner = buffer
+        for dim in self.along:
+            pad = buffer.shape[dim] - self.tensor.shape[dim]
+            buffer.narrow(dim, 0, pad).fill_(self.fill)
+            inner = inner.narrow(dim, pad, self.tensor.shape[dim])
+        inner.copy_(self.tensor)
+
+
+_Name = tuple[str, Any]
+"""What a buffer holds: ``mask`` by layer kind, ``deepstack`` by layer, ``keep`` by stage; others have one entry."""
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a static run leaves, in memory that the next run writes over; ``kind`` is the decoder's own."""
+
+    kind: Callable[..., ModelOutput]
+    hidden: Tensor
+    cached: list[Any]
+    segments: list[Segment]
+    segment_of_layer: dict[int, int]
+    stages: list[StageRecord]
+
+
+class _Graph:
+    """The decoder over one set of buffers."""
+
+    def __init__(
+        self,
+        buffers: dict[_Name, Tensor],
+        plan: dict[int, StagePlan],
+        num_raters: int,
+        flags: dict[str, Any],
+        run: Callable[[Prefill, dict[str, Any]], Any],
+    ) -> None:
+        self.buffers = buffers
+        self._plan, self._num_raters = plan, num_raters
+        self._flags = flags
+        self._decoder = run
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: _Output | None = None
+
+    def capture(self, pool: Any) -> None:
+        """Record the kernels of one run; raises RuntimeError where one waits for the host."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                self._run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._output = self._run()
+        self._graph = graph
+
+    def replay(self) -> _Output:
+        """Run on what the buffers hold now."""
+        if self._graph is None:
+            return self._run()
+        self._graph.replay()
+        assert self._output is not None
+        return self._output
+
+    def _run(self) -> _Output:
+        valid = self.buffers["valid", None]
+        batch, width = valid.shape
+        position = torch.arange(width, device=valid.device).expand(batch, width)
+        prefill = Prefill(
+            prompt=PrunedPrompt(width, [Segment(position, valid, filled=True)]),
+            number=0,
+            vision=self.buffers["vision", None],
+            raters=self.buffers["raters", None],
+            num_raters=self._num_raters,
+            plan=self._plan,
+            keep=self._all("keep"),
+            separators=self.buffers.get(("separators", None)),
+            deepstack=self._all("deepstack"),
+        )
+        masks = self._all("mask")
+        # Not the cache that the caller has: layers with a window would throw away what is still to be cut.
+        cache = DynamicCache()
+        arguments = {
+            **self._flags,
+            **self._all("argument"),
+            "inputs_embeds": self.buffers["embeds", None],
+            "position_ids": self.buffers["positions", None],
+            "attention_mask": masks.get(None, masks) if masks else valid.long(),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        output = self._decoder(prefill, arguments)
+        return _Output(
+            kind=type(output),
+            hidden=output[0],
+            cached=cache.layers,
+            segments=prefill.prompt.segments,
+            segment_of_layer=prefill.prompt.segment_of_layer,
+            stages=prefill.stages,
+        )
+
+    def _all(self, what: str) -> dict[Any, Tensor]:
+        return {key: tensor for (name, key), tensor in self.buffers.items() if name == what}

@@ -1,0 +1,388 @@
+"""`pruned(..., fast=True)` gives what the plain path gives: logits, kept tokens, caches, and what comes after.
+
+Without a GPU the static shapes run uncaptured; capturing itself is tested in `tests/gpu`.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from pruning_runtime import Record, Schedule, find_backbone, pruned
+from pruning_runtime import fast_prefill as fast_path
+from tests import greedy
+from tests.host_reads import host_reads
+from tests.model import test_families_a, test_families_b
+from tests.schedules import schedule_for
+from tests.tiny_families_a import FAMILIES_A
+from tests.tiny_families_b import FAMILIES_B
+from tests.tiny_models import FAMILIES, Inputs
+
+ROWS = (2, 1, 0)
+STAGES = ((0, 0.5), (2, 0.2))
+STEPS = 4
+TOLERANCE = 2e-5
+PLAIN_ONLY = {
+    "qwen3_5": "recurrent",
+    "qwen3_5_moe": "recurrent",
+    "minicpmv4_6": "recurrent",
+    "lfm2_vl": "recurrent",
+    "gemma3n": "share keys",
+    "gemma4": "share keys",
+    "llama4": "scaled by their place",
+    "phi4_multimodal": "not given `inputs_embeds`",
+    "phi4_sliding": "not given `inputs_embeds`",
+}
+"""Families that take the plain path, and why."""
+
+generate = functools.partial(greedy.generate, steps=STEPS)
+
+
+@contextmanager
+def fast(model: PreTrainedModel, schedule: Schedule, **options: Any) -> Iterator[Record]:
+    """`pruned` on the fast path; falling back to the plain one is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="fast=True.*plain path")
+        warnings.filterwarnings("ignore", message="fast=True: there are no CUDA graphs")
+        with pruned(model, schedule, fast=True, **options) as record:
+            yield record
+
+
+def states(cache: Cache | None) -> list[Tensor]:
+    assert cache is not None
+    return [state for layer in cache.layers for state in (layer.keys, layer.values)]
+
+
+def assert_same(found: Record, expected: Record) -> None:
+    """Both records tell of the same prefill, whose caches hold the same keys and values."""
+    assert found.tokens_per_layer == expected.tokens_per_layer
+    for one, other in zip(found.stages, expected.stages, strict=True):
+        assert (one.layer, one.keep) == (other.layer, other.keep)
+        assert one.kept_positions() == other.kept_positions()
+    for one, other in zip(states(found.cache), states(expected.cache), strict=True):
+        assert one.shape == other.shape
+    assert found.cache is not None
+    assert expected.cache is not None
+    prompts = found.cache.pruned_prompt, expected.cache.pruned_prompt
+    assert prompts[0].segment_of_layer == prompts[1].segment_of_layer
+    for layer, (one, other) in enumerate(zip(found.cache.layers, expected.cache.layers, strict=True)):
+        real = prompts[1].of(layer, one.keys.device).valid
+        assert torch.equal(real, prompts[0].of(layer, one.keys.device).valid)
+        generated = one.keys.shape[2] - real.shape[1]  # a layer with a window may hold fewer
+        if generated >= 0:
+            real = torch.cat([real, torch.ones(len(real), generated, dtype=torch.bool)], 1)
+            for mine, its in ((one.keys, other.keys), (one.values, other.values)):
+                difference = (mine - its).abs().amax((1, 3))
+                assert difference[real].max() < TOLERANCE
+
+
+def check(
+    model: PreTrainedModel, inputs: Inputs, schedule: Schedule, steps: int = STEPS, **options: Any
+) -> Record:
+    """Compare a generation on the fast path with one on the plain path."""
+    with pruned(model, schedule, **options) as expected:
+        tokens, logits = generate(model, inputs, steps=steps)
+    with fast(model, schedule, **options) as record:
+        fast_tokens, fast_logits = generate(model, inputs, steps=steps)
+    assert (record.prefills, record.fast_prefills, record.captures) == (1, 1, 1)
+    assert (fast_logits - logits).abs().max() < TOLERANCE
+    assert torch.equal(fast_tokens, tokens)
+    assert_same(record, expected)
+    return record
+
+
+FAMILY_CASES = [*FAMILIES, *FAMILIES_A, *FAMILIES_B]
+
+
+def family_and_options(name: str) -> tuple[PreTrainedModel, dict[tuple[int, ...], Inputs], dict[str, Any]]:
+    """A family's model, batches, and what `pruned` needs for it (for each batch in turn, see `options_for`)."""
+    if name in FAMILIES:
+        tiny = FAMILIES[name]
+        return tiny.build(), {rows: tiny.batch(rows) for rows in (ROWS, (1,))}, {}
+    if name in FAMILIES_A:
+        a = test_families_a.family_named(name)
+        return a.build(), {rows: a.batch(rows) for rows in (ROWS, (1,))}, {}
+    b = test_families_b.family_named(name)
+    return b.build(), {rows: b.batch(rows) for rows in (ROWS, (1,))}, {"given": b}
+
+
+@pytest.mark.parametrize("rows", [ROWS, (1,)], ids=["padded rows", "one row"])
+@pytest.mark.parametrize("name", FAMILY_CASES)
+def test_every_family(name: str, rows: tuple[int, ...]) -> None:
+    model, batches, extra = family_and_options(name)
+    inputs = batches[rows]
+    options = {"vision_mask": test_families_b.given_mask(extra["given"], inputs)} if extra else {}
+    usable = find_backbone(model).has_own_attention(0)
+    schedule = schedule_for(model, *(STAGES if usable else ((1, 0.5), (3, 0.2))))
+    if name not in PLAIN_ONLY:
+        record = check(model, inputs, schedule, **options)
+        assert len(record.stages) == 2
+        return
+    with pruned(model, schedule, **options):
+        tokens, logits = generate(model, inputs)
+    with (
+        pytest.warns(UserWarning, match=PLAIN_ONLY[name]),
+        pruned(model, schedule, fast=True, **options) as record,
+    ):
+        fallen_tokens, fallen_logits = generate(model, inputs)
+    assert (record.fast_prefills, record.captures) == (0, 0)
+    assert torch.equal(fallen_tokens, tokens)
+    assert torch.equal(fallen_logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("stages", "fields"),
+    [
+        (STAGES, {"residual": "merged"}),
+        (STAGES, {"positions": "renumbered"}),
+        (STAGES, {"scorer": "last_token"}),
+        (((-1, 0.5), (2, 0.3)), {"scorer": "strided"}),
+        (((-1, 0.5), (2, 0.3)), {"scorer": "strided", "residual": "merged"}),
+        (((1, 0.0),), {}),
+        ((), {}),
+    ],
+    ids=[
+        "merged",
+        "renumbered",
+        "last token",
+        "before the decoder",
+        "merged, strided",
+        "none kept",
+        "no stage",
+    ],
+)
+@pytest.mark.parametrize("rows", [ROWS, (1, 1), (0,)], ids=["padded", "two rows", "no image"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_every_kind_of_schedule(
+    name: str, rows: tuple[int, ...], stages: Any, fields: dict[str, Any]
+) -> None:
+    tiny = FAMILIES[name]
+    model = tiny.build()
+    check(model, tiny.batch(rows), schedule_for(model, *stages, **fields), steps=6)
+
+
+@pytest.mark.parametrize("residual", ["none", "merged"])
+def test_separators_stay_protected(residual: str) -> None:
+    family = FAMILIES_A["llava_next"]
+    model = family.build()
+    check(model, family.batch(ROWS), schedule_for(model, *STAGES, separators="protected", residual=residual))
+
+
+def test_eager_attention() -> None:
+    tiny = FAMILIES["qwen2_vl"]
+    model = tiny.build(attention="eager")
+    check(model, tiny.batch(ROWS), schedule_for(model, *STAGES))
+
+
+def test_scores_are_those_of_the_plain_path() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch(ROWS)
+    schedule = schedule_for(model, *STAGES)
+    with pruned(model, schedule, keep_scores=True) as expected:
+        generate(model, inputs)
+    with fast(model, schedule, keep_scores=True) as record:
+        generate(model, inputs)
+    vision = find_backbone(model).vision_mask(inputs["input_ids"])
+    first = [stages.stages[0].scores for stages in (record, expected)]
+    assert torch.allclose(first[0][vision], first[1][vision], atol=1e-6)
+    second = [stages.stages[1].scores for stages in (record, expected)]
+    assert second[0].shape == second[1].shape
+    # The row with most images is full: all its places stand for the same tokens on both paths.
+    assert torch.allclose(second[0][0], second[1][0], atol=1e-6)
+
+
+def test_all_logits_stand_at_their_places() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch(ROWS)
+    schedule = schedule_for(model, *STAGES)
+    with torch.inference_mode():
+        with pruned(model, schedule) as expected:
+            logits = model(**inputs).logits
+        with fast(model, schedule) as record:
+            found = model(**inputs).logits
+    assert record.fast_prefills == 1
+    assert found.shape == logits.shape
+    text = inputs["attention_mask"].bool() & ~find_backbone(model).vision_mask(inputs["input_ids"])
+    assert (found - logits).abs().amax(2)[text].max() < TOLERANCE
+    assert_same(record, expected)
+
+
+def test_one_capture_serves_all_prompts_of_a_bucket() -> None:
+    """Longer and shorter, other pictures, more and fewer vision tokens: nothing of the last prompt is left over."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    schedule = schedule_for(model, *STAGES)
+    # Lengths 41 to 48 and stage widths within 8 of each other, rows with one or two images.
+    batches = [
+        tiny.batch(rows, text=text, seed=seed)
+        for seed, (rows, text) in enumerate(
+            [((2, 1), (6, 8)), ((2, 2), (4, 2)), ((1, 2), (9, 5)), ((2, 2), (7, 8))]
+        )
+    ]
+    lengths = [batch["input_ids"].shape[1] for batch in batches]
+    assert len({fast_path.bucket(length) for length in lengths}) == 1 < len(set(lengths))
+    with fast(model, schedule) as record:
+        found = [generate(model, batch) for batch in batches]
+    assert (record.prefills, record.fast_prefills) == (4, 4)
+    assert record.captures < 4
+    for batch, (tokens, logits) in zip(batches, found, strict=True):
+        with pruned(model, schedule):
+            expected_tokens, expected = generate(model, batch)
+        assert (logits - expected).abs().max() < TOLERANCE
+        assert torch.equal(tokens, expected_tokens)
+
+
+def test_an_earlier_prompt_survives_the_next() -> None:
+    """What a prefill hands out is not written over by the next one of its shape."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    schedule = schedule_for(model, *STAGES, residual="merged")
+    first, second = tiny.batch((1,), seed=1), tiny.batch((1,), seed=2)
+    with torch.inference_mode(), fast(model, schedule, keep_scores=True) as record:
+        output = model(**first)
+        stages, prompt = record.stages, output.past_key_values.pruned_prompt
+        handed = [output.logits, *states(output.past_key_values)]
+        for segment in prompt.segments:
+            handed += [segment.index, segment.valid]
+        handed += [segment.weights for segment in prompt.segments if segment.weights is not None]
+        handed += [stage.scores for stage in stages if stage.scores is not None]
+        before = [tensor.clone() for tensor in handed]
+        model(**second)
+    assert record.captures == 1
+    assert all(map(torch.equal, handed, before))
+
+
+def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was not used for longest goes, and is captured again when it is asked for."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    one, two, three = (tiny.batch((1,), text=(words,)) for words in (4, 30, 70))
+    captures = []
+    monkeypatch.setattr(fast_path, "MOST_GRAPHS", 2)
+    with fast(model, schedule_for(model, *STAGES)) as record:
+        for batch in (one, two, one, three, one, two):
+            generate(model, batch, steps=1)
+            captures.append(record.captures)
+    assert captures == [1, 2, 2, 3, 3, 4]
+
+
+def test_later_turns_and_beams() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch(ROWS)
+    schedule = schedule_for(model, *STAGES)
+    turn = torch.randint(3, 100, (len(ROWS), 5), generator=torch.Generator().manual_seed(5))
+
+    def talk() -> tuple[Tensor, Tensor, Tensor]:
+        cache = DynamicCache(config=model.config.get_text_config())
+        first, _ = generate(model, inputs, past_key_values=cache)
+        ids = torch.cat([inputs["input_ids"], first, turn], 1)
+        mask = torch.cat(
+            [inputs["attention_mask"], torch.ones(len(ROWS), ids.shape[1] - inputs["input_ids"].shape[1])], 1
+        )
+        again = {"input_ids": ids, "attention_mask": mask.long()}
+        return first, *generate(model, again, past_key_values=cache)
+
+    with pruned(model, schedule):
+        expected, beams = talk(), generate(model, inputs, num_beams=3)[0]
+    with fast(model, schedule) as record:
+        found, fast_beams = talk(), generate(model, inputs, num_beams=3)[0]
+    assert record.fast_prefills == record.prefills == 2
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert (found[2] - expected[2]).abs().max() < TOLERANCE
+    assert torch.equal(fast_beams, beams)
+
+
+class _OwnCache(DynamicCache):
+    """A cache of somebody's own."""
+
+
+@pytest.mark.parametrize(
+    ("reason", "options", "gradients"),
+    [
+        ("gradients are enabled", dict, True),
+        ("output_hidden_states", lambda: {"output_hidden_states": True}, False),
+        ("_OwnCache", lambda: {"past_key_values": _OwnCache()}, False),
+    ],
+)
+def test_calls_that_take_the_plain_path_say_so_once(
+    reason: str, options: Callable[[], dict[str, Any]], gradients: bool
+) -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with (
+            pruned(model, schedule_for(model, *STAGES), fast=True) as record,
+            torch.set_grad_enabled(gradients),
+        ):
+            for _ in range(2):
+                model(**inputs, **options())
+    assert (record.prefills, record.fast_prefills, len(record.stages)) == (2, 0, 2)
+    told = [str(warning.message) for warning in seen if "plain path" in str(warning.message)]
+    assert len(told) == 1
+    assert reason in told[0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "scorer", "field"),
+    [
+        ("draws on the host", "random", {}),
+        ("asks for more", "text_guided", {"output_hidden_states": True}),
+    ],
+)
+def test_setups_that_take_the_plain_path(reason: str, scorer: str, field: dict[str, bool]) -> None:
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    for name, value in field.items():
+        setattr(model.config.get_text_config(), name, value)
+    schedule = schedule_for(model, *STAGES, scorer=scorer)
+    with pytest.warns(UserWarning, match=reason), pruned(model, schedule, fast=True) as record:
+        model(**tiny.batch((1,)))
+    assert (record.prefills, record.fast_prefills) == (1, 0)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,))
+    text = find_backbone(model).text_model
+    before = dict(vars(text))
+    _, logits = generate(model, inputs)
+    with fast(model, schedule_for(model, *STAGES)):
+        generate(model, inputs)
+        assert "forward" in vars(text)
+    assert vars(text).keys() == before.keys()
+    assert torch.equal(generate(model, inputs)[1], logits)
+
+
+def test_timing_counts_the_decoder() -> None:
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    with fast(model, schedule_for(model, *STAGES), timing=True) as record:
+        generate(model, tiny.batch((1,)))
+    assert record.milliseconds.keys() == {"prefill", "decode"}
+    assert all(value > 0 for value in record.milliseconds.values())
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("fields", [{}, {"residual": "merged"}, {"positions": "renumbered"}])
+def test_the_decoder_reads_nothing_that_a_capture_forbids(name: str, fields: dict[str, Any]) -> None:
+    """Nothing but what transformers reads."""
+    tiny = FAMILIES[name]
+    model, inputs = tiny.build(), tiny.batch(ROWS)
+    with torch.no_grad():
+        with host_reads(model) as unpruned:
+            model(**inputs)
+        with fast(model, schedule_for(model, *STAGES, **fields)), host_reads(model) as counts:
+            model(**inputs)
+    # While a graph is captured, transformers itself does not look at the mask.
+    looked_at = {key: count for key, count in unpruned.items() if key[0] == "decoder"}
+    assert {key: count for key, count in counts.items() if key[0] == "decoder"} == looked_at
