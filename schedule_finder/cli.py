@@ -468,7 +468,7 @@ def bench(
     with _status("loading the backbone"):
         loaded = load_to_measure(backbone, device=device, dtype=dtype)
     chosen, source = benchmark.choose_schedule(schedule, loaded)
-    with _progress("batch sizes") as progress:
+    with _progress("rounds") as progress:
         document = benchmark.run_benchmark(
             loaded, chosen, schedule_source=source, batches=sizes, lengths=new_tokens, num_vision=vision_tokens,
             num_text=text_tokens, rounds=rounds, seconds=seconds, progress=progress,

@@ -215,15 +215,19 @@ def show_families(families: Sequence[VerifiedFamily]) -> None:
 
 def show_benchmark(document: dict[str, Any]) -> None:
     """Two tables for each batch size: how fast, and where the time to the first token goes."""
+    from schedule_finder.benchmark import ran_on
+
     rows = benchmark_rows(document)
-    environment, backbone = document["environment"], document["backbone"]
-    place = environment["device_name"] or f"{environment['device']}, {environment['threads']} thread(s)"
-    said = [backbone["name"], *([document["note"]] if document["note"] else [])]
-    prompt = document["prompt"]
-    last = document["lengths"][-1]
+    said = [document["backbone"]["name"], *([document["note"]] if document["note"] else [])]
+    prompt, last = document["prompt"], document["lengths"][-1]
+    fast = any(result["fast"] for result in document["results"])
+    path = ["path"] if fast else []
     for batch, (speed, parts) in rows.items():
-        title = f"batch {batch}: {prompt['vision_tokens']} vision + {prompt['text_tokens']} text tokens"
-        shown = _table(title, "ms", "proc.", "decoder", "%", "FLOPs", "first", "token", str(last), "faster")
+        rounds = max(len(result["rounds"]) for result in document["results"] if result["batch"] == batch)
+        title = f"batch {batch}: {prompt['vision_tokens']} vision + {prompt['text_tokens']} text tokens, {rounds} rounds"
+        shown = _table(
+            title, "ms", "proc.", "dec.", "%", *path, "FLOPs", "first", "token", str(last), "faster"
+        )
         for row in speed:
             shown.add_row(*row)
         screen.print(shown)
@@ -232,12 +236,31 @@ def show_benchmark(document: dict[str, Any]) -> None:
         for row in parts:
             shown.add_row(*row)
         screen.print(shown)
+    columns = {
+        "proc.": "vision tokens computed, in %",
+        "dec.": "the decoder's prefill with scoring and dropping, and in % of unpruned",
+        **({"path": "in % of unpruned on the same path"} if fast else {}),
+        "FLOPs": "of the decoder's prefill, in %",
+        "first": "time to the first token",
+        "token": "each further one",
+        str(last): "all of so many",
+        "faster": "from or up to how many new tokens it beats unpruned",
+        "roofline": "least that the schedule's layers take at the rates measured in between",
+        **({"*": "part of layers, since a captured graph cannot be divided"} if fast else {}),
+        "MB": "most held beyond the weights",
+        "cache": "of the prompt, MB",
+    }
     screen.print(
-        "medians; proc.: vision tokens computed, in %; decoder: its prefill with scoring and dropping, as time and in % "
-        f"of unpruned, beside its FLOPs in %; first: time to the first token; token: each further one; {last}: all of "
-        "so many; faster: from or up to how many new tokens it beats unpruned; MB: most above the weights"
+        "Medians over rounds; parts are means over the middle half of them. "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in columns.items())
     )
-    screen.print(f"{', '.join(said)}; {environment['dtype']} on {place}", soft_wrap=True)
+    for one in document["failed"]:
+        screen.print(
+            escape(f"left out: batch {one['batch']}, {one['competitor']}: {one['reason']}"), soft_wrap=True
+        )
+    screen.print(
+        f"{', '.join(said)}; {document['environment']['dtype']} on {ran_on(document)}", soft_wrap=True
+    )
     screen.print(f"schedule: {document['schedule']['source']}", soft_wrap=True)
 
 
@@ -246,41 +269,51 @@ def benchmark_rows(document: dict[str, Any]) -> dict[int, tuple[list[list[str]],
     from schedule_finder.benchmark import PREFILL_PARTS, faster_text
 
     last = str(document["lengths"][-1])
+    fast = any(result["fast"] for result in document["results"])
     shown: dict[int, tuple[list[list[str]], list[list[str]]]] = {}
+    bounds = {
+        result["batch"]: result["roofline_ms"]
+        for result in document["results"]
+        if result["competitor"] == "schedule"
+    }
     for result in document["results"]:
         speed, parts = shown.setdefault(result["batch"], ([], []))
-        token = result["token_ms"]
+        token, same = result["token_ms"], result["same_path_ratio"]
         speed.append(
             [
                 result["competitor"],
-                f"{100 * result['processed']:.1f}",
-                _ms(result["decoder_ms"]),
-                f"{100 * result['decoder_ratio']['median']:.1f}",
-                f"{100 * result['flops_ratio']:.1f}",
-                _ms(result["first_token_ms"]),
-                "" if token is None else _ms(token),
-                _ms(result["total_ms"][last]),
+                _percent(result["processed"]),
+                _ms(result["decoder_ms"]["median"]),
+                _percent(result["decoder_ratio"]["median"]),
+                *([_percent(same["median"]) if same else ""] if fast else []),
+                _percent(result["flops_ratio"]),
+                _ms(result["first_token_ms"]["median"]),
+                "" if token is None else _ms(token["median"]),
+                _ms(result["total_ms"][last]["median"]),
                 faster_text(result["faster"]),
             ]
         )
-        if result["competitor"] == "before decoder":  # last: the same layers' bound beneath them all
-            ours = next(
-                one
-                for one in document["results"]
-                if (one["batch"], one["competitor"]) == (result["batch"], "schedule")
-            )
-            speed.append(["roofline", "", f"{ours['roofline_ms']:.1f}", *[""] * 6])
         parts.append(
             [
                 result["competitor"],
-                *(_ms(result["prefill"][part]) for part in PREFILL_PARTS),
+                *(
+                    "*" if (spent := result["prefill"][part]) is None else _ms(spent)
+                    for part in PREFILL_PARTS
+                ),
                 f"{result['peak_bytes'] / 1e6:.0f}",
                 f"{result['cache_bytes'] / 1e6:.1f}",
             ]
         )
+    for batch, bound in bounds.items():
+        speed = shown[batch][0]
+        speed.append(["roofline", "", _ms(bound), *[""] * (len(speed[0]) - 3)])
     return shown
 
 
-def _ms(spread: dict[str, float]) -> str:
-    median = spread["median"]
-    return f"{median:.0f}" if median >= 1000 else f"{median:.1f}" if median >= 10 else f"{median:.2f}"
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.0f}" if percent >= 99.95 else f"{percent:.1f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

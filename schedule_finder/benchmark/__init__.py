@@ -12,7 +12,7 @@ from __future__ import annotations
 from schedule_finder.benchmark.choose_schedule import choose_schedule
 from schedule_finder.benchmark.clock import DECODE_PARTS, PREFILL_PARTS
 from schedule_finder.benchmark.measure import run_benchmark
-from schedule_finder.benchmark.report import write_benchmark
+from schedule_finder.benchmark.report import ran_on, write_benchmark
 from schedule_finder.benchmark.summary import faster_text
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PREFILL_PARTS",
     "choose_schedule",
     "faster_text",
+    "ran_on",
     "run_benchmark",
     "write_benchmark",
 ]

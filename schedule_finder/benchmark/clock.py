@@ -17,6 +17,8 @@ from schedule_finder.errors import InputError
 
 PREFILL_PARTS = ("vision_tower", "projector", "decoder", "scoring", "dropping", "lm_head", "other")
 DECODE_PARTS = ("decoder", "lm_head", "other")
+PRUNING_PARTS = ("scoring", "dropping")
+"""What stages add; it happens inside the decoder."""
 
 
 class PartClock:

@@ -8,30 +8,44 @@ from dataclasses import dataclass
 from pruning_runtime import Schedule, Stage
 from pruning_runtime.schedule import ScorerChoice
 
+UNPRUNED, SCHEDULE = "unpruned", "schedule"
+UNPRUNED_FAST, SCHEDULE_FAST = "unpruned, fast", "schedule, fast"
+
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to run the same prompt; ``schedule`` None: the model as it is."""
+    """One way to run the same prompt.
+
+    ``schedule`` None: the model as it is, outside `pruned`. ``eager_stages``: stage layers run `eager_stages`.
+    ``fast``: the decoder's prefill takes `pruned`'s fast path.
+    """
 
     name: str
     what: str
     schedule: Schedule | None = None
     eager_stages: bool = False
+    fast: bool = False
+
+    @property
+    def baseline(self) -> str:
+        """The competitor that drops nothing on the same path."""
+        return UNPRUNED_FAST if self.fast else UNPRUNED
 
 
-def competitors(schedule: Schedule, num_vision: int) -> list[Competitor]:
+def competitors(schedule: Schedule, num_vision: int, *, fast: bool = False) -> list[Competitor]:
     """Ours and what it is held against; those at the same cost keep as many tokens as whole tokens allow.
 
     Args:
         schedule: ours.
         num_vision: vision tokens of the prompt.
+        fast: with the schedule on `pruned`'s fast path, and the model on that path with nothing dropped.
     """
     layers = schedule.backbone.num_layers
     processed = sum(kept_per_layer(schedule.stages, num_vision, layers)) / (layers * num_vision)
     strided = ScorerChoice(name="strided")
     found = [
-        Competitor("unpruned", "the model as it is, outside `pruned`"),
-        Competitor("schedule", f"the schedule, scorer {schedule.scorer.name}", schedule),
+        Competitor(UNPRUNED, "the model as it is, outside `pruned`"),
+        Competitor(SCHEDULE, f"the schedule, scorer {schedule.scorer.name}", schedule),
         Competitor(
             "oracle",
             "same stages and kept counts, evenly strided tokens: no attention is read, selection and gathering are ours",
@@ -51,12 +65,20 @@ def competitors(schedule: Schedule, num_vision: int) -> list[Competitor]:
         if ratio >= 0:
             stages = (Stage(layer=layer, keep_ratio=ratio),)
             what = f"FastV's rule: the last token's attention, one stage after layer {layer}, as many tokens processed"
-            fastv = {"stages": stages, "scorer": ScorerChoice(name="last_token")}
+            fastv = {"stages": stages, "scorer": ScorerChoice(name="last_token"), "residual": "none"}
             found.append(Competitor("FastV-like", what, schedule.model_copy(update=fastv)))
             break
-    before = {"stages": (Stage(layer=-1, keep_ratio=processed),), "scorer": strided}
+    before = {"stages": (Stage(layer=-1, keep_ratio=processed),), "scorer": strided, "residual": "none"}
     what = "strided tokens dropped before the decoder, as many tokens processed"
     found.append(Competitor("before decoder", what, schedule.model_copy(update=before)))
+    if fast:
+        # A rule without attention, so that nothing listens to any layer.
+        whole = {"stages": (), "scorer": strided, "positions": "original", "residual": "none"}
+        what = "nothing dropped, prefill on the fast path: what `schedule, fast` is fairly held against"
+        found += [
+            Competitor(UNPRUNED_FAST, what, schedule.model_copy(update=whole), fast=True),
+            Competitor(SCHEDULE_FAST, "the schedule, prefill on the fast path", schedule, fast=True),
+        ]
     return found
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from pruning_runtime import Schedule
 from pruning_runtime.accounting import prefill_flops
 from pruning_runtime.backbone import Backbone
-from schedule_finder.benchmark.competitors import competitors
+from schedule_finder.benchmark.competitors import SCHEDULE, UNPRUNED, Competitor, competitors
 from schedule_finder.benchmark.memory import peak_bytes
 from schedule_finder.benchmark.one_run import Bench, Run
 from schedule_finder.benchmark.roofline import Rates, measure_rates, roofline_ms
@@ -40,12 +39,16 @@ def run_benchmark(
     num_text: int = DEFAULT_TEXT_TOKENS,
     rounds: int = MAX_ROUNDS,
     seconds: float = 90.0,
+    fast: bool | None = None,
+    without: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    before_run: Callable[[str], None] = lambda _name: None,
 ) -> dict[str, Any]:
     """Measure ours and its competitors; the result is a JSON-able document.
 
     The first rounds generate as many tokens as the longest of ``lengths``; the others only prefill, which is where
-    the differences are, until ``rounds`` or ``seconds`` are over.
+    the differences are, until ``rounds`` or ``seconds`` are over. A rival that fails is left out, with its reason
+    in the document; the unpruned model and the schedule are what a bench is about, and their errors are raised.
 
     Args:
         backbone: on the device and in the precision that count.
@@ -56,7 +59,10 @@ def run_benchmark(
         num_vision, num_text: tokens of each prompt, as in `synthetic_inputs`.
         rounds: at most so many per batch size, and at least three.
         seconds: for all batch sizes together; the first three rounds are run however long they take.
-        progress: called with batch sizes done and their number.
+        fast: whether to measure the fast path, too; None: on a GPU, where it captures graphs.
+        without: names of rivals to leave out.
+        progress: called with rounds done and their number, which falls where time is up.
+        before_run: called with each competitor's name before it runs.
 
     Raises:
         InputError: inputs that this backbone cannot take.
@@ -65,20 +71,37 @@ def run_benchmark(
     if not lengths or lengths[0] < 1 or not batches or min(batches) < 1:
         raise InputError("--lengths and --batch: whole numbers from 1 on")
     parameter = next(backbone.model.parameters())
-    results, rates = [], []
+    rounds = max(rounds, MIN_ROUNDS)
+    total = len(batches) * rounds
+    results, rates, failed = [], [], []
     for done, batch in enumerate(batches):
-        progress(done, len(batches))
         bench = Bench(backbone, synthetic_inputs(backbone, batch, num_vision, num_text))
+        rivals = competitors(schedule, bench.num_vision, fast=parameter.is_cuda if fast is None else fast)
+        every = [one for one in rivals if one.name not in without]
         until = time.monotonic() + seconds / len(batches)
-        rate, found = _measure(bench, schedule, batch, lengths, rounds, until)
-        rates.append({"batch": batch, **asdict(rate)})
-        results += found
-    progress(len(batches), len(batches))
-    shape_only = is_shape(backbone.name)
+
+        def count(number: int, before: int = done * rounds) -> None:
+            progress(before + number, total)
+
+        measured = _measure(
+            bench,
+            every,
+            longest=lengths[-1],
+            rounds=rounds,
+            until=until,
+            progress=count,
+            before_run=before_run,
+        )
+        rates.append({"batch": batch, **asdict(measured.rate)})
+        results += _results(bench, every, measured, lengths)
+        failed += [
+            {"batch": batch, "competitor": name, "reason": why} for name, why in measured.failed.items()
+        ]
+    progress(total, total)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "note": RANDOM_WEIGHTS if shape_only else None,
+        "note": RANDOM_WEIGHTS if is_shape(backbone.name) else None,
         "backbone": {
             "name": backbone.name,
             "model_type": backbone.model_type,
@@ -93,11 +116,13 @@ def run_benchmark(
             "stages": [[stage.layer, stage.kept(bench.num_vision)] for stage in schedule.stages],
             "scorer": schedule.scorer.name,
             "positions": schedule.positions,
+            "residual": schedule.residual,
         },
         "lengths": lengths,
-        "competitors": {one.name: one.what for one in competitors(schedule, bench.num_vision)},
+        "competitors": {one.name: one.what for one in every},
         "rates": rates,
         "results": results,
+        "failed": failed,
         "environment": provenance(
             device=str(parameter.device),
             device_name=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else None,
@@ -108,46 +133,102 @@ def run_benchmark(
     }
 
 
+@dataclass
+class _Measured:
+    """What the rounds of one batch gave."""
+
+    rate: Rates
+    peaks: dict[str, int]
+    runs: dict[str, list[Run]]
+    """By competitor, without those that failed."""
+    failed: dict[str, str]
+
+
 def _measure(
-    bench: Bench, schedule: Schedule, batch: int, lengths: Sequence[int], rounds: int, until: float
-) -> tuple[Rates, list[dict[str, Any]]]:
-    """All competitors on one batch."""
-    every = competitors(schedule, bench.num_vision)
-    backbone = bench.backbone
+    bench: Bench,
+    every: Sequence[Competitor],
+    *,
+    longest: int,
+    rounds: int,
+    until: float,
+    progress: Callable[[int], None],
+    before_run: Callable[[str], None],
+) -> _Measured:
+    """All competitors on one batch: first their memory, then rounds until ``until``."""
+    backbone, length = bench.backbone, 2
     parameter = next(backbone.model.parameters())
-    # Also warms up prefill and decoding.
-    peaks = {one.name: peak_bytes(functools.partial(bench.run, one, 2), bench.device) for one in every}
+    rates: list[Rates] = []
+    peaks: dict[str, int] = {}
     runs: dict[str, list[Run]] = {one.name: [] for one in every}
-    rates = []
-    for number in range(max(rounds, MIN_ROUNDS)):
+    failed: dict[str, str] = {}
+
+    def note_peak(one: Competitor) -> None:
+        peaks[one.name] = peak_bytes(lambda: bench.run(one, length), bench.device)
+
+    def note_run(one: Competitor) -> None:
+        runs[one.name].append(bench.run(one, length))
+
+    def attempt(note: Callable[[Competitor], None], one: Competitor) -> None:
+        if one.name in failed:
+            return
+        before_run(one.name)
+        try:
+            note(one)
+            return
+        except Exception as error:
+            if one.name in (UNPRUNED, SCHEDULE):
+                raise
+            failed[one.name] = f"{type(error).__name__}: {error}"
+        bench.recover()  # the error is gone by now, and with it the frames that hold what the run had made
+
+    progress(0)
+    for one in every:
+        attempt(note_peak, one)  # warms up prefill and decoding, too
+    for number in range(rounds):
         if number >= MIN_ROUNDS and time.monotonic() > until:
             break
-        rows = batch * bench.inputs["input_ids"].shape[1]
-        rates.append(measure_rates(backbone.shape, rows, parameter.device, parameter.dtype))
-        length = lengths[-1] if number < DECODE_ROUNDS else 1
+        rows = bench.inputs["input_ids"].numel()
+        rates.append(measure_rates(backbone.shape, rows, bench.device, parameter.dtype))
+        length = longest if number < DECODE_ROUNDS else 1
         turn = number % len(every)
-        for one in every[turn:] + every[:turn]:
-            runs[one.name].append(bench.run(one, length))
+        for one in (*every[turn:], *every[:turn]):
+            attempt(note_run, one)
+        progress(number + 1)
     rate = Rates(
-        *(statistics.median(values) for values in zip(*((r.flops, r.bytes) for r in rates), strict=True))
+        flops=statistics.median(rate.flops for rate in rates),
+        bytes=statistics.median(rate.bytes for rate in rates),
     )
-    full = runs["unpruned"]
+    runs = {name: found for name, found in runs.items() if name not in failed}
+    return _Measured(rate, peaks, runs, failed)
+
+
+def _results(
+    bench: Bench, every: Sequence[Competitor], measured: _Measured, lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row for each competitor that did not fail."""
+    backbone, runs = bench.backbone, measured.runs
+    batch, full_length = bench.inputs["input_ids"].shape
+    full = runs[UNPRUNED]
     full_flops = prefill_flops(backbone.shape, full[0].tokens_per_layer)
+    value_bytes = next(backbone.model.parameters()).element_size()
     results = []
     for one in every:
+        if one.name not in runs:
+            continue
         own = runs[one.name]
         tokens = own[0].tokens_per_layer
         results.append(
             {
                 "batch": batch,
                 "competitor": one.name,
-                "processed": (sum(tokens) / len(tokens) - full[0].tokens_per_layer[0]) / bench.num_vision + 1,
+                "fast": one.fast,
+                "processed": (sum(tokens) / len(tokens) - full_length) / bench.num_vision + 1,
                 "tokens_per_layer": tokens,
                 "flops_ratio": prefill_flops(backbone.shape, tokens) / full_flops,
-                "roofline_ms": roofline_ms(backbone.shape, tokens, batch, rate, parameter.element_size()),
+                "roofline_ms": roofline_ms(backbone.shape, tokens, batch, measured.rate, value_bytes),
                 "cache_bytes": own[0].cache_bytes,
-                "peak_bytes": peaks[one.name],
-                **times(own, full, lengths),
+                "peak_bytes": measured.peaks[one.name],
+                **times(own, full, runs.get(one.baseline), lengths),
             }
         )
-    return rate, results
+    return results

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from pruning_runtime import Record, pruned
 from pruning_runtime.backbone import Backbone
-from schedule_finder.benchmark.clock import PartClock, timed_by_parts
+from schedule_finder.benchmark.clock import PRUNING_PARTS, PartClock, timed_by_parts
 from schedule_finder.benchmark.competitors import Competitor
 from schedule_finder.benchmark.eager_stages import eager_stages
 
@@ -26,6 +28,8 @@ class Run:
     cache_bytes: int
     tokens_per_layer: list[int]
     """Of one row, all kinds."""
+    undivided: bool = False
+    """Whether scoring and dropping are inside ``decoder``: a captured graph cannot be divided."""
 
 
 class Bench:
@@ -37,39 +41,61 @@ class Bench:
         is_vision = backbone.vision_mask(inputs["input_ids"])[0]
         self.num_vision = int(is_vision.sum())
         self.first = int(is_vision.int().argmax())
-        self._clock = PartClock.on(self.device)
 
     def run(self, competitor: Competitor, length: int) -> Run:
-        """Generate ``length`` tokens, timed."""
-        model: Any = self.backbone.model
-        clock = self._clock
+        """Generate ``length`` tokens, timed; what a fast path captures is captured before the clock starts."""
+        clock = PartClock.on(self.device)
         caches: list[int] = []
         record: Record | None = None
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(timed_by_parts(self.backbone, clock, length, caches))
             if (schedule := competitor.schedule) is not None:
-                record = stack.enter_context(pruned(model, schedule, timing=True))
+                # What a captured graph does cannot be divided; elsewhere the runtime's own watch tells.
+                record = stack.enter_context(
+                    pruned(self.backbone.model, schedule, timing=not competitor.fast, fast=competitor.fast)
+                )
                 if competitor.eager_stages:
                     stack.enter_context(
                         eager_stages(self.backbone, schedule, self.num_vision, self.first, clock)
                     )
+                if competitor.fast:
+                    self._capture(record)
             self._wait()
             clock.start()
-            model.generate(
-                **self.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=0
-            )
+            self._generate(length)
             self._wait()
         parts, token_ms = clock.read()
         if record is None:
             tokens = [self.inputs["input_ids"].shape[1]] * self.backbone.shape.num_layers
         else:
             tokens = [rows[0] for rows in record.tokens_per_layer]
-            for part in ("scoring", "dropping"):  # both happen inside the decoder
+            for part in PRUNING_PARTS:
                 spent = record.milliseconds.get(part, 0.0)
                 parts["prefill"]["decoder"] -= spent
                 parts["prefill"][part] = parts["prefill"].get(part, 0.0) + spent
-        return Run(parts, token_ms, caches[0], tokens)
+        return Run(parts, token_ms, caches[0], tokens, undivided=competitor.fast)
+
+    def _capture(self, record: Record) -> None:
+        """Take the fast path once, untimed. Raises `RuntimeError` where the plain one ran in its place."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            self._generate(1)
+        if record.fast_prefills < record.prefills:
+            raise RuntimeError("; ".join(str(one.message) for one in said) or "the fast path was not taken")
+
+    def recover(self) -> None:
+        """Free what a failed run held; raises where the device does not answer any more."""
+        gc.collect()
+        self._wait()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _generate(self, length: int) -> None:
+        model: Any = self.backbone.model
+        model.generate(
+            **self.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=0
+        )
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The document as files."""
+"""The document as files and words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schedule_finder.files import write_text
 
 
 def table(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per batch size and competitor: medians, and quartiles as ``..._q1`` and ``..._q3``."""
+    """One flat row per batch size and competitor: medians, with quartiles as ``..._q1`` and ``..._q3``, and parts."""
     return [_flat(result) for result in document["results"]]
 
 
@@ -30,6 +30,15 @@ def _flat(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif not isinstance(value, list):
             row[name] = value
     return row
+
+
+def ran_on(document: dict[str, Any]) -> str:
+    """The device, as a reader knows it."""
+    environment = document["environment"]
+    if environment["device_name"]:
+        return str(environment["device_name"])
+    threads = environment["threads"]
+    return f"{environment['device']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def write_benchmark(document: dict[str, Any], folder: Path) -> list[Path]:

@@ -1,60 +1,87 @@
-"""What many rounds say: medians, quartiles, ratios round by round, break-even."""
+"""What many rounds say: medians, quartiles, ratios round by round, parts, break-even."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from schedule_finder.benchmark.clock import DECODE_PARTS, PREFILL_PARTS
+from schedule_finder.benchmark.clock import DECODE_PARTS, PREFILL_PARTS, PRUNING_PARTS
 from schedule_finder.benchmark.one_run import Run
 
 
-def times(own: list[Run], full: list[Run], lengths: Sequence[int]) -> dict[str, Any]:
-    """Medians and quartiles over rounds, ratios to the unpruned model round by round, and the rounds themselves."""
+def times(
+    own: list[Run], full: list[Run], same_path: list[Run] | None, lengths: Sequence[int]
+) -> dict[str, Any]:
+    """Medians and quartiles over rounds, ratios to the unpruned model round by round, and the rounds themselves.
+
+    Args:
+        own: a competitor's rounds.
+        full: those of the unpruned model.
+        same_path: those of the unpruned model on the path that this competitor takes; None where it did not run.
+        lengths: numbers of new tokens to report totals for.
+    """
     decoded = [run for run in own if len(run.token_ms) > 1]
-    per_token = [(run.token_ms[-1] - run.token_ms[0]) / (len(run.token_ms) - 1) for run in decoded]
-    full_per_token = [
-        (run.token_ms[-1] - run.token_ms[0]) / (len(run.token_ms) - 1)
-        for run in full
-        if len(run.token_ms) > 1
-    ]
+    per_token = [_token_ms(run) for run in decoded]
+    full_per_token = [_token_ms(run) for run in full if len(run.token_ms) > 1]
     gain = statistics.median(b.token_ms[0] - a.token_ms[0] for a, b in zip(own, full, strict=True))
     slower = [a - b for a, b in zip(per_token, full_per_token, strict=True)]
     # Where rounds do not even agree on which decodes faster, they are level: noise makes no break-even.
     level = not slower or min(slower) <= 0 <= max(slower)
     loss = 0.0 if level else statistics.median(slower)
     return {
-        "decoder_ms": _spread([_decoder_ms(run) for run in own]),
-        "decoder_ratio": _spread([_decoder_ms(a) / _decoder_ms(b) for a, b in zip(own, full, strict=True)]),
-        "first_token_ms": _spread([run.token_ms[0] for run in own]),
-        "token_ms": _spread(per_token) if decoded else None,
+        "decoder_ms": spread([_decoder_ms(run) for run in own]),
+        "decoder_ratio": _ratio(own, full),
+        "same_path_ratio": None if same_path is None else _ratio(own, same_path),
+        "first_token_ms": spread([run.token_ms[0] for run in own]),
+        "token_ms": spread(per_token) if decoded else None,
         "total_ms": {
-            str(length): _spread([run.token_ms[length - 1] for run in own if len(run.token_ms) >= length])
+            str(length): spread([run.token_ms[length - 1] for run in own if len(run.token_ms) >= length])
             for length in lengths
         },
         "faster": None if own is full or not decoded else break_even(gain, loss),
-        "prefill": {
-            part: _spread([run.parts["prefill"].get(part, 0.0) for run in own]) for part in PREFILL_PARTS
-        },
-        "decode": {
-            part: _spread([run.parts["decode"].get(part, 0.0) for run in decoded]) for part in DECODE_PARTS
-        }
-        if decoded
-        else None,
+        "prefill": _parts(own, "prefill", PREFILL_PARTS, lambda run: run.token_ms[0]),
+        "decode": _parts(decoded, "decode", DECODE_PARTS, _token_ms) if decoded else None,
         "rounds": [
             {"parts": run.parts, "total_ms": run.token_ms[-1], "new_tokens": len(run.token_ms)} for run in own
         ],
     }
 
 
+def _token_ms(run: Run) -> float:
+    """Of each token after the first."""
+    return (run.token_ms[-1] - run.token_ms[0]) / (len(run.token_ms) - 1)
+
+
 def _decoder_ms(run: Run) -> float:
     """The decoder's layers over the prompt, with all that a stage adds."""
-    return sum(run.parts["prefill"].get(part, 0.0) for part in ("decoder", "scoring", "dropping"))
+    return sum(run.parts["prefill"].get(part, 0.0) for part in ("decoder", *PRUNING_PARTS))
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _ratio(own: list[Run], other: list[Run]) -> dict[str, float]:
+    return spread([_decoder_ms(a) / _decoder_ms(b) for a, b in zip(own, other, strict=True)])
+
+
+def _parts(
+    runs: list[Run], phase: str, names: Sequence[str], total: Callable[[Run], float]
+) -> dict[str, float | None]:
+    """Milliseconds by part, mean over the middle half of the rounds, ordered by ``total``.
+
+    So the parts add up to a total that is itself in the middle, which medians of single parts need not. None for
+    parts that cannot be told apart from the decoder.
+    """
+    cut = round(len(runs) / 4)
+    middle = sorted(runs, key=total)[cut : len(runs) - cut]
+    return {
+        part: None
+        if runs[0].undivided and part in PRUNING_PARTS
+        else statistics.mean(run.parts[phase].get(part, 0.0) for run in middle)
+        for part in names
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles."""
     ordered = sorted(values)
     if len(ordered) == 1:

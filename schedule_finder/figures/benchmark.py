@@ -8,7 +8,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from schedule_finder.benchmark import PREFILL_PARTS, faster_text
+from schedule_finder.benchmark import PREFILL_PARTS, faster_text, ran_on
 from schedule_finder.figures import _save
 from schedule_finder.figures.style import (
     BLACK,
@@ -23,6 +23,7 @@ from schedule_finder.figures.style import (
     VERMILLION,
     YELLOW,
     Drawing,
+    legend_above,
     words,
 )
 
@@ -40,14 +41,17 @@ _PART_LOOKS = {
     "lm_head": (GREEN, "\\\\"),
     "other": ("#DDDDDD", ".."),
 }
-_LINE_LOOKS = (
-    (BLACK, "o", "-"),
-    (BLUE, "s", "-"),
-    (GREEN, "^", (0, (4, 1.5))),
-    (VERMILLION, "X", (0, (1, 1))),
-    (ORANGE, "v", (0, (4, 1, 1, 1))),
-    (PURPLE, "D", (0, (2, 1))),
-)
+# Colour, marker, line; what runs on the fast path has open markers.
+_LINE_LOOKS: dict[str, tuple[str, str, Any]] = {
+    "unpruned": (BLACK, "o", "-"),
+    "schedule": (BLUE, "s", "-"),
+    "oracle": (GREEN, "^", (0, (4, 1.5))),
+    "eager, syncs": (VERMILLION, "X", (0, (1, 1))),
+    "FastV-like": (ORANGE, "v", (0, (4, 1, 1, 1))),
+    "before decoder": (PURPLE, "D", (0, (2, 1))),
+    "unpruned, fast": (BLACK, "o", (0, (5, 1))),
+    "schedule, fast": (BLUE, "s", (0, (5, 1))),
+}
 
 
 def draw_benchmark(document: dict[str, Any], folder: Path) -> list[Path]:
@@ -57,9 +61,10 @@ def draw_benchmark(document: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def latency(document: dict[str, Any]) -> Drawing:
-    """For each batch size the stacked parts of the time to the first token, and totals over new tokens."""
+    """For each batch size the stacked parts of the time to the first token, and totals as a share of unpruned."""
     batches = list(dict.fromkeys(result["batch"] for result in document["results"]))
-    figure = Figure(figsize=(DOUBLE, 0.6 + 1.9 * len(batches)), layout="constrained")
+    most = max(sum(result["batch"] == batch for result in document["results"]) for batch in batches)
+    figure = Figure(figsize=(DOUBLE, 0.6 + (0.7 + 0.2 * most) * len(batches)), layout="constrained")
     panels: Any = figure.subplots(len(batches), 2, squeeze=False)
     rows: list[dict[str, Any]] = []
     for (left, right), batch in zip(panels, batches, strict=True):
@@ -70,10 +75,14 @@ def latency(document: dict[str, Any]) -> Drawing:
         rows += [_row(result) for result in results]
     bars, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(bars, labels, loc="outside lower center", ncols=len(labels))
-    environment = document["environment"]
-    place = environment["device_name"] or environment["device"]
-    said = [document["backbone"]["name"], environment["dtype"], place, document["note"] or ""]
-    figure.suptitle(", ".join(filter(None, said)), fontsize=7.5)
+    said = [
+        document["backbone"]["name"],
+        document["environment"]["dtype"],
+        ran_on(document),
+        document["note"],
+    ]
+    lines = [right.get_legend_handles_labels() for right in panels[:, 1]]
+    legend_above(figure, *lines, columns=4, title=", ".join(filter(None, said)))
     return figure, pd.DataFrame(rows)
 
 
@@ -82,7 +91,7 @@ def _stacked_parts(axes: Axes, results: list[dict[str, Any]]) -> None:
     start = [0.0] * len(results)
     for part in PREFILL_PARTS:
         colour, hatch = _PART_LOOKS[part]
-        length = [result["prefill"][part]["median"] for result in results]
+        length = [result["prefill"][part] or 0.0 for result in results]
         axes.barh(
             names,
             length,
@@ -96,34 +105,48 @@ def _stacked_parts(axes: Axes, results: list[dict[str, Any]]) -> None:
         start = [before + more for before, more in zip(start, length, strict=True)]
     for place, result in enumerate(results):
         # The decoder's bound starts where its bar does.
-        before = sum(result["prefill"][part]["median"] for part in PREFILL_PARTS[:2])
+        before = sum(result["prefill"][part] for part in PREFILL_PARTS[:2])
         bound = before + result["roofline_ms"]
         axes.plot(
             [bound, bound], [place - 0.4, place + 0.4], color=BLACK, label="roofline" if not place else None
         )
+        if result["prefill"]["scoring"] is None and result["processed"] < 1:
+            axes.annotate(
+                " scoring, dropping\n in the decoder", (start[place], place), fontsize=5.5, va="center"
+            )
     axes.invert_yaxis()
     axes.set_xlabel("Time to the first token (ms)")
 
 
 def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> None:
-    for result, (colour, marker, line) in zip(results, _LINE_LOOKS, strict=False):
-        total = [result["total_ms"][str(length)]["median"] for length in lengths]
-        faster = faster_text(result["faster"])
-        label = result["competitor"] + (f" (faster: {faster})" if faster else "")
-        axes.plot(lengths, total, color=colour, marker=marker, linestyle=line, label=label)
+    unpruned = next(result["total_ms"] for result in results if result["competitor"] == "unpruned")
+    for result in results:
+        colour, marker, line = _LINE_LOOKS[result["competitor"]]
+        share = [
+            100 * result["total_ms"][str(length)]["median"] / unpruned[str(length)]["median"]
+            for length in lengths
+        ]
+        axes.plot(
+            lengths,
+            share,
+            color=colour,
+            marker=marker,
+            markerfacecolor="white" if result["fast"] else colour,
+            linestyle=line,
+            label=result["competitor"],
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("New tokens")
-    axes.set_ylabel("Total (ms)")
-    axes.legend(fontsize=6)
+    axes.set_ylabel("Total (% of unpruned)")
 
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "batch": result["batch"],
         "competitor": result["competitor"],
-        **{f"{part}_ms": result["prefill"][part]["median"] for part in PREFILL_PARTS},
+        **{f"{part}_ms": result["prefill"][part] for part in PREFILL_PARTS},
         "roofline_ms": result["roofline_ms"],
         **{f"total_ms_{length}": spread["median"] for length, spread in result["total_ms"].items()},
         "faster": faster_text(result["faster"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import statistics
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,18 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from pruning_runtime import find_backbone
+from pruning_runtime import PruningError, find_backbone, pruned
 from schedule_finder.backbones import load_backbone, load_to_measure
 from schedule_finder.benchmark import DECODE_PARTS, PREFILL_PARTS, choose_schedule, run_benchmark
+from schedule_finder.benchmark.clock import PartClock
 from schedule_finder.benchmark.one_run import Bench
+from schedule_finder.benchmark.report import table
 from schedule_finder.cli import app
 from schedule_finder.errors import InputError
 from schedule_finder.shapes import PREFIX, RANDOM_WEIGHTS, build_shape, shapes
 from schedule_finder.synthetic_inputs import synthetic_inputs
 from schedule_finder.tables import benchmark_rows
+from tests.model.test_imports import FINDER_ONLY, run_with_hidden
 from tests.schedules import schedule_for
 from tests.tiny_families_a import FAMILIES_A
 from tests.tiny_folder import write_llava_folder
@@ -31,29 +35,33 @@ from tests.tiny_models import FAMILIES
 
 CPU = torch.device("cpu")
 COMPETITORS = ["unpruned", "schedule", "oracle", "eager, syncs", "FastV-like", "before decoder"]
+FAST = ["unpruned, fast", "schedule, fast"]
 BATCHES, LENGTHS, TEXT = (1, 2), (1, 3), 11
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """A whole bench of a small LLaVA."""
+    """A whole bench of a small LLaVA, with the fast path, which runs uncaptured here."""
     model = FAMILIES["llava"].build()
-    return run_benchmark(
-        find_backbone(model),
-        schedule_for(model, (0, 0.5), (3, 0.25), positions="renumbered"),
-        schedule_source="by hand",
-        batches=BATCHES,
-        lengths=LENGTHS,
-        num_text=TEXT,
-        rounds=4,
-        seconds=60,
-    )
+    with pytest.warns(UserWarning, match="no CUDA graphs on cpu"):
+        return run_benchmark(
+            find_backbone(model),
+            schedule_for(model, (0, 0.5), (3, 0.25), positions="renumbered"),
+            schedule_source="by hand",
+            batches=BATCHES,
+            lengths=LENGTHS,
+            num_text=TEXT,
+            rounds=4,
+            seconds=60,
+            fast=True,
+        )
 
 
 def test_the_parts_of_every_round_add_up_to_its_total(measured: dict[str, Any]) -> None:
     assert [(result["batch"], result["competitor"]) for result in measured["results"]] == [
-        (batch, name) for batch in BATCHES for name in COMPETITORS
+        (batch, name) for batch in BATCHES for name in COMPETITORS + FAST
     ]
+    assert measured["failed"] == []
     for result in measured["results"]:
         assert [row["new_tokens"] for row in result["rounds"]] == [3, 3, 3, 1]
         for row in result["rounds"]:
@@ -62,13 +70,36 @@ def test_the_parts_of_every_round_add_up_to_its_total(measured: dict[str, Any]) 
             total = sum(sum(phase.values()) for phase in row["parts"].values())
             assert total == pytest.approx(row["total_ms"], rel=1e-9)
             assert min(value for phase in row["parts"].values() for value in phase.values()) >= 0
-        # Each part that this competitor has was seen.
-        had = {part for part, spread in result["prefill"].items() if spread["median"] > 0}
+        # Each part that this competitor has was seen; on the fast path what stages add is not told apart.
+        had = {part for part, spent in result["prefill"].items() if spent}
         scored = result["competitor"] in ("schedule", "eager, syncs", "FastV-like")
-        dropped = result["competitor"] != "unpruned"
+        dropped = result["competitor"] != "unpruned" and not result["fast"]
         assert had == set(PREFILL_PARTS) - (set() if scored else {"scoring"}) - (
             set() if dropped else {"dropping"}
         )
+        untold = {part for part, spent in result["prefill"].items() if spent is None}
+        assert untold == ({"scoring", "dropping"} if result["fast"] else set())
+
+
+def test_each_competitor_is_held_against_the_unpruned_model_on_its_path(measured: dict[str, Any]) -> None:
+    def decoder(competitor: str, batch: int) -> list[float]:
+        (found,) = [
+            one["rounds"]
+            for one in measured["results"]
+            if (one["competitor"], one["batch"]) == (competitor, batch)
+        ]
+        prefills = [row["parts"]["prefill"] for row in found]
+        return [sum(parts.get(part, 0) for part in ("decoder", "scoring", "dropping")) for parts in prefills]
+
+    for result in measured["results"]:
+        name, batch = result["competitor"], result["batch"]
+        against = {
+            "decoder_ratio": "unpruned",
+            "same_path_ratio": "unpruned, fast" if name in FAST else "unpruned",
+        }
+        for field, baseline in against.items():
+            ratios = [a / b for a, b in zip(decoder(name, batch), decoder(baseline, batch), strict=True)]
+            assert result[field]["median"] == pytest.approx(statistics.median(ratios))
 
 
 def test_oracle_and_ours_process_the_same_tokens(measured: dict[str, Any]) -> None:
@@ -77,13 +108,15 @@ def test_oracle_and_ours_process_the_same_tokens(measured: dict[str, Any]) -> No
         assert by_name["unpruned"]["tokens_per_layer"] == [16 + TEXT] * 6
         ours = by_name["schedule"]
         assert ours["tokens_per_layer"] == [16 + TEXT] + [8 + TEXT] * 3 + [4 + TEXT] * 2
-        for name in ("oracle", "eager, syncs"):
+        for name in ("oracle", "eager, syncs", "schedule, fast"):
             for field in ("tokens_per_layer", "cache_bytes", "processed", "flops_ratio", "roofline_ms"):
                 assert by_name[name][field] == ours[field]
         # Keys and values of two heads of eight numbers each, in float32.
         assert ours["cache_bytes"] == batch * sum(ours["tokens_per_layer"]) * 2 * 2 * 8 * 4
         assert ours["processed"] == pytest.approx(48 / 96)
         assert min(one["peak_bytes"] for one in by_name.values()) > 0
+        for field in ("tokens_per_layer", "cache_bytes", "processed", "flops_ratio", "roofline_ms"):
+            assert by_name["unpruned, fast"][field] == by_name["unpruned"][field]
 
 
 def test_competitors_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +153,69 @@ def test_competitors_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatc
     assert rounds == [COMPETITORS[turn:] + COMPETITORS[:turn] for turn in range(4)]
 
 
+def test_the_fast_path_is_taken_once_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["llava"].build()
+    prefills: list[tuple[str, bool]] = []
+    running: list[str] = []
+    clocks: list[PartClock] = []
+    made = PartClock.on
+
+    def on(device: torch.device) -> PartClock:
+        clocks.append(made(device))
+        return clocks[-1]
+
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["inputs_embeds"].shape[1] > 1:
+            prefills.append((running[-1], clocks[-1].running))
+
+    monkeypatch.setattr(PartClock, "on", on)
+    model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    with pytest.warns(UserWarning, match="no CUDA graphs"):
+        document = run_benchmark(
+            find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, fast=True,
+            before_run=running.append,
+        )  # fmt: skip
+    assert document["failed"] == []
+    for name in COMPETITORS + FAST:
+        timed = [clock for one, clock in prefills if one == name]
+        assert timed == ([False, True] * 4 if name in FAST else [True] * 4), name
+
+
+def test_a_rival_that_fails_is_left_out_with_its_reason(measured: dict[str, Any]) -> None:
+    """A rule that draws on the host runs on the plain path, which is not what is to be measured."""
+    model = FAMILIES["llava"].build()
+    schedule = schedule_for(model, (1, 0.25), scorer="random")
+    with pytest.warns(UserWarning, match="no CUDA graphs|draws on the host"):
+        document = run_benchmark(
+            find_backbone(model), schedule, lengths=(1, 2), rounds=3, seconds=0, fast=True
+        )
+    ((failed,)) = document["failed"]
+    assert (failed["batch"], failed["competitor"]) == (1, "schedule, fast")
+    assert "scorer 'random' draws on the host" in failed["reason"]
+    assert [result["competitor"] for result in document["results"]] == [*COMPETITORS, "unpruned, fast"]
+    assert len(list(table(document))) == len(COMPETITORS) + 1
+
+
+def test_a_rival_loses_its_yardstick_only() -> None:
+    model = FAMILIES["llava"].build()
+    with pytest.warns(UserWarning, match="no CUDA graphs"):
+        document = run_benchmark(
+            find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, seconds=0, fast=True,
+            without=["unpruned, fast", "oracle"],
+        )  # fmt: skip
+    by_name = {result["competitor"]: result for result in document["results"]}
+    assert set(document["competitors"]) == set(by_name) == {*COMPETITORS, "schedule, fast"} - {"oracle"}
+    assert by_name["schedule, fast"]["same_path_ratio"] is None
+    assert by_name["schedule, fast"]["decoder_ratio"]["median"] > 0
+
+
+def test_what_a_bench_is_about_cannot_be_left_out() -> None:
+    model = FAMILIES["llava"].build()
+    schedule = schedule_for(model, (1, 0.25))
+    with pruned(model, schedule), pytest.raises(PruningError, match="already inside"):
+        run_benchmark(find_backbone(model), schedule, lengths=(1,), rounds=3)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = FAMILIES["llava"].build()
     with torch.inference_mode():
@@ -132,6 +228,26 @@ def test_the_model_is_left_as_it_was() -> None:
         assert [vars(module)[field] for field in hooks] == before[name], name
         assert vars(module).get("config") is configs[name], name
     assert model.get_decoder().config._attn_implementation == "sdpa"
+
+
+def test_a_bench_needs_none_of_the_finder_s_packages() -> None:
+    """A machine with a GPU may have torch and transformers only."""
+    code = """
+HIDDEN.discard("schedule_finder")
+import torch
+from pruning_runtime import find_backbone
+from schedule_finder.benchmark import run_benchmark
+from tests.schedules import schedule_for
+from tests.tiny_models import FAMILIES
+
+torch.set_num_threads(1)
+model = FAMILIES["llava"].build()
+document = run_benchmark(find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1, 2), rounds=3, seconds=0)
+print(len(document["results"]), sorted(HIDDEN & {name.partition(".")[0] for name in sys.modules}))
+"""
+    done = run_with_hidden(code, FINDER_ONLY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{len(COMPETITORS)} []"
 
 
 # ---- the command
@@ -154,9 +270,9 @@ def test_what_is_printed_stands_in_the_files(tmp_path: Path) -> None:
     document = json.loads((out / "bench.json").read_text())
     assert json.loads(result.stdout.strip().splitlines()[-1]) == document
     printed = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()]
-    for tables in benchmark_rows(document).values():
-        for table in tables:
-            for row in table:
+    for shown in benchmark_rows(document).values():
+        for rows in shown:
+            for row in rows:
                 assert [cell for cell in row if cell] in printed
     rows = list(csv.DictReader((out / "bench.csv").open()))
     assert [row["competitor"] for row in rows] == COMPETITORS * 2

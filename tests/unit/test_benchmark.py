@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,11 @@ from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
 from schedule_finder.benchmark import choose_schedule, faster_text
 from schedule_finder.benchmark.clock import PartClock
 from schedule_finder.benchmark.competitors import competitors
-from schedule_finder.benchmark.report import table
+from schedule_finder.benchmark.memory import peak_bytes
+from schedule_finder.benchmark.one_run import Run
+from schedule_finder.benchmark.report import ran_on, table
 from schedule_finder.benchmark.roofline import Rates, measure_rates, roofline_ms
-from schedule_finder.benchmark.summary import break_even
+from schedule_finder.benchmark.summary import break_even, times
 
 SHAPE = DecoderShape(
     num_layers=12,
@@ -156,6 +159,36 @@ def test_competitors_cost_what_ours_costs(
         later = layers - 1 - stage.layer
         assert abs(sum(tokens_of(other.stages, num_vision, layers)) - processed) <= later / 2 + 1e-6
     assert [one.eager_stages for one in by_name.values()].count(True) == 1
+    assert not any(one.fast for one in by_name.values())
+
+
+def test_the_fast_path_has_a_yardstick_of_its_own() -> None:
+    ours = schedule((1, 0.2), (5, 0.1))
+    plain = competitors(ours, 576)
+    *others, full, fast = competitors(ours, 576, fast=True)
+    assert others == plain
+    assert full.schedule is not None
+    assert full.schedule.stages == ()
+    assert full.schedule.backbone == ours.backbone
+    assert fast.schedule == ours
+    assert (full.fast, fast.fast) == (True, True)
+    assert {one.baseline for one in plain} == {"unpruned"}
+    assert {full.baseline, fast.baseline} == {full.name}
+
+
+def test_other_methods_drop_as_they_do_themselves() -> None:
+    """Merging is ours: weighing a token by what it stands for costs time that FastV does not spend."""
+    ours = schedule((1, 0.2), (5, 0.1)).model_copy(update={"residual": "merged"})
+    residual = {one.name: one.schedule.residual for one in competitors(ours, 576, fast=True) if one.schedule}
+    assert residual == {
+        "schedule": "merged",
+        "oracle": "merged",
+        "eager, syncs": "merged",
+        "FastV-like": "none",
+        "before decoder": "none",
+        "unpruned, fast": "none",
+        "schedule, fast": "merged",
+    }
 
 
 def test_fastv_stands_after_layer_1_or_0_or_nowhere() -> None:
@@ -233,6 +266,83 @@ def test_break_even_in_words() -> None:
     assert faster_text(break_even(1, 0)) == "always"
 
 
+# ---- what rounds say
+
+
+def run_of(tower: float, decoder: float, rest: float, undivided: bool = False) -> Run:
+    """A prefill and one further token."""
+    parts = {
+        "prefill": {"vision_tower": tower, "decoder": decoder, "other": rest},
+        "decode": {"decoder": decoder / 10},
+    }
+    first = tower + decoder + rest
+    return Run(parts, [first, first + decoder / 10], 0, [1], undivided)
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(1, 1000)] * 3), min_size=3, max_size=20),
+)
+@settings(deadline=None)
+def test_reported_parts_add_up_to_a_usual_total(durations: list[tuple[float, float, float]]) -> None:
+    own = [run_of(*one) for one in durations]
+    found = times(own, own, None, [1, 2])
+    total = sum(found["prefill"].values())
+    # Between the rounds that lie next to the quartiles.
+    ordered = sorted(run.token_ms[0] for run in own)
+    cut = len(ordered) // 4
+    assert ordered[cut] * (1 - 1e-9) <= total <= ordered[-1 - cut] * (1 + 1e-9)
+    spread = found["first_token_ms"]
+    assert spread["median"] == pytest.approx(statistics.median(ordered))
+
+
+def test_parts_add_up_where_their_medians_do_not() -> None:
+    """Interruptions that hit another part each time: the sum of medians misses the median by a third."""
+    own = [run_of(40, 10, 10), run_of(10, 40, 10), run_of(10, 10, 40)]
+    found = times(own, own, None, [1])
+    assert sum(found["prefill"].values()) == pytest.approx(found["first_token_ms"]["median"]) == 60
+
+
+def test_what_cannot_be_told_apart_has_no_time() -> None:
+    own = [run_of(1, 2, 3, undivided=True)] * 3
+    assert times(own, own, None, [1])["prefill"] == {
+        "vision_tower": 1,
+        "projector": 0,
+        "decoder": 2,
+        "scoring": None,
+        "dropping": None,
+        "lm_head": 0,
+        "other": 3,
+    }
+
+
+def test_ratios_compare_within_a_round() -> None:
+    """A machine that slows down for whole rounds changes no ratio."""
+    slow = (1, 2, 5, 3)
+    own, full, fast = ([run_of(1, factor * ms, 1) for factor in slow] for ms in (10, 40, 20))
+    found = times(own, full, fast, [1])
+    assert found["decoder_ratio"] == {"median": 0.25, "q1": 0.25, "q3": 0.25}
+    assert found["same_path_ratio"] == {"median": 0.5, "q1": 0.5, "q3": 0.5}
+    assert times(own, full, None, [1])["same_path_ratio"] is None
+
+
+# ---- memory
+
+
+def test_the_peak_is_what_lives_at_once() -> None:
+    kept: list[torch.Tensor] = []
+
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            torch.ones(1000)
+
+    def together() -> None:
+        kept.extend(torch.ones(1000) for _ in range(3))
+        kept[0].view(10, 100).t()  # no memory of its own
+
+    assert peak_bytes(one_after_the_other, torch.device("cpu")) == 4000
+    assert peak_bytes(together, torch.device("cpu")) == 12000
+
+
 # ---- the roofline
 
 
@@ -277,3 +387,12 @@ def test_a_row_is_flat() -> None:
             "faster": "to 7",
         }
     ]
+
+
+def test_the_device_is_named_as_a_reader_knows_it() -> None:
+    def named(**environment: Any) -> str:
+        return ran_on({"environment": {"device": "cpu", "device_name": None, "threads": 1, **environment}})
+
+    assert named() == "cpu, 1 thread"
+    assert named(threads=2) == "cpu, 2 threads"
+    assert named(device="cuda:0", device_name="NVIDIA H100") == "NVIDIA H100"
