@@ -253,7 +253,8 @@ def why_not_fast(backbone: Backbone, scorer: Scorer) -> str | None:
         return "its layers share keys"
     if any(find_temperature(block) is not None for block in backbone.layers):
         return "its queries are scaled by their place, which padding moves"
-    if len({parameter.device for parameter in text.parameters()}) > 1 or hasattr(text, "_hf_hook"):
+    moved = any(hasattr(module, "_hf_hook") for module in text.modules())
+    if moved or len({parameter.device for parameter in text.parameters()}) > 1:
         return "its decoder is spread over several devices or offloaded"
     if text.config.output_hidden_states or text.config.output_attentions:
         return "its configuration asks for more than the last hidden states"

@@ -30,6 +30,7 @@ TESTS = (
     "tests/model/test_pruning_exact.py",
     "tests/model/test_families_a.py",
     "tests/model/test_families_b.py",
+    "tests/model/test_fast_prefill.py",
 )
 
 
@@ -134,6 +135,36 @@ FAULTS = (
         "prefill.py",
         "stage = forward.plan.get(layer - 1)",
         "stage = forward.plan.get(layer)",
+    ),
+    Fault(
+        "the last prompt left over in a static buffer",
+        "fast_prefill.py",
+        "buffer.narrow(dim, 0, pad).fill_(self.fill)",
+        "pass",
+    ),
+    Fault(
+        "counts of the first prompt kept",
+        "fast_prefill.py",
+        "inner.copy_(self.tensor)",
+        "inner.copy_(self.tensor if self.along else inner)",
+    ),
+    Fault(
+        "positions counted with the padding",
+        "fast_prefill.py",
+        "return Segment(index - pad, valid, False, weights)",
+        "return Segment(index, valid, False, weights)",
+    ),
+    Fault(
+        "a graph's memory handed out",
+        "fast_prefill.py",
+        "hidden = output.hidden[:, -prompt.segments[-1].width :].clone()",
+        "hidden = output.hidden[:, -prompt.segments[-1].width :]",
+    ),
+    Fault(
+        "padding of a static shape in the cache",
+        "fast_prefill.py",
+        "cache.update(cached.keys[:, :, -width:], cached.values[:, :, -width:], layer)",
+        "cache.update(cached.keys[:, :, :width], cached.values[:, :, :width], layer)",
     ),
 )
 

@@ -259,3 +259,58 @@ def test_timing_by_events() -> None:
     assert set(spent) == {"prefill", "scoring", "dropping", "decode"}
     assert min(spent.values()) > 0
     assert spent["scoring"] + spent["dropping"] < spent["prefill"]
+
+
+@pytest.mark.filterwarnings("ignore:fast=True. there are no CUDA graphs" if not ON_GPU else "error:fast=True")
+@pytest.mark.parametrize("residual", ["none", "merged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_prefills_equal_plain_ones(family: str, dtype: torch.dtype, residual: str) -> None:
+    """Several prompts through one graph, then one of another shape, then the first again."""
+    tiny, model = FAMILIES[family], build(family, dtype)
+    schedule = schedule_for(model, *STAGES, scorer="strided", residual=residual)
+    prompts = [on_device(tiny.batch((1,), text=(words,), seed=words), dtype) for words in (9, 8, 60, 9)]
+    with pruned(model, schedule):
+        expected = [generate(model, prompt) for prompt in prompts]
+    with pruned(model, schedule, fast=True) as record:
+        found = [generate(model, prompt) for prompt in prompts]
+    assert (record.fast_prefills, record.captures) == (4, 2)
+    for (_, logits), (_, plain) in zip(found, expected, strict=True):
+        tolerance = FLOAT32_TOLERANCE if dtype is torch.float32 else BFLOAT16_TOLERANCE
+        assert (logits[:, 0].float() - plain[:, 0].float()).abs().max() <= tolerance
+        if dtype is torch.float32:
+            assert (logits - plain).abs().max() <= tolerance
+
+
+@pytest.mark.filterwarnings("ignore:fast=True. there are no CUDA graphs")
+@pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
+def test_captured_scoring_keeps_the_same_tokens(scorer: str) -> None:
+    model, inputs = build("llava"), on_device(FAMILIES["llava"].batch(ROWS))
+    kept = []
+    for fast in (False, True):
+        schedule = schedule_for(model, *STAGES, scorer=scorer)
+        with pruned(model, schedule, fast=fast) as record:
+            tokens, _ = generate(model, inputs)
+        kept.append(([stage.kept_positions() for stage in record.stages], tokens.tolist()))
+    assert kept[0] == kept[1]
+    assert record.fast_prefills == 1
+
+
+def test_a_decoder_that_waits_takes_the_plain_path() -> None:
+    if not ON_GPU:
+        pytest.skip("only a GPU can be waited for")
+    model, inputs = build("llava"), on_device(FAMILIES["llava"].batch(ROWS))
+    schedule = schedule_for(model, *STAGES)
+    layer: nn.Module = model.get_decoder().layers[1]
+    layer.register_forward_pre_hook(lambda _module, args: (args[0].sum().item(), None)[1])
+    with pruned(model, schedule):
+        expected = generate(model, inputs)
+    with (
+        pytest.warns(UserWarning, match="could not be captured"),
+        pruned(model, schedule, fast=True) as record,
+    ):
+        found = [generate(model, inputs) for _ in range(2)]
+    assert (record.prefills, record.fast_prefills) == (2, 0)
+    for tokens, logits in found:
+        assert torch.equal(tokens, expected[0])
+        assert torch.equal(logits, expected[1])

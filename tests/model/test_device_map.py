@@ -158,3 +158,16 @@ def test_a_copy_on_another_device_is_made_once() -> None:
     assert prompt.of(0, elsewhere) is prompt.of(1, elsewhere)
     assert prompt.of(0, elsewhere).index.device == elsewhere
     assert prompt.of(0, index.device) is prompt.segments[0]
+
+
+def test_the_fast_path_is_left_to_models_in_one_place(tmp_path: Path) -> None:
+    tiny = FAMILIES["llava"]
+    model = dispatched(tiny.build(), tmp_path)
+    schedule = schedule_for(model, *STAGES)
+    with (
+        pytest.warns(UserWarning, match="several devices or offloaded"),
+        pruned(model, schedule, fast=True) as record,
+        torch.no_grad(),
+    ):
+        model(**tiny.batch((1,)))
+    assert (record.prefills, record.fast_prefills) == (1, 0)
