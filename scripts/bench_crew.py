@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 SILENCE_SECONDS = 60.0
-"""One run takes seconds, and so do imports and building the largest backbone."""
+"""On a GPU one run takes seconds, and so do imports and building the largest backbone."""
 SPARE_SECONDS = 20.0
 """What a bench takes beyond its own seconds: building the backbone, its first rounds."""
 NO_TIME = "no time left"
@@ -48,7 +48,7 @@ class Crew:
     arguments: tuple[Any, ...]
     needed: Sequence[str]
     until: float
-    silence: float = SILENCE_SECONDS
+    silence: float
     failed: list[dict[str, Any]] = field(default_factory=list)
     """What failed: ``backbone``, ``batch``, ``reason``, and ``competitor`` where it was one of several."""
     _without: tuple[str, ...] = ()

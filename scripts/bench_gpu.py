@@ -32,7 +32,7 @@ from schedule_finder.benchmark import choose_schedule, ran_on, run_benchmark
 from schedule_finder.benchmark.competitors import SCHEDULE, SCHEDULE_FAST, UNPRUNED, UNPRUNED_FAST
 from schedule_finder.files import write_text
 from schedule_finder.shapes import build_shape
-from scripts.bench_crew import Crew, Job
+from scripts.bench_crew import SILENCE_SECONDS, Crew, Job
 
 FORMAT = "adaptinfer-bench-gpu"
 GOAL_BACKBONE = "shape:llava-1.5-7b"
@@ -198,7 +198,13 @@ def main() -> int:
 
     begun = time.monotonic()
     arguments = (options.device, options.schedule, options.fast)
-    crew = Crew(measure, arguments, needed=(UNPRUNED, SCHEDULE), until=begun + options.seconds)
+    crew = Crew(
+        measure,
+        arguments,
+        needed=(UNPRUNED, SCHEDULE),
+        until=begun + options.seconds,
+        silence=SILENCE_SECONDS if options.device.startswith("cuda") else options.seconds,
+    )
     benches: list[dict[str, Any]] = []
 
     def write() -> list[dict[str, Any]]:

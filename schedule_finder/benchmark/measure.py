@@ -178,10 +178,13 @@ def _measure(
         except Exception as error:
             if one.name in (UNPRUNED, SCHEDULE):
                 raise
-            failed[one.name] = f"{type(error).__name__}: {error}"
+            failed[one.name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         bench.recover()  # the error is gone by now, and with it the frames that hold what the run had made
 
     progress(0)
+    if bench.device.type == "cuda":
+        attempt(note_run, every[0])  # libraries take memory of their own at their first call
+        runs[every[0].name].clear()
     for one in every:
         attempt(note_peak, one)  # warms up prefill and decoding, too
     for number in range(rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet, finalize
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_iter
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Most bytes allocated on ``device`` while ``call`` ran, above what was there before."""
     if device.type == "cuda":
+        gc.collect()  # what earlier calls left in reference cycles is not to count
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

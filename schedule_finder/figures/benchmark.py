@@ -82,7 +82,7 @@ def latency(document: dict[str, Any]) -> Drawing:
         document["note"],
     ]
     lines = [right.get_legend_handles_labels() for right in panels[:, 1]]
-    legend_above(figure, *lines, columns=4, title=", ".join(filter(None, said)))
+    legend_above(figure, *lines, columns=-(-most // 2), title=", ".join(filter(None, said)))
     return figure, pd.DataFrame(rows)
 
 
