@@ -40,7 +40,7 @@ figures: $(VENV)/.done  ## Draw the demo run's figures again
 
 bench: $(VENV)/.done  ## Speed and memory: the runtime and its competitors, the probe, the detectors on planted truth
 	$(VENV)/bin/adaptinfer-profile bench shape:llava-tiny --device cpu
-	$(VENV)/bin/python -m scripts.bench_profile
+	$(VENV)/bin/python -m scripts.bench_profile --repeats 3
 	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
 
 test: $(TEST_VENV)/.done  ## All tests that take seconds

@@ -100,7 +100,9 @@ def recovery(noise: float, drift: float, seeds: int, num_samples: int) -> dict[s
             for detector in detectors:
                 detected = detector.detect(maps, seed=seed).change_points
                 found[detector.name][count].append(recovered(detected, boundaries))
-        print(f"\r{noise:g} {drift:g}: {count} of {MAX_BOUNDARIES} boundaries", end="\r", file=sys.stderr)
+        if sys.stderr.isatty():
+            said = f"noise {noise:g}, drift {drift:g}: up to {count} of {MAX_BOUNDARIES} boundaries"
+            print(said, end="\r", file=sys.stderr)
     return {
         "noise_nats": noise,
         "drift_nats": drift,

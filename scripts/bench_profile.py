@@ -157,6 +157,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
             calls = make_calls(options, model, text, folder)
             seconds: dict[str, list[float]] = {way: [] for way in WAYS}
             for repeat in range(options.repeats + 1):
+                note(f"{heads(kv_share)}, {text} text tokens: round {repeat + 1} of {options.repeats + 1}")
                 for way, call in calls.items():
                     wait(options.device)
                     begun = time.perf_counter()
@@ -176,7 +177,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
                     }
                 )
         del model, calls
-    for row in results:  # with no model left in this process
+    for number, row in enumerate(results):  # with no model left in this process
+        note(f"memory: {number + 1} of {len(results)}")
         command = [sys.executable, "-m", "scripts.bench_profile", "--peak-of", str(row["way"])]
         for name in ("shape", "device", "dtype", "batch", "threads"):
             command += [f"--{name}", str(getattr(options, name))]
@@ -186,13 +188,23 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
     return results
 
 
+def heads(kv_share: object) -> str:
+    """How many query heads share a key head."""
+    return "MHA" if kv_share == 1 else f"GQA {kv_share}:1"
+
+
+def note(line: str) -> None:
+    """Where the bench is, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"{line:60}", end="\r", file=sys.stderr, flush=True)
+
+
 def report(options: argparse.Namespace, results: list[dict[str, object]]) -> None:
     """A table for people, and the JSON line."""
     print(f"{'attention':10} {'text':>5} {'way':8} {'seconds':>8} {'x plain':>8} {'peak MB':>8}")
     for row in results:
-        heads = "MHA" if row["kv_share"] == 1 else f"GQA {row['kv_share']}:1"
         print(
-            f"{heads:10} {row['text']:5} {row['way']:8} {row['seconds']:8.3f} {row['times_plain']:8.2f} "
+            f"{heads(row['kv_share']):10} {row['text']:5} {row['way']:8} {row['seconds']:8.3f} {row['times_plain']:8.2f} "
             f"{row['peak_mb']:8.0f}"
         )
     print(json.dumps({"options": vars(options), "torch": torch.__version__, "results": results}))
