@@ -238,7 +238,8 @@ def main() -> int:
 def show(bench: dict[str, Any]) -> None:
     """A line for each competitor."""
     print(f"{bench['backbone']['name']}: {bench['note'] or 'its own weights'}; {bench['environment']['dtype']} on "
-          f"{ran_on(bench)}; {bench['prompt']}; {bench['schedule']['source']}")  # fmt: skip
+          f"{ran_on(bench)}; {bench['prompt']['vision_tokens']} vision + {bench['prompt']['text_tokens']} text tokens; "
+          f"{bench['schedule']['source']}")  # fmt: skip
     for result in bench["results"]:
         spent = [result["prefill"][part] for part in ("scoring", "dropping")]
         pruning = "inside the decoder" if None in spent else f"{sum(spent):6.2f}"

@@ -51,6 +51,8 @@ class Bench:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(timed_by_parts(self.backbone, clock, length, caches))
             if (schedule := competitor.schedule) is not None:
+                if competitor.fast:
+                    said = stack.enter_context(warnings.catch_warnings(record=True, action="always"))
                 # What a captured graph does cannot be divided; elsewhere the runtime's own watch tells.
                 record = stack.enter_context(
                     pruned(self.backbone.model, schedule, timing=not competitor.fast, fast=competitor.fast)
@@ -60,7 +62,9 @@ class Bench:
                         eager_stages(self.backbone, schedule, self.num_vision, self.first, clock)
                     )
                 if competitor.fast:
-                    self._capture(record)
+                    self._generate(1)
+                    if record.fast_prefills < record.prefills:  # the plain path ran in its place
+                        raise RuntimeError("; ".join(str(one.message) for one in said))
             self._wait()
             clock.start()
             self._generate(length)
@@ -77,14 +81,6 @@ class Bench:
                 parts["prefill"]["decoder"] -= spent
                 parts["prefill"][part] = parts["prefill"].get(part, 0.0) + spent
         return Run(parts, token_ms, caches[0], tokens, undivided=competitor.fast)
-
-    def _capture(self, record: Record) -> None:
-        """Take the fast path once, untimed. Raises `RuntimeError` where the plain one ran in its place."""
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            self._generate(1)
-        if record.fast_prefills < record.prefills:
-            raise RuntimeError("; ".join(str(one.message) for one in said) or "the fast path was not taken")
 
     def recover(self) -> None:
         """Free what a failed run held; raises where the device does not answer any more."""

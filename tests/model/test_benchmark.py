@@ -43,18 +43,17 @@ BATCHES, LENGTHS, TEXT = (1, 2), (1, 3), 11
 def measured() -> dict[str, Any]:
     """A whole bench of a small LLaVA, with the fast path, which runs uncaptured here."""
     model = FAMILIES["llava"].build()
-    with pytest.warns(UserWarning, match="no CUDA graphs on cpu"):
-        return run_benchmark(
-            find_backbone(model),
-            schedule_for(model, (0, 0.5), (3, 0.25), positions="renumbered"),
-            schedule_source="by hand",
-            batches=BATCHES,
-            lengths=LENGTHS,
-            num_text=TEXT,
-            rounds=4,
-            seconds=60,
-            fast=True,
-        )
+    return run_benchmark(
+        find_backbone(model),
+        schedule_for(model, (0, 0.5), (3, 0.25), positions="renumbered"),
+        schedule_source="by hand",
+        batches=BATCHES,
+        lengths=LENGTHS,
+        num_text=TEXT,
+        rounds=4,
+        seconds=60,
+        fast=True,
+    )
 
 
 def test_the_parts_of_every_round_add_up_to_its_total(measured: dict[str, Any]) -> None:
@@ -170,11 +169,10 @@ def test_the_fast_path_is_taken_once_before_the_clock_starts(monkeypatch: pytest
 
     monkeypatch.setattr(PartClock, "on", on)
     model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
-    with pytest.warns(UserWarning, match="no CUDA graphs"):
-        document = run_benchmark(
-            find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, fast=True,
-            before_run=running.append,
-        )  # fmt: skip
+    document = run_benchmark(
+        find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, fast=True,
+        before_run=running.append,
+    )  # fmt: skip
     assert document["failed"] == []
     for name in COMPETITORS + FAST:
         timed = [clock for one, clock in prefills if one == name]
@@ -185,10 +183,7 @@ def test_a_rival_that_fails_is_left_out_with_its_reason(measured: dict[str, Any]
     """A rule that draws on the host runs on the plain path, which is not what is to be measured."""
     model = FAMILIES["llava"].build()
     schedule = schedule_for(model, (1, 0.25), scorer="random")
-    with pytest.warns(UserWarning, match="no CUDA graphs|draws on the host"):
-        document = run_benchmark(
-            find_backbone(model), schedule, lengths=(1, 2), rounds=3, seconds=0, fast=True
-        )
+    document = run_benchmark(find_backbone(model), schedule, lengths=(1, 2), rounds=3, seconds=0, fast=True)
     ((failed,)) = document["failed"]
     assert (failed["batch"], failed["competitor"]) == (1, "schedule, fast")
     assert "scorer 'random' draws on the host" in failed["reason"]
@@ -198,11 +193,10 @@ def test_a_rival_that_fails_is_left_out_with_its_reason(measured: dict[str, Any]
 
 def test_a_rival_loses_its_yardstick_only() -> None:
     model = FAMILIES["llava"].build()
-    with pytest.warns(UserWarning, match="no CUDA graphs"):
-        document = run_benchmark(
-            find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, seconds=0, fast=True,
-            without=["unpruned, fast", "oracle"],
-        )  # fmt: skip
+    document = run_benchmark(
+        find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, seconds=0, fast=True,
+        without=["unpruned, fast", "oracle"],
+    )  # fmt: skip
     by_name = {result["competitor"]: result for result in document["results"]}
     assert set(document["competitors"]) == set(by_name) == {*COMPETITORS, "schedule, fast"} - {"oracle"}
     assert by_name["schedule, fast"]["same_path_ratio"] is None
