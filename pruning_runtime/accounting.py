@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
+from pruning_runtime.scorers import make_scorer
 
 
 def processed_ratios(stages: Sequence[Stage], num_layers: int) -> list[float]:
@@ -30,7 +31,33 @@ def _ratios(stages: Sequence[Stage], last_stage_that_counts: Sequence[int]) -> l
     return ratios
 
 
-def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[float]) -> float:
+def looks_ahead(stages: Sequence[Stage], scorer: str) -> bool:
+    """Whether tokens are scored before the decoder, by layer 0's queries and keys of all of them."""
+    first = stages[0] if stages else None
+    needs = make_scorer(scorer).needs_attention
+    return first is not None and first.layer == -1 and first.keep_ratio < 1 and needs
+
+
+def look_share(shape: DecoderShape) -> float:
+    """What it costs to score before the decoder: a layer's query, key and value maps, as a share of all its maps."""
+    return _look_flops(shape, 1) / (_flops_per_token(shape))
+
+
+def _look_flops(shape: DecoderShape, tokens: float) -> float:
+    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
+    return (
+        2 * tokens * shape.hidden_size * (shape.num_heads * shape.head_dim + shape.num_kv_heads * head_width)
+    )
+
+
+def _flops_per_token(shape: DecoderShape) -> float:
+    """Of a layer's linear maps: queries and values of all heads, the keys and values that are computed, gated MLP."""
+    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
+    attention = (shape.num_heads + shape.num_kv_heads) * head_width
+    return 2 * shape.hidden_size * (attention + 3 * shape.intermediate_size)
+
+
+def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[float], *, looked_at: float = 0) -> float:
     """Floating-point operations of the decoder's layers over one prompt, a multiply-add as two.
 
     Counts the linear maps of attention and gated MLP and the causal half of the two attention
@@ -39,25 +66,31 @@ def prefill_flops(shape: DecoderShape, tokens_per_layer: Sequence[float]) -> flo
     Args:
         shape: the decoder.
         tokens_per_layer: all tokens (vision, text, prefix) that each layer computes.
+        looked_at: tokens whose queries and keys layer 0 computes once more, to score before the decoder.
     """
-    # Queries and values of all heads, then the keys and values that are computed.
-    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
-    attention_width = shape.num_heads * head_width
-    kv_width = shape.num_kv_heads * head_width
-    per_token = 2 * shape.hidden_size * (attention_width + kv_width + 3 * shape.intermediate_size)
-    return sum(n * per_token + 2 * attention_width * n * (n + 1) / 2 for n in tokens_per_layer)
+    attention_width = shape.num_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
+    per_token = _flops_per_token(shape)
+    layers = sum(n * per_token + 2 * attention_width * n * (n + 1) / 2 for n in tokens_per_layer)
+    return layers + _look_flops(shape, looked_at)
 
 
-def flops_ratio(stages: Sequence[Stage], shape: DecoderShape, num_vision: float, num_other: float) -> float:
+def flops_ratio(
+    stages: Sequence[Stage], shape: DecoderShape, num_vision: float, num_other: float, *, looks: bool = False
+) -> float:
     """Prefill FLOPs of the pruned decoder over those of the full one, for a typical prompt.
 
     Args:
+        stages: of the schedule.
+        shape: the decoder.
         num_vision: vision tokens of the prompt.
         num_other: all its other tokens.
+        looks: whether `looks_ahead`.
     """
     kept = processed_ratios(stages, shape.num_layers)
-    pruned = prefill_flops(shape, [ratio * num_vision + num_other for ratio in kept])
-    return pruned / prefill_flops(shape, [num_vision + num_other] * shape.num_layers)
+    whole = num_vision + num_other
+    tokens = [ratio * num_vision + num_other for ratio in kept]
+    pruned = prefill_flops(shape, tokens, looked_at=whole if looks else 0)
+    return pruned / prefill_flops(shape, [whole] * shape.num_layers)
 
 
 def kv_cache_bytes(shape: DecoderShape, tokens_per_layer: Sequence[float], bytes_per_value: int = 2) -> float:
@@ -85,15 +118,19 @@ def budget_of(
     kind: BudgetKind = "processed",
     target: float | None = None,
     latency: float | None = None,
+    looks: bool = False,
 ) -> Budget:
     """All costs of ``stages`` as fractions of the full backbone; ``target`` defaults to what is met.
 
-    ``latency`` cannot be computed, only measured; it is passed on where it is known.
+    ``latency`` cannot be computed, only measured; it is passed on where it is known. ``looks``: whether the
+    schedule `looks_ahead`, which is charged to ``processed`` (as `look_share` of a layer over all vision tokens) and
+    to ``flops``; the papers' count knows no such thing.
     """
+    looked = look_share(shape) if looks else 0.0
     costs = {
-        "processed": sum(processed_ratios(stages, shape.num_layers)) / shape.num_layers,
+        "processed": (sum(processed_ratios(stages, shape.num_layers)) + looked) / shape.num_layers,
         "published": sum(published_ratios(stages, shape.num_layers)) / shape.num_layers,
-        "flops": flops_ratio(stages, shape, num_vision, num_other),
+        "flops": flops_ratio(stages, shape, num_vision, num_other, looks=looks),
         "kv": kv_ratio(stages, shape.num_layers, num_vision, num_other),
     }
     if latency is not None:

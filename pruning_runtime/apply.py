@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from pruning_runtime.accounting import look_share, looks_ahead
 from pruning_runtime.attention_rows import find_raters
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
@@ -155,11 +156,11 @@ def _refuse_setup(backbone: Backbone, schedule: Schedule) -> None:
     if not make_scorer(schedule.scorer.name, schedule.scorer.options).needs_attention:
         return
     for stage in schedule.stages:
-        if not backbone.has_own_attention(stage.layer):
+        if not backbone.has_own_attention(max(stage.layer, 0)):  # before the decoder, layer 0 is looked at
             usable = [layer for layer in range(len(backbone.layers)) if backbone.has_own_attention(layer)]
             raise ScheduleError(
-                f"stages: layer {stage.layer} of {family} has no keys of its own to score with "
-                f"({backbone.layer_kinds[stage.layer]}); scorer {schedule.scorer.name!r} can stand at {usable}"
+                f"stages: layer {max(stage.layer, 0)} of {family} has no keys of its own to score with "
+                f"({backbone.layer_kinds[max(stage.layer, 0)]}); scorer {schedule.scorer.name!r} can stand at {usable}"
             )
 
 
@@ -199,7 +200,12 @@ class _Pruner:
         self.backbone = backbone
         self.scorer = make_scorer(schedule.scorer.name, schedule.scorer.options)
         self._watch = Stopwatch(next(backbone.text_model.parameters()).device, timing)
-        self.record = Record(num_layers=backbone.shape.num_layers, watch=self._watch)
+        looks = looks_ahead(schedule.stages, schedule.scorer.name)
+        self.record = Record(
+            num_layers=backbone.shape.num_layers,
+            look_share=look_share(backbone.shape) if looks else 0.0,
+            watch=self._watch,
+        )
         self._stages = schedule.stages
         self._merged = schedule.residual == "merged"
         protected = schedule.separators == "protected"

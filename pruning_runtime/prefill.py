@@ -31,6 +31,10 @@ _LEFT_ALONE = frozenset(
 _NUMBERED = frozenset({TABLE, "position_ids"})
 
 
+class _Seen(Exception):
+    """Layer 0 was run as far as its attention kernel, for its queries and keys."""
+
+
 @dataclass
 class Prefill:
     """One prompt on its way through the decoder.
@@ -45,6 +49,7 @@ class Prefill:
         separators: vision tokens that mark the layout, where the schedule protects them and the model has them.
         deepstack: features to add before a layer, ``[batch, length, width]``.
         scores: of the stage that comes next.
+        looking: layer 0 is run for its queries and keys only.
         stages: what each stage did.
         cache: where its keys go.
         gathered: arguments cut for the current segment; the model hands the same objects to every layer.
@@ -60,6 +65,7 @@ class Prefill:
     separators: Tensor | None = None
     deepstack: dict[int, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
+    looking: bool = False
     stages: list[StageRecord] = field(default_factory=list)
     cache: Cache | None = None
     gathered: dict[Any, Any] = field(default_factory=dict)
@@ -104,6 +110,9 @@ class PrefillPruner:
             forward.fill(cache)
         stage = forward.plan.get(layer - 1)
         if stage is not None:
+            if layer == 0 and isinstance(self.scorer, AttentionScorer):
+                with self._watch.part("scoring"):
+                    self._look(forward, hidden, others, kwargs)
             with self._watch.part("dropping"):
                 hidden = self._drop(forward, stage, hidden)
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
@@ -134,6 +143,30 @@ class PrefillPruner:
             )
             others = self._renumbering.apply(forward.gathered, layer, hidden, others, kwargs, places)
         return hidden, others, kwargs
+
+    def _look(
+        self, forward: Prefill, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Score all tokens by layer 0's queries and keys, before it runs; nothing enters its cache.
+
+        The layer's own forward is stopped where its kernel would begin, so no family's projections, norms and
+        rotations need to be known here.
+        """
+        forward.prompt.segment_of_layer[0] = 0
+        if (features := forward.deepstack.get(0)) is not None:
+            hidden = hidden + features.to(hidden.device)
+        forward.looking = True
+        try:
+            # Past the hooks of a call, of which this is one.
+            run = self.backbone.layers[0].forward
+            if "hidden_states" in kwargs:
+                run(**{**kwargs, "hidden_states": hidden, "past_key_values": None})
+            else:
+                run(hidden, *others, **{**kwargs, "past_key_values": None})
+        except _Seen:
+            pass
+        finally:
+            forward.looking = False
 
     def _drop(self, forward: Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
         before = forward.prompt.segments[-1].to(hidden.device)
@@ -182,30 +215,35 @@ class PrefillPruner:
         return self.scorer.score_positions(vision, position, keep, forward.number)
 
     def on_attention(self, forward: Prefill, inputs: AttentionInputs) -> None:
-        """Score vision tokens where a stage follows this layer."""
+        """Score vision tokens where a stage follows this layer, or looks at it."""
+        if forward.looking:
+            self._score(forward, inputs)
+            raise _Seen
+        if inputs.layer in forward.plan:
+            with self._watch.part("scoring"):
+                self._score(forward, inputs)
+
+    def _score(self, forward: Prefill, inputs: AttentionInputs) -> None:
         scorer = self.scorer
-        if inputs.layer not in forward.plan:
-            return
         assert isinstance(scorer, AttentionScorer)
-        with self._watch.part("scoring"):
-            segment = forward.prompt.of(inputs.layer, inputs.query.device)
-            is_rater = forward.raters.to(inputs.query.device).gather(1, segment.index) & segment.valid
-            width = 1 if scorer.last_row_only else max(forward.num_raters, 1)
-            rows, real = index_raters(is_rater, width, last_only=scorer.last_row_only)
-            blocks = attention_rows(
-                inputs.query,
-                inputs.key,
-                rows,
-                real,
-                inputs.mask,
-                inputs.scaling,
-                softcap=inputs.softcap,
-                sliding_window=inputs.sliding_window,
-            )
-            scores = inputs.query.new_zeros(segment.index.shape, dtype=torch.float32)
-            for block in blocks:
-                scores += scorer.score_heads(block, rows, real)
-            forward.scores = scores
+        segment = forward.prompt.of(inputs.layer, inputs.query.device)
+        is_rater = forward.raters.to(inputs.query.device).gather(1, segment.index) & segment.valid
+        width = 1 if scorer.last_row_only else max(forward.num_raters, 1)
+        rows, real = index_raters(is_rater, width, last_only=scorer.last_row_only)
+        blocks = attention_rows(
+            inputs.query,
+            inputs.key,
+            rows,
+            real,
+            inputs.mask,
+            inputs.scaling,
+            softcap=inputs.softcap,
+            sliding_window=inputs.sliding_window,
+        )
+        scores = inputs.query.new_zeros(segment.index.shape, dtype=torch.float32)
+        for block in blocks:
+            scores += scorer.score_heads(block, rows, real)
+        forward.scores = scores
 
     def _cut(self, forward: Prefill, name: str, value: Any, segment: Segment) -> Any:
         """``value`` with one entry per place of the segment where it had one per position of the prompt."""

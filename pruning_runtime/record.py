@@ -45,6 +45,7 @@ class Record:
 
     Attributes:
         num_layers: decoder layers of the backbone.
+        look_share: what scoring before the decoder costs, as a share of a layer; 0 where nothing is scored there.
         prefills: prefills since the ``with`` began.
         num_vision: vision tokens of each row.
         num_other: valid tokens of each row that are not vision tokens.
@@ -55,6 +56,7 @@ class Record:
     """
 
     num_layers: int
+    look_share: float = 0.0
     prefills: int = 0
     num_vision: tuple[int, ...] = ()
     num_other: tuple[int, ...] = ()
@@ -102,9 +104,13 @@ class Record:
 
     @property
     def processed(self) -> float:
-        """Vision tokens computed, mean over layers, as a fraction of all; 1.0 before any prefill."""
+        """Vision tokens computed, mean over layers, as a fraction of all; 1.0 before any prefill.
+
+        Where tokens were scored before the decoder, what that took of layer 0 is counted too.
+        """
         total = sum(self.num_vision) * self.num_layers
-        return sum(map(sum, self.vision_tokens_per_layer)) / total if total else 1.0
+        looked = self.look_share / self.num_layers if self.stages and self.stages[0].layer == -1 else 0.0
+        return sum(map(sum, self.vision_tokens_per_layer)) / total + looked if total else 1.0
 
     @property
     def cache_bytes(self) -> int:

@@ -27,6 +27,8 @@ PRESET_FOLDER = Path(__file__).parent / "presets"
 BudgetKind = Literal["processed", "published", "flops", "kv", "latency"]
 Residual = Literal["none", "merged"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
+Charged = Annotated[float, Field(ge=0.0, le=1.5, allow_inf_nan=False, strict=True)]
+"""A cost that passes 1 where scoring before the decoder takes more than is saved."""
 
 
 class ScheduleError(ValueError):
@@ -41,8 +43,10 @@ class Stage(_Part):
     """One pruning step.
 
     Tokens are scored with the attention of decoder layer ``layer`` and leave after it; ``-1`` means
-    before the decoder. ``keep_ratio`` is the fraction of the sample's *original* vision tokens that
-    are still there afterwards. ``keep_tokens`` is for display only.
+    before the decoder, where a scorer that needs attention gets that of layer 0: its queries and keys are
+    projected for all tokens, and the layer then runs on those that are left. ``keep_ratio`` is the fraction
+    of the sample's *original* vision tokens that are still there afterwards. ``keep_tokens`` is for display
+    only.
     """
 
     layer: int = Field(ge=-1, strict=True)
@@ -89,10 +93,10 @@ class Budget(_Part):
     """
 
     kind: BudgetKind
-    target: Ratio
-    processed: Ratio
+    target: Charged
+    processed: Charged
     published: Ratio
-    flops: Ratio | None = None
+    flops: Charged | None = None
     kv: Ratio | None = None
     latency: Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)] | None = None
 
@@ -154,12 +158,6 @@ class Schedule(_Part):
                     f"stages: layer {stage.layer} is out of range; tokens must leave before the last of "
                     f"{self.backbone.num_layers} layers, so -1 to {last_useful} is allowed"
                 )
-        scorer = make_scorer(self.scorer.name, self.scorer.options)
-        if self.stages and self.stages[0].layer == -1 and scorer.needs_attention:
-            raise ValueError(
-                f"stages: layer -1 stands before any attention, but scorer {self.scorer.name!r} needs it; "
-                "use a scorer without attention (random, strided) or a layer >= 0"
-            )
         return self
 
     @classmethod

@@ -31,6 +31,7 @@ TESTS = (
     "tests/model/test_families_a.py",
     "tests/model/test_families_b.py",
     "tests/model/test_fast_prefill.py",
+    "tests/model/test_before_the_decoder.py",
 )
 
 
@@ -135,6 +136,12 @@ FAULTS = (
         "prefill.py",
         "stage = forward.plan.get(layer - 1)",
         "stage = forward.plan.get(layer)",
+    ),
+    Fault(
+        "a look before the decoder fills the cache",
+        "prefill.py",
+        'run(hidden, *others, **{**kwargs, "past_key_values": None})',
+        "run(hidden, *others, **kwargs)",
     ),
     Fault(
         "the last prompt left over in a static buffer",

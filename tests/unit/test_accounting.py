@@ -11,6 +11,8 @@ from pruning_runtime.accounting import (
     budget_of,
     flops_ratio,
     kv_cache_bytes,
+    look_share,
+    looks_ahead,
     prefill_flops,
     processed_ratios,
     published_ratios,
@@ -151,3 +153,40 @@ def test_cache_bytes_are_two_tensors_of_every_kept_token(tokens: list[int], byte
 def test_cache_bytes_of_a_full_llava_7b_prompt() -> None:
     # Half a MiB per token in 16 bits: 32 layers x 2 x 4096 x 2 bytes.
     assert kv_cache_bytes(LLAVA_7B, [640] * 32) == 640 * 2**19
+
+
+@pytest.mark.parametrize(
+    ("stages", "scorer", "looks"),
+    [
+        ([(-1, 0.5)], "text_guided", True),
+        ([(-1, 0.5), (3, 0.1)], "last_token", True),
+        ([(-1, 0.5)], "strided", False),
+        ([(-1, 1.0)], "text_guided", False),
+        ([(0, 0.5)], "text_guided", False),
+        ([], "text_guided", False),
+    ],
+)
+def test_what_looks_ahead(stages: list[tuple[int, float]], scorer: str, looks: bool) -> None:
+    made = [Stage(layer=layer, keep_ratio=ratio) for layer, ratio in stages]
+    assert looks_ahead(made, scorer) is looks
+
+
+def test_the_share_of_a_look() -> None:
+    """Three of the four square maps of attention beside an MLP of 11008, and Qwen's grouped keys and values."""
+    square = 4096 * 4096
+    assert look_share(LLAVA_7B) == pytest.approx(3 * square / (4 * square + 3 * 4096 * 11008))
+    looked = 1536 * (1536 + 2 * 2 * 128)
+    assert look_share(QWEN_2B) == pytest.approx(looked / (looked + 1536 * 1536 + 3 * 1536 * 8960))
+
+
+@given(stage_lists().filter(lambda stages: bool(stages) and stages[0].layer == -1), prompts)
+@settings(deadline=None, max_examples=50)
+def test_a_look_is_charged_once_over_the_whole_prompt(stages: list[Stage], prompt: tuple[int, int]) -> None:
+    free = budget_of(stages, QWEN_2B, *prompt)
+    charged = budget_of(stages, QWEN_2B, *prompt, looks=True)
+    assert charged.processed - free.processed == pytest.approx(look_share(QWEN_2B) / QWEN_2B.num_layers)
+    assert (charged.published, charged.kv) == (free.published, free.kv)
+    layers = QWEN_2B.num_layers
+    linear = sum(prompt) * prefill_flops(QWEN_2B, [1]) - sum(prompt) * 2 * 2 * 12 * 128
+    more = (charged.flops - free.flops) * prefill_flops(QWEN_2B, [sum(prompt)] * layers)
+    assert more == pytest.approx(look_share(QWEN_2B) * linear, rel=1e-6)

@@ -1,0 +1,135 @@
+"""Attention scorers before the decoder: layer 0's own scores, and the tokens are gone before it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning_runtime import ScheduleError, find_backbone, pruned
+from pruning_runtime.accounting import budget_of
+from tests import greedy
+from tests.host_reads import host_reads
+from tests.model import test_families_a, test_families_b
+from tests.model.test_fast_prefill import check as check_fast
+from tests.schedules import schedule_for
+from tests.tiny_families_a import FAMILIES_A
+from tests.tiny_families_b import FAMILIES_B
+from tests.tiny_models import FAMILIES, Inputs
+
+ROWS = (2, 1, 0)
+LOOKING = ((-1, 0.5), (2, 0.2))
+
+
+def model_and_inputs(name: str, **options: Any) -> tuple[PreTrainedModel, Inputs, Tensor | None]:
+    """A family's model, a batch, and the vision mask that `pruned` needs for it; skips where layer 0 cannot score."""
+    if name in FAMILIES_B:
+        family = test_families_b.family_named(name)
+        if options.get("attention", "sdpa") not in family.kernels:
+            pytest.skip("its releases have no such kernel")
+        inputs = family.batch()
+        found = family.build(**options), inputs, test_families_b.given_mask(family, inputs)
+    else:
+        tiny = FAMILIES.get(name) or test_families_a.family_named(name)
+        found = tiny.build(**options), tiny.batch(ROWS), None
+    if not find_backbone(found[0]).has_own_attention(0):
+        pytest.skip("a recurrent layer comes first")
+    return found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [*FAMILIES, *FAMILIES_A, *FAMILIES_B])
+def test_the_scores_are_those_of_layer_0(name: str, attention: str) -> None:
+    """Bit by bit what a stage behind layer 0 sees; the layer itself then runs on the kept tokens alone."""
+    model, inputs, mask = model_and_inputs(name, attention=attention)
+    stages = []
+    for layer in (0, -1):
+        with pruned(model, schedule_for(model, (layer, 0.4)), vision_mask=mask, keep_scores=True) as record:
+            greedy.generate(model, inputs, steps=2)
+        stages.append(record.stages[0])
+    behind, before = stages
+    assert before.layer == -1
+    assert before.kept_positions() == behind.kept_positions()
+    assert before.scores is not None
+    assert behind.scores is not None
+    assert torch.equal(before.scores, behind.scores)
+    assert record.vision_tokens_per_layer[0] == list(before.keep)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FAMILIES_A])
+def test_generation_equals_the_reference(name: str) -> None:
+    model, inputs, _ = model_and_inputs(name)
+    family = FAMILIES_A.get(name) or FAMILIES_A["internvl"]  # whose reference serves all that only attend
+    test_families_a.check(family, model, inputs, schedule_for(model, *LOOKING))
+
+
+@pytest.mark.parametrize("name", FAMILIES_B)
+def test_generation_equals_the_reference_b(name: str) -> None:
+    model, inputs, mask = model_and_inputs(name)
+    family = FAMILIES_B[name]
+    with pruned(model, schedule_for(model, *LOOKING), vision_mask=mask) as record:
+        tokens, logits = test_families_b.generate(model, inputs)
+    expected = test_families_b.reference(family, model, inputs, tokens, record)
+    assert (logits - expected).abs().max() < test_families_b.TOLERANCE
+
+
+@pytest.mark.parametrize("fields", [{}, {"residual": "merged"}, {"scorer": "last_token"}])
+@pytest.mark.parametrize("rows", [ROWS, (1,)])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_on_the_fast_path(name: str, rows: tuple[int, ...], fields: dict[str, Any]) -> None:
+    tiny = FAMILIES[name]
+    model = tiny.build()
+    check_fast(model, tiny.batch(rows), schedule_for(model, *LOOKING, **fields))
+
+
+def test_nothing_enters_a_cache_or_is_read_on_the_host() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch(ROWS)
+    with torch.no_grad():
+        with host_reads(model) as unpruned:
+            model(**inputs)
+        with pruned(model, schedule_for(model, *LOOKING)) as record, host_reads(model) as counts:
+            output = model(**inputs)
+    assert counts - unpruned == {("before", "tolist"): 1}
+    widths = [layer.keys.shape[2] for layer in output.past_key_values.layers]
+    assert widths == [max(row) for row in record.tokens_per_layer]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "looks"), [("text_guided", True), ("last_token", True), ("strided", False)]
+)
+def test_the_record_is_charged_as_the_budget_is(scorer: str, looks: bool) -> None:
+    """16 vision tokens, of which 8 and 4 are whole numbers."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    schedule = schedule_for(model, (-1, 0.5), (2, 0.25), scorer=scorer)
+    with pruned(model, schedule, timing=True) as record:
+        greedy.generate(model, tiny.batch((1,)), steps=1)
+    shape = find_backbone(model).shape
+    budget = budget_of(schedule.stages, shape, 16, 11, looks=looks)
+    assert record.processed == pytest.approx(budget.processed, abs=1e-12)
+    assert ("scoring" in record.milliseconds) is looks
+    free = budget_of(schedule.stages, shape, 16, 11)
+    assert (budget.processed > free.processed) is looks
+
+
+def test_a_stage_that_drops_nothing_is_not_looked_at() -> None:
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    with pruned(model, schedule_for(model, (-1, 1.0), (2, 0.5)), timing=True) as record:
+        greedy.generate(model, tiny.batch((1,)), steps=1)
+    assert [stage.layer for stage in record.stages] == [2]
+    assert record.processed == pytest.approx((3 + 3 * 0.5) / 6)
+
+
+def test_a_recurrent_first_layer_is_refused() -> None:
+    family = test_families_a.family_named("lfm2_vl")
+    model = family.build()
+    with (
+        pytest.raises(ScheduleError, match="layer 0 .* has no keys of its own"),
+        pruned(model, schedule_for(model, (-1, 0.5))),
+    ):
+        pass
