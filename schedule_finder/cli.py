@@ -437,7 +437,10 @@ def bench(
     text_tokens: Annotated[int, typer.Option("--text-tokens", help="Of each prompt.")] = 88,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Most rounds for each batch size.")] = 15,
     seconds: Annotated[
-        float, typer.Option("--seconds", help="No new round after so long, all batch sizes together.")
+        float,
+        typer.Option(
+            "--seconds", help="No new round after so long, all batch sizes together; three are run anyway."
+        ),
     ] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default outputs/bench/BACKBONE.")] = None,
     device: Device = "auto",

@@ -24,9 +24,10 @@ from schedule_finder.benchmark.one_run import Bench
 from schedule_finder.benchmark.report import table
 from schedule_finder.cli import app
 from schedule_finder.errors import InputError
+from schedule_finder.figures.benchmark import latency
 from schedule_finder.shapes import PREFIX, RANDOM_WEIGHTS, build_shape, shapes
 from schedule_finder.synthetic_inputs import synthetic_inputs
-from schedule_finder.tables import benchmark_rows
+from schedule_finder.tables import benchmark_rows, show_benchmark
 from tests.model.test_imports import FINDER_ONLY, run_with_hidden
 from tests.schedules import schedule_for
 from tests.tiny_families_a import FAMILIES_A
@@ -179,16 +180,41 @@ def test_the_fast_path_is_taken_once_before_the_clock_starts(monkeypatch: pytest
         assert timed == ([False, True] * 4 if name in FAST else [True] * 4), name
 
 
-def test_a_rival_that_fails_is_left_out_with_its_reason(measured: dict[str, Any]) -> None:
+def test_a_rival_that_fails_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """A rule that draws on the host runs on the plain path, which is not what is to be measured."""
     model = FAMILIES["llava"].build()
     schedule = schedule_for(model, (1, 0.25), scorer="random")
     document = run_benchmark(find_backbone(model), schedule, lengths=(1, 2), rounds=3, seconds=0, fast=True)
-    ((failed,)) = document["failed"]
+    (failed,) = document["failed"]
     assert (failed["batch"], failed["competitor"]) == (1, "schedule, fast")
     assert "scorer 'random' draws on the host" in failed["reason"]
     assert [result["competitor"] for result in document["results"]] == [*COMPETITORS, "unpruned, fast"]
-    assert len(list(table(document))) == len(COMPETITORS) + 1
+    assert len(table(document)) == len(latency(document)[1]) == len(COMPETITORS) + 1
+    show_benchmark(document)
+    assert (
+        "left out: batch 1, schedule, fast: RuntimeError: fast=True: scorer 'random'"
+        in capsys.readouterr().out
+    )
+
+
+def test_tables_and_figure_say_what_a_captured_graph_hides(
+    measured: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for speed, parts in benchmark_rows(measured).values():
+        assert [row[0] for row in speed] == [*COMPETITORS, *FAST, "roofline"]
+        assert {row[0]: row.count("*") for row in parts} == {
+            name: 2 if name in FAST else 0 for name in COMPETITORS + FAST
+        }
+    show_benchmark(measured)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "path: in % of unpruned on the same path" in said
+    assert "*: part of layers, since a captured graph cannot be divided" in said
+    figure, drawn = latency(measured)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert texts == [" scoring, dropping\n in the decoder"] * len(BATCHES)
+    for axes in figure.axes[1::2]:
+        assert [line.get_label() for line in axes.lines] == COMPETITORS + FAST
+    assert drawn["scoring_ms"].isna().sum() == len(FAST) * len(BATCHES)
 
 
 def test_a_rival_loses_its_yardstick_only() -> None:
@@ -275,8 +301,14 @@ def test_what_is_printed_stands_in_the_files(tmp_path: Path) -> None:
         assert float(row["total_ms_2"]) == found["total_ms"]["2"]["median"]
     assert document["schedule"]["stages"] == [[1, 8], [3, 4]]
     assert document["note"] is None
-    assert {"torch", "transformers"} <= set(document["environment"]["versions"])
-    assert document["environment"]["threads"] == torch.get_num_threads()
+    environment = document["environment"]
+    assert {"torch", "transformers"} <= set(environment["versions"])
+    assert {"created", "source", "python", "machine", "device_name", "cuda"} <= set(environment)
+    assert [environment[field] for field in ("device", "dtype", "threads")] == [
+        "cpu",
+        "float32",
+        torch.get_num_threads(),
+    ]
 
 
 @pytest.mark.parametrize(
