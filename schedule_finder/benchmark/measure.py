@@ -61,7 +61,7 @@ def run_benchmark(
         seconds: for all batch sizes together; the first three rounds are run however long they take.
         fast: whether to measure the fast path, too; None: on a GPU, where it captures graphs.
         without: names of rivals to leave out.
-        progress: called with rounds done and their number, which falls where time is up.
+        progress: called with the rounds done and the most that there can be.
         before_run: called with each competitor's name before it runs.
 
     Raises:
