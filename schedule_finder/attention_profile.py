@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pruning_runtime.attention_rows import (
-    CHUNK_BYTES,
     attention_rows_and_logits,
+    chunk_bytes_on,
     find_raters,
     index_raters,
 )
@@ -35,9 +35,6 @@ CURVE_FIELDS = (
     "importance_last",
 )
 """One number per layer; see `ProfileRow`."""
-
-CPU_CHUNK_BYTES = 2**20
-"""Largest block of attention rows on a CPU: larger ones leave the cache, and their memory is asked for anew."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,7 @@ class _Probe:
             raise ProfileError(f"layer {call.layer} sees {call.query.shape[2]} of {length} positions")
         # A model may be spread over devices; its layers' results meet on the first.
         tables = [table.to(call.query.device) for table in self._tables]
-        chunk_bytes = CPU_CHUNK_BYTES if call.query.device.type == "cpu" else CHUNK_BYTES
-        together = min(batch, max(1, chunk_bytes // (4 * length * tables[0].shape[1])))
+        together = min(batch, max(1, chunk_bytes_on(call.query.device) // (4 * length * tables[0].shape[1])))
         parts = [
             _reduce(
                 call, slice(first, first + together), *(table[first : first + together] for table in tables)
@@ -183,7 +179,7 @@ def _reduce(
         call.scaling,
         call.softcap,
         call.sliding_window,
-        CPU_CHUNK_BYTES if call.query.device.type == "cpu" else CHUNK_BYTES,
+        chunk_bytes_on(call.query.device),
     )
     for logits, block in blocks:
         weights = text_importance(block, rows, real)
