@@ -223,8 +223,10 @@ def show_benchmark(document: dict[str, Any]) -> None:
     fast = any(result["fast"] for result in document["results"])
     path = ["path"] if fast else []
     for batch, (speed, parts) in rows.items():
-        rounds = max(len(result["rounds"]) for result in document["results"] if result["batch"] == batch)
-        title = f"batch {batch}: {prompt['vision_tokens']} vision + {prompt['text_tokens']} text tokens, {rounds} rounds"
+        rounds = next(result["rounds"] for result in document["results"] if result["batch"] == batch)
+        whole = sum(row["new_tokens"] == last for row in rounds)
+        title = f"batch {batch}: {prompt['vision_tokens']} vision + {prompt['text_tokens']} text tokens, "
+        title += f"{len(rounds)} rounds, {whole} of them to {last} tokens"
         shown = _table(
             title, "ms", "proc.", "dec.", "%", *path, "FLOPs", "first", "token", str(last), "faster"
         )

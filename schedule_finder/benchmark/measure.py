@@ -46,9 +46,11 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Measure ours and its competitors; the result is a JSON-able document.
 
-    The first rounds generate as many tokens as the longest of ``lengths``; the others only prefill, which is where
-    the differences are, until ``rounds`` or ``seconds`` are over. A rival that fails is left out, with its reason
-    in the document; the unpruned model and the schedule are what a bench is about, and their errors are raised.
+    The first three rounds generate as many tokens as the longest of ``lengths``; the others, and where time is up all
+    but the first, only prefill, which is where the differences are, until ``rounds`` or ``seconds`` are over.
+
+    A rival that fails is left out, with its reason in the document; the unpruned model and the schedule are what a
+    bench is about, and their errors are raised.
 
     Args:
         backbone: on the device and in the precision that count.
@@ -58,7 +60,7 @@ def run_benchmark(
         lengths: numbers of new tokens to report totals for.
         num_vision, num_text: tokens of each prompt, as in `synthetic_inputs`.
         rounds: at most so many per batch size, and at least three.
-        seconds: for all batch sizes together; the first three rounds are run however long they take.
+        seconds: for all batch sizes together; three rounds are run however long they take.
         fast: whether to measure the fast path, too; None: on a GPU, where it captures graphs.
         without: names of rivals to leave out.
         progress: called with the rounds done and the most that there can be.
@@ -192,7 +194,8 @@ def _measure(
             break
         rows = bench.inputs["input_ids"].numel()
         rates.append(measure_rates(backbone.shape, rows, bench.device, parameter.dtype))
-        length = longest if number < DECODE_ROUNDS else 1
+        decodes = number < DECODE_ROUNDS and (number == 0 or time.monotonic() < until)
+        length = longest if decodes else 1
         turn = number % len(every)
         for one in (*every[turn:], *every[:turn]):
             attempt(note_run, one)

@@ -236,6 +236,18 @@ def test_what_a_bench_is_about_cannot_be_left_out() -> None:
         run_benchmark(find_backbone(model), schedule, lengths=(1,), rounds=3)
 
 
+def test_where_time_is_up_one_round_decodes(capsys: pytest.CaptureFixture[str]) -> None:
+    model = FAMILIES["llava"].build()
+    document = run_benchmark(
+        find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1, 4), rounds=15, seconds=0
+    )
+    for result in document["results"]:
+        assert [row["new_tokens"] for row in result["rounds"]] == [4, 1, 1]
+        assert sum(result["decode"].values()) == pytest.approx(3 * result["token_ms"]["median"])
+    show_benchmark(document)
+    assert "3 rounds, 1 of them to 4 tokens" in capsys.readouterr().out
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = FAMILIES["llava"].build()
     with torch.inference_mode():

@@ -275,7 +275,7 @@ def run_of(tower: float, decoder: float, rest: float, undivided: bool = False) -
         "decode": {"decoder": decoder / 10},
     }
     first = tower + decoder + rest
-    return Run(parts, [first, first + decoder / 10], 0, [1], undivided)
+    return Run(parts, [first, first + decoder / 10], 0, [1], undivided=undivided)
 
 
 @given(
