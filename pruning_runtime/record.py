@@ -103,14 +103,19 @@ class Record:
         ]
 
     @property
+    def looked(self) -> float:
+        """What scoring before the decoder took of layer 0, as a share of a layer; 0.0 where nothing was."""
+        return self.look_share if self.stages and self.stages[0].layer == -1 else 0.0
+
+    @property
     def processed(self) -> float:
         """Vision tokens computed, mean over layers, as a fraction of all; 1.0 before any prefill.
 
         Where tokens were scored before the decoder, what that took of layer 0 is counted too.
         """
         total = sum(self.num_vision) * self.num_layers
-        looked = self.look_share / self.num_layers if self.stages and self.stages[0].layer == -1 else 0.0
-        return sum(map(sum, self.vision_tokens_per_layer)) / total + looked if total else 1.0
+        computed = sum(map(sum, self.vision_tokens_per_layer))
+        return computed / total + self.looked / self.num_layers if total else 1.0
 
     @property
     def cache_bytes(self) -> int:

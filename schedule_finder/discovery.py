@@ -106,7 +106,7 @@ class Discovery:
             ),
             scorer=solution.rule.choice,
             residual=solution.rule.residual,
-            budget=target.account(solution.stages),
+            budget=target.account(solution.stages, solution.rule.scorer),
             evidence={
                 "samples": len(profile),
                 "dataset": self._run.options["dataset"],
@@ -196,11 +196,13 @@ class Discovery:
         meter = DivergenceMeter.for_samples(self._loaded, samples, self._batch_size)
         layers = range(self._loaded.backbone.shape.num_layers - 1)
         usable = [layer for layer in layers if self._loaded.backbone.has_own_attention(layer)]
-        usable = usable[:: -(-len(usable) // MEASURED_LAYERS)]
+        places = usable[:: -(-len(usable) // MEASURED_LAYERS)]
+        if 0 in usable:  # whose attention scores before the decoder too
+            places = [-1, *places]
         rule = _rule(scorer, residual)
         if residual == AUTO:
-            rule = replace(rule, residual=better_residual(meter, rule.scorer, usable))
-        table = measure_sensitivity(meter, rule, usable, self._progress)
+            rule = replace(rule, residual=better_residual(meter, rule.scorer, places))
+        table = measure_sensitivity(meter, rule, places, self._progress)
         table.save(path)
         return table
 

@@ -121,7 +121,7 @@ class DivergenceMeter:
                 found = []
                 for batch, reached in zip(self._batches, states, strict=True):
                     with _starting_at(self._backbone.layers, layer, reached.get(layer - 1)):
-                        found.append(self._pruned(batch, schedule, since=layer if reached else 0)[0])
+                        found.append(self._pruned(batch, schedule, since=max(layer, 0) if reached else 0)[0])
                 rows.append(np.concatenate(found))
             yield layer, np.stack(rows)
 
@@ -134,7 +134,7 @@ class DivergenceMeter:
         with pruned(self._backbone.model, schedule) as record:
             found = self._next_token(batch.inputs)
         full = [vision + other for vision, other in zip(record.num_vision, record.num_other, strict=True)]
-        ran = sum(map(sum, record.tokens_per_layer[since:]))
+        ran = sum(map(sum, record.tokens_per_layer[since:])) + record.looked * sum(full)
         self.forwards += ran / (sum(full) * record.num_layers) * len(full)
         divergence = (batch.reference.exp() * (batch.reference - found)).sum(-1).clamp(min=0)
         return divergence.cpu().numpy(), found.argmax(-1).cpu().numpy()

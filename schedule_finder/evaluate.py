@@ -143,6 +143,7 @@ class Evaluation:
             texts=texts,
             first_logits=output.logits[0].float(),
             vision_per_layer=record.vision_tokens_per_layer,
+            looked=record.looked,
             num_vision=record.num_vision,
             num_other=record.num_other,
             kv_bytes=record.cache_bytes / rows,
@@ -156,7 +157,8 @@ class Evaluation:
         stages, shape = method.schedule.stages, self.loaded.backbone.shape
         published = published_ratios(stages, shape.num_layers)
         for row, sample in enumerate(samples):
-            computed = sum(layer[row] for layer in answer.vision_per_layer)
+            seen, others = answer.num_vision[row], answer.num_other[row]
+            computed = sum(layer[row] for layer in answer.vision_per_layer) + answer.looked * seen
             whole = reference.num_vision[row]
             self._outcomes[method.name, method.budget].append(
                 _Outcome(
@@ -165,9 +167,11 @@ class Evaluation:
                     agrees=same_answer(answer.texts[row], reference.texts[row]),
                     kl=divergence[row],
                     processed=computed / (shape.num_layers * whole),
-                    published=sum(published) / shape.num_layers * answer.num_vision[row] / whole,
+                    published=sum(published) / shape.num_layers * seen / whole,
                     flops=prefill_flops(
-                        shape, [layer[row] + answer.num_other[row] for layer in answer.vision_per_layer]
+                        shape,
+                        [layer[row] + others for layer in answer.vision_per_layer],
+                        looked_at=seen + others if answer.looked else 0,
                     )
                     / prefill_flops(shape, [whole + reference.num_other[row]] * shape.num_layers),
                     kv_bytes=answer.kv_bytes,
@@ -181,6 +185,7 @@ class _Answer:
     texts: list[str]
     first_logits: Tensor
     vision_per_layer: list[list[int]]
+    looked: float
     num_vision: tuple[int, ...]
     num_other: tuple[int, ...]
     kv_bytes: float

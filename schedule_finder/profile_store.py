@@ -56,6 +56,11 @@ class Profile:
         return self.scores["uniform_text"]
 
     @property
+    def earliest_stage(self) -> int:
+        """Where the first stage may stand: -1, before the decoder, where layer 0 has attention to score with."""
+        return -1 if 0 in self.meta["layers"] else 0
+
+    @property
     def num_layers(self) -> int:
         """Decoder layers of the backbone."""
         return self.meta["backbone"]["num_layers"]

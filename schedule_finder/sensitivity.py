@@ -29,7 +29,7 @@ class SensitivityTable:
 
     Attributes:
         rule: whose choice of tokens was measured, and what the others left behind.
-        layers: rising.
+        layers: rising; -1, before the decoder, may be among them.
         ratios: falling; 1 is not among them, its divergence is 0.
         sample_ids: what it was measured on.
         divergence: nats, ``[layers, ratios, samples]``.
@@ -41,6 +41,11 @@ class SensitivityTable:
     sample_ids: tuple[str, ...]
     divergence: np.ndarray
 
+    @property
+    def earliest(self) -> int:
+        """The first place for a stage: -1 where that was measured, or else 0."""
+        return min(self.layers[0], 0)
+
     def layer_loss(
         self, num_layers: int, ratios: np.ndarray, weights: np.ndarray | None = None
     ) -> np.ndarray:
@@ -49,7 +54,8 @@ class SensitivityTable:
         Dropping after layer ``l`` denies tokens to all layers behind it, so the loss of layer ``l + 1`` is what
         a stage after ``l`` costs more than one after ``l + 1``. Dropping later never hurts more, but for noise
         and for attention that loses its resting place: the measured means are first made to fall with depth.
-        Unmeasured layers and ratios lie on straight lines between measured ones.
+        Unmeasured layers and ratios lie on straight lines between measured ones; but where no stage before the
+        decoder was measured, the first layer has to see everything: at fewer tokens its loss is infinite.
 
         Args:
             num_layers: of the backbone.
@@ -63,12 +69,15 @@ class SensitivityTable:
         # After the last layer nothing is left to lose.
         after = np.stack(
             [
-                np.interp(np.arange(num_layers), (*self.layers, num_layers - 1), (*column, 0.0))
+                np.interp(np.arange(-1, num_layers), (*self.layers, num_layers - 1), (*column, 0.0))
                 for column in at_ratios.T
             ],
             1,
         )
-        return np.concatenate([np.zeros((1, len(ratios))), after[:-1] - after[1:]])
+        loss = after[:-1] - after[1:]
+        if self.earliest == 0:
+            loss[0] = np.where(np.asarray(ratios) < 1, np.inf, 0.0)
+        return loss
 
     def save(self, path: Path) -> None:
         """Write a Parquet file, one row per layer, ratio and sample."""

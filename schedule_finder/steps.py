@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,9 +45,9 @@ MOST_SKIPPED = 0.05
 LEAST_TRIED = 60
 MOST_SAMPLES = 4096
 """Where the number of samples is `auto`."""
-SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15)
+SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Budgets of the accuracy curve, in the unit of the run's budget."""
-PARETO = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
+PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Budgets of the front."""
 PUBLISHED_SHAPES = ("paper", "pyramid")
 RANDOM_DRAWS = 3
@@ -297,10 +298,15 @@ def _other_layers(schedule: Schedule, discovery: Discovery) -> list[Method]:
     if schedule.budget is None:
         return []
     budget, kind = schedule.budget.target, schedule.budget.kind
-    others = {name: discovery.solve(budget, kind, solver=name).stages for name in PUBLISHED_SHAPES}
+    others = {}
+    for name in PUBLISHED_SHAPES:
+        with suppress(OutOfReach):  # they leave the first layer whole, which may cost more than the budget
+            others[name] = discovery.solve(budget, kind, solver=name).stages
+    target, earliest = discovery.target(budget, kind), discovery.profile.earliest_stage
     for draw in range(RANDOM_DRAWS):
-        rng = np.random.default_rng(draw)
-        others[f"random layers {draw}"] = random_stages(discovery.target(budget, kind), rng)
+        with suppress(OutOfReach):
+            drawn = random_stages(target, np.random.default_rng(draw), earliest)
+            others[f"random layers {draw}"] = drawn
     return [
         Method(name, schedule.model_copy(update={"stages": stages}), budget)
         for name, stages in others.items()

@@ -78,12 +78,13 @@ def _show_stages(schedule: Schedule) -> None:
     title = f"Schedule for {schedule.backbone.name}, {schedule.backbone.num_layers} layers"
     if len(schedule.stages) > MOST_ROWS:
         stages = ", ".join(f"{stage.layer}: {100 * stage.keep_ratio:.1f}" for stage in schedule.stages)
-        screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages}\n")
+        screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages.replace('-1:', 'none:')}\n")
         return
     table = _table(title, "tokens leave after layer", "keep", "vision tokens")
     for stage in schedule.stages:
         kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
-        table.add_row(str(stage.layer), f"{100 * stage.keep_ratio:.1f} %", kept)
+        place = "none: before the decoder" if stage.layer == -1 else str(stage.layer)
+        table.add_row(place, f"{100 * stage.keep_ratio:.1f} %", kept)
     screen.print(table)
 
 

@@ -160,6 +160,7 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
 def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
     """Methods, and what gives their stages and rule, some from what the default solver chose."""
     target = study.discovery.target(budget, "processed")
+    earliest = study.discovery.profile.earliest_stage
 
     def solved(solver: str, residual: str = AUTO) -> Solve:
         def solve(_chosen: Chosen | None) -> Chosen:
@@ -185,7 +186,7 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
 
     def drawn(draw: int, residual: Residual) -> Solve:
         return lambda _chosen: (
-            random_stages(target, np.random.default_rng(draw)),
+            random_stages(target, np.random.default_rng(draw), earliest),
             Rule("text_guided", residual),
         )
 
@@ -236,7 +237,7 @@ def _row(
     seconds: float,
 ) -> dict[str, object]:
     low, high = wilson_interval(int(judged.sum()), len(judged))
-    cost = study.discovery.target(budget, "processed").account(stages)
+    cost = study.discovery.target(budget, "processed").account(stages, rule.scorer)
     return {
         "backbone": study.name,
         "method": method,
@@ -272,12 +273,12 @@ def _predictions(study: Study) -> None:
     moving = bool(detections["detectors"][detections["default"]]["change_points"])
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
     table = study.discovery.sensitivity_table()
-    rule = table.rule
+    rule, earliest = table.rule, profile.earliest_stage
     rng, rows = np.random.default_rng(0), []
     for number in range(RANDOM_SCHEDULES):
-        least = study.discovery.target(1.0, "processed").cost((Stage(layer=0, keep_ratio=0.0),))
+        least = study.discovery.target(1.0, "processed").cost((Stage(layer=earliest, keep_ratio=0.0),))
         target = study.discovery.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
-        stages = random_stages(target, rng)
+        stages = random_stages(target, rng, earliest)
         judged, kl = study.right(stages, rule, RANDOM_QUESTIONS)
         rows.append(
             {

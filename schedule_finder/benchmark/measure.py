@@ -222,15 +222,18 @@ def _results(
         if one.name not in runs:
             continue
         own = runs[one.name]
-        tokens = own[0].tokens_per_layer
+        tokens, looked = own[0].tokens_per_layer, own[0].looked
         results.append(
             {
                 "batch": batch,
                 "competitor": one.name,
                 "fast": one.fast,
-                "processed": (sum(tokens) / len(tokens) - full_length) / bench.num_vision + 1,
+                "processed": (sum(tokens) / len(tokens) - full_length) / bench.num_vision
+                + 1
+                + looked / len(tokens),
                 "tokens_per_layer": tokens,
-                "flops_ratio": prefill_flops(backbone.shape, tokens) / full_flops,
+                "flops_ratio": prefill_flops(backbone.shape, tokens, looked_at=full_length if looked else 0)
+                / full_flops,
                 "roofline_ms": roofline_ms(backbone.shape, tokens, batch, measured.rate, value_bytes),
                 "cache_bytes": own[0].cache_bytes,
                 "peak_bytes": measured.peaks[one.name],

@@ -30,6 +30,8 @@ class Run:
     """Of one row, all kinds."""
     undivided: bool = False
     """Whether scoring and dropping are inside ``decoder``: a captured graph cannot be divided."""
+    looked: float = 0.0
+    """What scoring before the decoder took, as a share of a layer."""
 
 
 class Bench:
@@ -80,7 +82,8 @@ class Bench:
                 spent = record.milliseconds.get(part, 0.0)
                 parts["prefill"]["decoder"] -= spent
                 parts["prefill"][part] = parts["prefill"].get(part, 0.0) + spent
-        return Run(parts, token_ms, caches[0], tokens, undivided=competitor.fast)
+        looked = 0.0 if record is None else record.looked
+        return Run(parts, token_ms, caches[0], tokens, competitor.fast, looked)
 
     def recover(self) -> None:
         """Free what a failed run held; raises where the device does not answer any more."""

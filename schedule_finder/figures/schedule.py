@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pruning_runtime.accounting import processed_ratios, published_ratios
+from pruning_runtime.accounting import looks_ahead, processed_ratios, published_ratios
 from schedule_finder.errors import InputError
 from schedule_finder.figures.run_data import RunData, need
 from schedule_finder.figures.style import BLACK, BLUE, SINGLE, SKY, Drawing, layer_axis, legend_above
@@ -32,16 +32,20 @@ def staircase(data: RunData) -> Drawing | None:
             table[f"{name}_tokens"] = table[f"{name}_ratio"] * num_vision
     processed, published = whole * table.processed_ratio, whole * table.published_ratio
 
-    def mean(values: pd.Series) -> str:
-        share = f" ({values.mean() / whole:.1%})" if num_vision else ""
-        return f"mean {values.mean():.1f}{unit}{share}"
+    cost, looked = processed.mean(), ""
+    if looks_ahead(schedule.stages, schedule.scorer.name) and schedule.budget is not None:
+        cost, looked = whole * schedule.budget.processed, ", first scoring included"
+
+    def mean(value: float) -> str:
+        share = f" ({value / whole:.1%})" if num_vision else ""
+        return f"mean {value:.1f}{unit}{share}"
 
     figure = Figure(figsize=(SINGLE, 2.2), layout="constrained")
     axes = figure.subplots()
     edges = np.arange(num_layers + 1) - 0.5
     axes.stairs(processed, edges, fill=True, color=SKY, alpha=0.35)
     axes.stairs(
-        processed, edges, baseline=None, color=BLUE, linewidth=1.4, label=f"Processed, {mean(processed)}"
+        processed, edges, baseline=None, color=BLUE, linewidth=1.4, label=f"Processed, {mean(cost)}{looked}"
     )
     axes.stairs(
         published,
@@ -49,8 +53,9 @@ def staircase(data: RunData) -> Drawing | None:
         baseline=None,
         color=BLACK,
         linestyle=(0, (2, 1)),
-        label=f"Published, {mean(published)}",
+        label=f"Published, {mean(published.mean())}",
     )
+    axes.plot([-0.5, -0.5], [whole, processed[0]], color=BLUE, linewidth=1.4, clip_on=False)
     steps = [(-0.5, 1.0), *((stage.layer + 0.5, stage.keep_ratio) for stage in schedule.stages)]
     ends = [*steps[1:], (num_layers - 0.5, 0.0)]
     for (start, ratio), (end, lower) in zip(steps, ends, strict=True):

@@ -42,13 +42,15 @@ def sensitivity(data: RunData) -> Drawing | None:
         }
     )
     ratio = np.array([LOSS_RATIO])
-    loss = measured.layer_loss(num_layers, ratio)[:, 0]
+    # Where nothing can be dropped before the first layer, its loss is unknown.
+    layers = np.arange(measured.earliest + 1, num_layers)
+    loss = measured.layer_loss(num_layers, ratio)[layers, 0]
     resampled = [
-        measured.layer_loss(num_layers, ratio, weights)[:, 0]
+        measured.layer_loss(num_layers, ratio, weights)[layers, 0]
         for weights in bootstrap_weights(len(measured.sample_ids), _RESAMPLES, seed=0)
     ]
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    losses = pd.DataFrame({"layer": range(num_layers), "loss": loss, "loss_low": low, "loss_high": high})
+    losses = pd.DataFrame({"layer": layers, "loss": loss, "loss_low": low, "loss_high": high})
     table = table.merge(losses.assign(loss_ratio=LOSS_RATIO), on="layer", how="outer")
 
     figure = Figure(figsize=(SINGLE, 3.7), layout="constrained")
@@ -62,13 +64,14 @@ def sensitivity(data: RunData) -> Drawing | None:
             marker=_MARKERS[place % len(_MARKERS)],
             markersize=3.0 if num_layers <= 16 else 2.0,
             linewidth=1.0,
+            clip_on=False,
             label=f"{100 * kept:g}% kept",
         )
     above.set_ylabel("KL, one stage (nats)")
     kl_axis(above, mean)
-    below.bar(range(num_layers), loss, 0.75, color=SKY)
+    below.bar(layers, loss, 0.75, color=SKY)
     below.errorbar(
-        range(num_layers), loss, [loss - np.minimum(low, loss), np.maximum(high, loss) - loss],
+        layers, loss, [loss - np.minimum(low, loss), np.maximum(high, loss) - loss],
         fmt="none", ecolor=BLACK, elinewidth=0.7,
     )  # fmt: skip
     below.set_ylabel(f"Loss at {LOSS_RATIO:.0%} (nats)")

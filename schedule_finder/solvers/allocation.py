@@ -20,7 +20,8 @@ def allocate(
 
     Args:
         loss: ``[num_layers, ratios]``, what goes wrong in a layer that computes that share of the vision
-            tokens; adds up over layers. The first layer always computes all.
+            tokens; adds up over layers. Infinite where that cannot be, as in a first layer that computes all
+            because nothing can be dropped before it.
         ratios: falling from 1 to 0.
         budget: what the layers may cost together.
         most_stages: how many stages to try.
@@ -32,9 +33,9 @@ def allocate(
     steps = _cost_steps(budget, ratios)
     # best[s, r, c]: least loss of the layers so far with s stages, now at ratio r, having cost at most c.
     best = np.full((most_stages + 1, grid, COST_STEPS + 1), np.inf)
-    best[0, 0, steps[0, 0] :] = loss[0, 0]
+    best[0, 0] = 0.0  # before the decoder all are there
     came_from = np.zeros((layers, *best.shape), dtype=np.int16)
-    for layer in range(1, layers):
+    for layer in range(layers):
         arrived = best.copy()
         origin = np.broadcast_to(np.arange(grid)[None, :, None], best.shape).copy()
         for after in range(1, grid):
@@ -69,9 +70,9 @@ def _cost_steps(budget: BudgetTarget, ratios: np.ndarray) -> np.ndarray:
 
 
 def _path(came_from: np.ndarray, steps: np.ndarray, number: int, last: int) -> list[int]:
-    """The grid place of every layer's ratio, walked back from the last layer."""
+    """The grid place of the ratio before the decoder and in every layer, walked back from the last layer."""
     path, cost = [last], COST_STEPS
-    for layer in range(len(came_from) - 1, 0, -1):
+    for layer in range(len(came_from) - 1, -1, -1):
         cost -= steps[layer, last]
         before = int(came_from[layer, number, last, cost])
         number -= before != last
@@ -82,9 +83,9 @@ def _path(came_from: np.ndarray, steps: np.ndarray, number: int, last: int) -> l
 
 def _spend(budget: BudgetTarget, path: list[int], ratios: np.ndarray) -> tuple[Stage, ...] | None:
     """Stages of a path, with its last ratio moved to spend the budget exactly."""
-    changes = [layer for layer in range(1, len(path)) if path[layer] != path[layer - 1]]
-    layers = [layer - 1 for layer in changes]
-    kept = [float(ratios[path[layer]]) for layer in changes]
+    changes = [place for place in range(1, len(path)) if path[place] != path[place - 1]]
+    layers = [place - 2 for place in changes]
+    kept = [float(ratios[path[place]]) for place in changes]
     stages = budget.spend_rest(layers, kept[:-1])
     if stages is not None:
         return stages

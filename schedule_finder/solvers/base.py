@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pruning_runtime.accounting import budget_of, prefill_flops, processed_ratios
+from pruning_runtime.accounting import budget_of, look_share, looks_ahead, prefill_flops, processed_ratios
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
 from schedule_finder.errors import InputError, OutOfReach
@@ -49,15 +49,21 @@ class BudgetTarget:
         """Cost of ``stages`` in this budget's unit, as a fraction of the unpruned cost."""
         return float(getattr(self.account(stages), self.kind))
 
-    def account(self, stages: Sequence[Stage]) -> Budget:
-        """Cost of ``stages`` in every unit."""
+    def account(self, stages: Sequence[Stage], scorer: str = "text_guided") -> Budget:
+        """Cost of ``stages`` in every unit.
+
+        ``scorer``: what scores tokens. All that solvers choose from need attention, so that a stage before the
+        decoder is charged with the look at layer 0 (`looks_ahead`).
+        """
+        looks = looks_ahead(stages, scorer)
         latency = None
         if self.latency is not None:
             tokens = [
                 ratio * self.num_vision + self.num_other
                 for ratio in processed_ratios(stages, self.shape.num_layers)
             ]
-            latency = self.latency.prefill_ms(tokens, len(stages)) / self.full_ms
+            took = self.latency.prefill_ms(tokens, len(stages)) + (self._look_ms if looks else 0.0)
+            latency = took / self.full_ms
         return budget_of(
             stages,
             self.shape,
@@ -66,37 +72,54 @@ class BudgetTarget:
             kind=self.kind,
             target=self.target,
             latency=latency,
+            looks=looks,
         )
 
     @property
     def full_ms(self) -> float:
         """Milliseconds of the unpruned decoder, by the latency model."""
         assert self.latency is not None
-        return self.latency.prefill_ms([self.num_vision + self.num_other] * self.shape.num_layers, 0)
+        return self.latency.prefill_ms([self._prompt] * self.shape.num_layers, 0)
+
+    @property
+    def _prompt(self) -> float:
+        return self.num_vision + self.num_other
+
+    @property
+    def _look_ms(self) -> float:
+        """Milliseconds of a look at layer 0: not measured, but its share of a layer's linear maps in that layer's time."""
+        assert self.latency is not None
+        return look_share(self.shape) * self.latency.prefill_ms([self._prompt], 0)
 
     def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
         """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
 
-        They sum up to `cost` (a stage's own time under ``latency`` aside).
+        They sum up to `cost` (a stage's own time under ``latency`` aside). Fewer tokens in the first layer come with
+        the look that chose them.
         """
         layers = self.shape.num_layers
         tokens = ratios * self.num_vision + self.num_other
-        weights = np.ones(layers)
+        weights, look = np.ones(layers), 0.0
         if self.kind == "processed":
             one = ratios / layers
+            look = look_share(self.shape) / layers
         elif self.kind == "published":
             # A stage's own layer already counts at its size after pruning: each counts as the layer behind it.
             one = ratios / layers
             weights[0], weights[-1] = 0.0, 2.0
         elif self.kind == "kv":
-            one = tokens / (self.num_vision + self.num_other) / layers
+            one = tokens / self._prompt / layers
         elif self.kind == "flops":
-            full = prefill_flops(self.shape, [self.num_vision + self.num_other] * layers)
+            full = prefill_flops(self.shape, [self._prompt] * layers)
             one = np.array([prefill_flops(self.shape, [count]) for count in tokens]) / full
+            look = prefill_flops(self.shape, [], looked_at=self._prompt) / full
         else:
             assert self.latency is not None
             one = np.array([self.latency.prefill_ms([count], 0) for count in tokens]) / self.full_ms
-        return weights[:, None] * one
+            look = self._look_ms / self.full_ms
+        costs = weights[:, None] * one
+        costs[0, ratios < 1] += look
+        return costs
 
     def spend_rest(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...] | None:
         """Stages at ``layers`` with the given ratios but the last, which takes what the budget leaves.
@@ -127,20 +150,22 @@ class BudgetTarget:
             middle = min(max(low + (high - low) * step, low), high)
         return stages_with(middle)
 
-    def deepest_layer(self) -> int:
+    def deepest_layer(self, earliest: int = 0) -> int:
         """The last layer after which dropping *everything* still meets the budget.
 
-        Raises `OutOfReach` where no layer does, with the smallest budget that can be met.
+        Raises `OutOfReach` where no layer from ``earliest`` (-1: before the decoder) on does, with the smallest
+        budget that can be met.
         """
         fitting = [
             layer
-            for layer in range(self.shape.num_layers - 1)
+            for layer in range(earliest, self.shape.num_layers - 1)
             if self.cost((Stage(layer=layer, keep_ratio=0.0),)) <= self.target + _CLOSE
         ]
         if not fitting:
-            least = self.cost((Stage(layer=0, keep_ratio=0.0),))
+            least = self.cost((Stage(layer=earliest, keep_ratio=0.0),))
+            needs = "the first layer whole" if earliest == 0 else "the first layer's queries, keys and values"
             raise OutOfReach(
-                f"budget {self.target:.3g} ({self.kind}) is out of reach: scoring needs the first layer whole, "
+                f"budget {self.target:.3g} ({self.kind}) is out of reach: scoring needs {needs}, "
                 f"which costs {least:.3g} on this backbone; ask for at least {least:.3g} and at most 1"
             )
         return fitting[-1]

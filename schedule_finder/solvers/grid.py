@@ -31,8 +31,9 @@ class Grid(Solver):
         """See `Solver.solve`."""
         if problem.meter is None:
             raise InputError("solver grid measures on the model; run it where the backbone can be loaded")
-        problem.budget.deepest_layer()
-        candidates = list(every_schedule(problem.budget))
+        earliest = problem.profile.earliest_stage
+        problem.budget.deepest_layer(earliest)
+        candidates = list(every_schedule(problem.budget, earliest))
         tried = len(candidates)
         for samples, left in ROUNDS:
             values = [problem.meter.measure(stages, problem.rule, samples).mean() for stages in candidates]
@@ -45,10 +46,10 @@ class Grid(Solver):
         )
 
 
-def every_schedule(budget: BudgetTarget) -> Iterator[tuple[Stage, ...]]:
-    """All stages of the grid that spend the budget."""
+def every_schedule(budget: BudgetTarget, earliest: int) -> Iterator[tuple[Stage, ...]]:
+    """All stages of the grid that spend the budget, none before ``earliest``."""
     for number in range(1, MOST_STAGES + 1):
-        for layers in itertools.combinations(range(budget.shape.num_layers - 1), number):
+        for layers in itertools.combinations(range(earliest, budget.shape.num_layers - 1), number):
             for ratios in itertools.combinations(RATIOS, number - 1):
                 stages = budget.spend_rest(layers, ratios)
                 if stages is not None:

@@ -163,7 +163,7 @@ class Replay:
         following = sum(layer <= stage.layer for layer in self._layers)
         carried = state.carried + self._carried(state, following)
         count = np.floor(stage.keep_ratio * self._num_vision + 0.5)
-        order = self._order(stage.layer)
+        order = self._order(max(stage.layer, 0))  # before the decoder layer 0 scores as well
         in_order = np.take_along_axis(state.alive, order, 1)
         stays = in_order & (in_order.cumsum(1) <= count[:, None])
         alive = np.zeros_like(state.alive)

@@ -57,7 +57,7 @@ class Sensitivity(Solver):
             raise InputError(
                 "solver sensitivity: nothing is measured yet; run it where the backbone can be loaded"
             )
-        budget.deepest_layer()  # refuses what no stages can meet
+        budget.deepest_layer(table.earliest)  # refuses what no stages can meet
         options = _options(table, budget)
         first = _worthwhile(options)
         resampled, bands = _resampled(table, budget)
@@ -155,8 +155,9 @@ def _measure(
     problem: Problem, candidates: Sequence[tuple[Stage, ...]], rule: Rule
 ) -> tuple[tuple[Stage, ...], Rule, dict[str, Any]]:
     """The schedule and the rule with the least measured divergence, and the evidence."""
-    meter = problem.meter
+    meter, table = problem.meter, problem.sensitivity
     assert meter is not None
+    assert table is not None
     measured: dict[tuple[Stage, ...], np.ndarray] = {}
 
     def best_of(some: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
@@ -167,7 +168,7 @@ def _measure(
 
     best = best_of(candidates)
     for _ in range(REFINEMENTS):
-        before, best = best, best_of(neighbours(best, problem.budget))
+        before, best = best, best_of(neighbours(best, problem.budget, table.earliest))
         if best == before:
             break
     best = min(
@@ -214,8 +215,8 @@ def _level(some: np.ndarray, best: np.ndarray) -> bool:
     return bool(worse.mean() <= max(worse.std() / len(worse) ** 0.5, NEGLIGIBLE))
 
 
-def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stage, ...]]:
-    """Schedules one step away within the same budget.
+def neighbours(stages: Sequence[Stage], budget: BudgetTarget, earliest: int) -> list[tuple[Stage, ...]]:
+    """Schedules one step away within the same budget, no stage before ``earliest``.
 
     A layer earlier or later, a ratio a quarter up or down, a stage less.
     """
@@ -234,7 +235,8 @@ def neighbours(stages: Sequence[Stage], budget: BudgetTarget) -> list[tuple[Stag
     found = []
     for some_layers, some_ratios in moved:
         falling = all(a >= b for a, b in itertools.pairwise([1.0, *some_ratios]))
-        rising = all(a < b for a, b in itertools.pairwise([-1, *some_layers, budget.shape.num_layers - 1]))
+        within = [earliest - 1, *some_layers, budget.shape.num_layers - 1]
+        rising = all(a < b for a, b in itertools.pairwise(within))
         spent = budget.spend_rest(some_layers, some_ratios) if falling and rising else None
         if spent is not None:
             found.append(spent)

@@ -52,12 +52,15 @@ def raised_to_budget(
     return budget.spend_rest(layers, powers[:-1]) or _stages(layers, powers)
 
 
-def random_stages(budget: BudgetTarget, rng: np.random.Generator, most: int = 3) -> tuple[Stage, ...]:
-    """Control: one to ``most`` layers and ratios drawn at random that spend the budget."""
-    budget.deepest_layer()  # refuses what no stages can meet
+def random_stages(
+    budget: BudgetTarget, rng: np.random.Generator, earliest: int, most: int = 3
+) -> tuple[Stage, ...]:
+    """Control: one to ``most`` layers, from ``earliest`` on, and ratios drawn at random that spend the budget."""
+    budget.deepest_layer(earliest)  # refuses what no stages can meet
     while True:
         number = int(rng.integers(1, most + 1))
-        layers = sorted(rng.choice(budget.shape.num_layers - 1, number, replace=False).tolist())
+        places = np.arange(earliest, budget.shape.num_layers - 1)
+        layers = sorted(rng.choice(places, number, replace=False).tolist())
         ratios = sorted(rng.uniform(0, 1, number - 1).tolist(), reverse=True)
         if (stages := budget.spend_rest(layers, ratios)) is not None:
             return stages

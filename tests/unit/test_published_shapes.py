@@ -125,11 +125,20 @@ def test_layers_too_late_for_a_budget_move_forward_together() -> None:
     layers=st.integers(4, 32),
     budget=st.floats(0.3, 0.95),
     kind=st.sampled_from(KINDS),
+    earliest=st.sampled_from([-1, 0]),
 )
-def test_random_stages_spend_the_budget(seed: int, layers: int, budget: float, kind: str) -> None:
+def test_random_stages_spend_the_budget(
+    seed: int, layers: int, budget: float, kind: str, earliest: int
+) -> None:
     target = target_of(budget, kind, layers)
-    if budget < cost_of((Stage(layer=0, keep_ratio=0.0),), kind, layers):
+    if budget < cost_of((Stage(layer=earliest, keep_ratio=0.0),), kind, layers):
         return
-    stages = random_stages(target, np.random.default_rng(seed))
+    stages = random_stages(target, np.random.default_rng(seed), earliest)
     assert target.cost(stages) == pytest.approx(budget, rel=1e-6)
-    assert stages == random_stages(target, np.random.default_rng(seed))
+    assert stages[0].layer >= earliest
+    assert stages == random_stages(target, np.random.default_rng(seed), earliest)
+
+
+def test_random_stages_may_stand_anywhere() -> None:
+    drawn = [random_stages(target_of(0.3, layers=8), np.random.default_rng(seed), -1) for seed in range(60)]
+    assert {stage.layer for stages in drawn for stage in stages} == set(range(-1, 7))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pruning_runtime.accounting import processed_ratios
+from pruning_runtime.accounting import look_share, processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.divergence import Rule
-from schedule_finder.errors import InputError
+from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.sensitivity import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.sensitivity import neighbours, predict
@@ -20,15 +22,21 @@ LAYERS = 10
 RULE = Rule("text_guided", "merged")
 
 
-def table_from(need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int = 0) -> SensitivityTable:
-    """A table of a backbone in which layer ``k`` loses ``need[k] * (1 - ratio)``, whatever the others see."""
-    behind = np.array([need[layer + 1 :].sum() for layer in range(len(need) - 1)])
+def table_from(
+    need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int = 0, earliest: int = 0
+) -> SensitivityTable:
+    """A table of a backbone in which layer ``k`` loses ``need[k] * (1 - ratio)``, whatever the others see.
+
+    ``earliest``: -1 where a stage before the decoder was measured too.
+    """
+    layers = range(earliest, len(need) - 1)
+    behind = np.array([need[layer + 1 :].sum() for layer in layers])
     mean = behind[:, None] * (1 - np.array(RATIOS))
     rng = np.random.default_rng(seed)
     values = mean[..., None] * (1 + noise * rng.standard_normal((*mean.shape, samples)))
     return SensitivityTable(
         RULE,
-        tuple(range(len(need) - 1)),
+        tuple(layers),
         RATIOS,
         tuple(f"{i}" for i in range(samples)),
         np.abs(values),
@@ -39,13 +47,32 @@ def target_of(budget: float) -> BudgetTarget:
     return BudgetTarget("processed", budget, shape_of(LAYERS), 100, 20)
 
 
-def test_what_layers_lose_is_recovered() -> None:
+@pytest.mark.parametrize("earliest", [-1, 0])
+def test_what_layers_lose_is_recovered(earliest: int) -> None:
     need = np.random.default_rng(1).exponential(1.0, LAYERS)
     ratios = np.array([1.0, 0.8, 0.35, 0.2, 0.0])
-    loss = table_from(need).layer_loss(LAYERS, ratios)
-    # Layer 0 always sees everything.
-    assert loss[1:] == pytest.approx(need[1:, None] * (1 - ratios), abs=1e-9)
-    assert loss[0] == pytest.approx(0)
+    loss = table_from(need, earliest=earliest).layer_loss(LAYERS, ratios)
+    expected = need[:, None] * (1 - ratios)
+    if earliest == 0:  # layer 0 has to see everything
+        expected[0] = [0, *[np.inf] * 4]
+    assert loss == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_first_layer_that_was_not_measured_has_no_loss_to_be_predicted() -> None:
+    table = table_from(np.full(LAYERS, 0.5))
+    stages = (Stage(layer=-1, keep_ratio=0.5),)
+    assert predict(table, target_of(0.5), stages) == np.inf
+    assert predict(table, target_of(0.5), ()) == 0
+
+
+def test_where_every_other_layer_is_measured_the_first_counts_too() -> None:
+    need = np.full(LAYERS, 0.5)
+    whole = table_from(need, earliest=-1)
+    some = [0, 1, 3, 6, 9]
+    layers = tuple(whole.layers[place] for place in some)
+    part = SensitivityTable(whole.rule, layers, whole.ratios, whole.sample_ids, whole.divergence[some])
+    ratios = np.array([1.0, 0.35, 0.0])
+    assert part.layer_loss(LAYERS, ratios) == pytest.approx(whole.layer_loss(LAYERS, ratios), abs=1e-9)
 
 
 def test_unmeasured_layers_lie_between_measured_ones() -> None:
@@ -57,9 +84,10 @@ def test_unmeasured_layers_lie_between_measured_ones() -> None:
     assert part.layer_loss(LAYERS, ratios) == pytest.approx(whole.layer_loss(LAYERS, ratios), abs=1e-9)
 
 
-def test_no_layer_gains_from_seeing_less_later() -> None:
+@pytest.mark.parametrize("earliest", [-1, 0])
+def test_no_layer_gains_from_seeing_less_later(earliest: int) -> None:
     """Noise may say that dropping later hurts more; what layers lose is never below zero."""
-    table = table_from(np.full(LAYERS, 0.2), noise=2.0)
+    table = table_from(np.full(LAYERS, 0.2), noise=2.0, earliest=earliest)
     assert table.layer_loss(LAYERS, np.linspace(1, 0, 7)).min() >= -1e-12
 
 
@@ -90,6 +118,67 @@ def test_the_solver_cuts_behind_the_last_layer_that_needs_vision(needed: int) ->
     assert solution.evidence["predicted_kl"] == pytest.approx(0)
     # No doubt, whatever samples are drawn.
     assert solution.evidence["confidence"]["layers"] == {str(needed): 20}
+
+
+def solved(table: SensitivityTable, target: BudgetTarget) -> tuple[Stage, ...]:
+    return (
+        SOLVERS["sensitivity"]()
+        .solve(Problem(random_profile(LAYERS, 0), (), target, RULE, sensitivity=table))
+        .stages
+    )
+
+
+def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_tight() -> None:
+    """Layers 1 to 5 need something and the first nothing; a whole first layer would take what they need."""
+    need = np.array([0.0] + [1.0] * 5 + [0.0] * 4)
+    table, target = table_from(need, earliest=-1), target_of(0.2)
+    first, *_ = stages = solved(table, target)
+    assert first.layer == -1
+    assert target.cost(stages) == pytest.approx(0.2, abs=1e-9)
+    # Two of ten layers less the look, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
+    # layer there is one left for five.
+    assert predict(table, target, stages) == pytest.approx(5 * (1 - 0.28))
+    later = solved(table_from(need), target)
+    assert predict(table, target, later) == pytest.approx(5 * (1 - 0.2))
+
+
+@pytest.mark.parametrize("first_needs", [0.0, 1.0])
+def test_a_look_that_does_not_pay_is_not_taken(first_needs: float) -> None:
+    """The budget has room for the two layers that need something: nothing to gain, whether the first needs any or not."""
+    need = np.array([first_needs, 1.0] + [0.0] * 8)
+    stages = solved(table_from(need, earliest=-1), target_of(0.2))
+    assert stages == (Stage(layer=1, keep_ratio=0.0),)
+
+
+def test_without_a_look_a_budget_below_the_first_layer_is_refused_and_with_it_below_the_look() -> None:
+    need = np.full(LAYERS, 0.5)
+    least = look_share(shape_of(LAYERS)) / LAYERS
+    assert least < 0.05 < 0.1  # a layer
+    with pytest.raises(OutOfReach, match=r"the first layer whole, which costs 0\.1 "):
+        solved(table_from(need), target_of(0.09))
+    with pytest.raises(OutOfReach, match=rf"queries, keys and values, which costs {least:.3g} "):
+        solved(table_from(need, earliest=-1), target_of(least - 0.001))
+    for budget in (least, least + 1e-6, 0.05, 0.09):
+        stages = solved(table_from(need, earliest=-1), target_of(budget))
+        assert stages[0].layer == -1
+        assert target_of(budget).cost(stages) == pytest.approx(budget, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    budget=st.floats(0.04, 0.9),
+    kind=st.sampled_from(("processed", "flops", "kv", "published")),
+)
+def test_any_reachable_budget_is_met_with_a_look(seed: int, budget: float, kind: str) -> None:
+    need = np.random.default_rng(seed).exponential(1.0, LAYERS)
+    target = BudgetTarget(kind, budget, shape_of(LAYERS), 100, 20)
+    table = table_from(need, samples=3, earliest=-1)
+    if budget < target.cost((Stage(layer=-1, keep_ratio=0.0),)):
+        with pytest.raises(OutOfReach):
+            solved(table, target)
+        return
+    assert target.cost(solved(table, target)) == pytest.approx(budget, rel=0.01)
 
 
 def test_a_stage_more_is_taken_where_it_saves_enough() -> None:
@@ -151,10 +240,13 @@ def test_without_a_table_the_solver_says_what_is_missing() -> None:
         SOLVERS["sensitivity"]().solve(Problem(random_profile(LAYERS, 0), (), target_of(0.4), RULE))
 
 
-def test_neighbours_spend_the_same_budget() -> None:
+@pytest.mark.parametrize("earliest", [-1, 0])
+def test_neighbours_spend_the_same_budget(earliest: int) -> None:
     target = target_of(0.4)
-    stages = target.spend_rest([1, 5], [0.5])
-    found = neighbours(stages, target)
+    stages = target.spend_rest([earliest + 1, 5], [0.5])
+    found = neighbours(stages, target, earliest)
+    assert min(one[0].layer for one in found) == earliest
+    assert all(one[0].layer >= 0 for one in neighbours(stages, target, 0))
     assert len(found) >= 3
     for one in found:
         assert target.cost(one) == pytest.approx(0.4)
@@ -166,8 +258,9 @@ def test_neighbours_spend_the_same_budget() -> None:
     assert any(len(one) < len(stages) for one in found)
 
 
-def test_a_table_survives_its_file(tmp_path: Path) -> None:
-    table = table_from(np.full(LAYERS, 0.5), noise=1.0)
+@pytest.mark.parametrize("earliest", [-1, 0])
+def test_a_table_survives_its_file(tmp_path: Path, earliest: int) -> None:
+    table = table_from(np.full(LAYERS, 0.5), noise=1.0, earliest=earliest)
     table.save(tmp_path / "table.parquet")
     again = SensitivityTable.load(tmp_path / "table.parquet")
     assert (again.divergence == table.divergence).all()
