@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from pruning_runtime import Schedule
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.backbone import Backbone, DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, Residual
 from schedule_finder.backbones import LoadedBackbone
 from schedule_finder.divergence import DivergenceMeter, Rule
@@ -194,11 +194,7 @@ class Discovery:
                 return table
         samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
         meter = DivergenceMeter.for_samples(self._loaded, samples, self._batch_size)
-        layers = range(self._loaded.backbone.shape.num_layers - 1)
-        usable = [layer for layer in layers if self._loaded.backbone.has_own_attention(layer)]
-        places = usable[:: -(-len(usable) // MEASURED_LAYERS)]
-        if 0 in usable:  # whose attention scores before the decoder too
-            places = [-1, *places]
+        places = measured_places(self._loaded.backbone)
         rule = _rule(scorer, residual)
         if residual == AUTO:
             rule = replace(rule, residual=better_residual(meter, rule.scorer, places))
@@ -270,6 +266,16 @@ class Discovery:
             (rank, kind, name) for kind, names in sorted(by_type.items()) for rank, name in enumerate(names)
         ]
         return [name for _, _, name in sorted(ranked)]
+
+
+def measured_places(backbone: Backbone) -> list[int]:
+    """Where single stages are measured: layers with attention of their own, few enough, not the last one.
+
+    Before all of them -1, where layer 0 has attention to score with before the decoder.
+    """
+    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
+    return [-1, *spread] if usable[0] == 0 else spread
 
 
 def _rule(scorer: str, residual: str) -> Rule:

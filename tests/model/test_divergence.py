@@ -81,7 +81,7 @@ def test_saved_states_give_what_a_whole_run_gives(name: str) -> None:
     model, inputs = a_model_of(name)
     backbone = find_backbone(model)
     meter = meter_of(model, [inputs])
-    layers = [layer for layer in (0, 1, 3) if backbone.has_own_attention(layer)]
+    layers = [layer for layer in (-1, 0, 1, 3) if backbone.has_own_attention(max(layer, 0))]
     for layer, found in meter.measure_single(layers, (0.5, 0.0), RULE):
         for ratio, values in zip((0.5, 0.0), found, strict=True):
             whole = meter.measure((Stage(layer=layer, keep_ratio=ratio),), RULE)

@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pruning_runtime import Schedule
-from pruning_runtime.accounting import processed_ratios, published_ratios
+from pruning_runtime.accounting import budget_of, look_share, processed_ratios, published_ratios
+from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder import figures
 from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
@@ -318,6 +319,25 @@ def test_staircase_legend_states_both_means(run):
     assert texts == ["Processed, mean 28.0 (43.8%)", "Published, mean 23.3 (36.5%)"]
 
 
+def test_staircase_of_a_schedule_that_begins_before_the_decoder_charges_its_look(run):
+    stages = (Stage(layer=-1, keep_ratio=0.25), *STAGES[1:])
+    schedule = Schedule.load(run.schedule)
+    shape = DecoderShape(LAYERS, 64, 4, 2, 16, 128, 1000)
+    budget = budget_of(stages, shape, TOKENS, 8, looks=True)
+    schedule.model_copy(update={"stages": stages, "budget": budget}).save(run.schedule)
+    figure, rows = staircase(RunData(run))
+    assert rows.processed_ratio.tolist() == [0.25] * 6 + [0.125] * 6
+    tokens = TOKENS * (0.1875 + look_share(shape) / LAYERS)
+    said, published = (text.get_text() for text in figure.legends[0].get_texts())
+    assert said == f"Processed, mean {tokens:.1f} ({tokens / TOKENS:.1%}), first scoring included"
+    assert published.startswith(f"Published, mean {rows.published_tokens.mean():.1f}")
+    # From all tokens down at the left edge; their number, and what is left.
+    fall = figure.axes[0].get_lines()[0].get_xydata()
+    assert fall.tolist() == [[-0.5, TOKENS], [-0.5, TOKENS / 4]]
+    numbers = [text.get_text() for text in figure.axes[0].texts]
+    assert numbers == [str(TOKENS), str(TOKENS // 4), str(TOKENS // 8)]
+
+
 def test_staircase_without_a_profile_takes_tokens_from_the_evidence_or_percent(run):
     shutil.rmtree(run.profile.folder)
     _, rows = staircase(RunData(run))
@@ -338,6 +358,17 @@ def test_sensitivity_table_is_what_was_measured_and_what_layers_lose(drawn):
     assert losses.loc[0].isna().all()  # nothing was dropped before it
     for name in losses:  # the planted samples are all alike
         assert losses[name].tolist()[1:] == pytest.approx(0.9 * NEED[1:], abs=1e-4)
+
+
+def test_a_stage_before_the_decoder_stands_on_the_left_edge(run):
+    table_from(NEED, earliest=-1).save(run.sensitivity)
+    figure, rows = sensitivity(RunData(run))
+    above, below = figure.axes
+    (curve,) = (line for line in above.get_lines() if line.get_label() == "10% kept")
+    assert curve.get_xdata()[0] == above.get_xlim()[0] == -0.5
+    assert not curve.get_clip_on()  # or half of its marker is gone
+    assert rows.groupby("layer").loss.first()[0] == pytest.approx(0.9 * NEED[0])
+    assert len([bar for bar in below.patches if bar.get_height() > 0]) == LAYERS - 1
 
 
 def test_single_stages_stand_on_the_edge_behind_their_layer_and_tiny_losses_on_the_floor(run):

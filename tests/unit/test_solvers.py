@@ -14,6 +14,7 @@ from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
 from schedule_finder.profile_store import Profile
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
+from schedule_finder.solvers.grid import every_schedule
 from schedule_finder.solvers.retained import Replay, Retained, layer_weights
 
 KINDS = ("processed", "published", "flops", "kv")
@@ -90,7 +91,7 @@ def test_any_reachable_budget_is_met(
 @given(seed=st.integers(0, 999), data=st.data())
 def test_the_replay_is_what_the_stages_do(seed: int, data: st.DataObject) -> None:
     profile = random_profile(8, seed, samples=3)
-    layers = sorted(data.draw(st.sets(st.integers(0, 6), min_size=1, max_size=3)))
+    layers = sorted(data.draw(st.sets(st.integers(-1, 6), min_size=1, max_size=3)))
     ratios = sorted(
         data.draw(st.lists(st.floats(0, 1), min_size=len(layers), max_size=len(layers))), reverse=True
     )
@@ -100,11 +101,12 @@ def test_the_replay_is_what_the_stages_do(seed: int, data: st.DataObject) -> Non
     for attention, scores in zip(profile.maps, profile.scores["text_guided"], strict=True):
         alive = list(range(attention.shape[1]))
         carried = 0.0
-        for layer in range(8):
-            carried += weights[layer] * attention[layer, alive].sum() / attention[layer].sum()
+        for layer in range(-1, 8):
+            if layer >= 0:
+                carried += weights[layer] * attention[layer, alive].sum() / attention[layer].sum()
             for stage in stages:
-                if stage.layer == layer:
-                    best = sorted(alive, key=lambda token: -scores[layer, token])
+                if stage.layer == layer:  # before the decoder layer 0 scores
+                    best = sorted(alive, key=lambda token: -scores[max(layer, 0), token])
                     alive = sorted(best[: stage.kept(attention.shape[1])])
         expected.append(carried)
     assert Replay(profile, "text_guided", weights).retained(stages) == pytest.approx(
@@ -185,6 +187,23 @@ def test_more_stages_never_retain_less() -> None:
     )
     assert set(by_number) == {"1", "2", "3"}
     assert by_number["2"]["retained"] >= by_number["1"]["retained"] - 0.01
+
+
+def test_the_grid_begins_before_the_decoder_where_it_may() -> None:
+    target = BudgetTarget("processed", 0.3, shape_of(6), 100, 20)
+    later, all_of_them = (list(every_schedule(target, earliest)) for earliest in (0, -1))
+    before = [stages for stages in all_of_them if stages not in later]
+    assert {stages[0].layer for stages in before} == {-1}
+    assert {len(stages) for stages in before} == {1, 2, 3}
+    assert len(all_of_them) == len(before) + len(later)
+    assert all(target.cost(stages) == pytest.approx(0.3) for stages in all_of_them)
+
+
+@pytest.mark.parametrize(("layers", "earliest"), [([0, 1, 2], -1), ([1, 2], 0), ([3, 7], 0)])
+def test_a_profile_says_where_the_first_stage_may_stand(layers: list[int], earliest: int) -> None:
+    profile = random_profile(8, 0)
+    profile.meta["layers"] = layers
+    assert profile.earliest_stage == earliest
 
 
 def test_spend_rest_refuses_what_cannot_be_spent() -> None:
