@@ -37,11 +37,13 @@ class Sensitivity(Solver):
 
     What a stage after layer ``l`` with ratio ``r`` alone does to the answer is measured on a few samples
     (`SensitivityTable`); taken apart into what each layer loses, it adds up to a prediction for any schedule,
-    and dynamic programming finds the best within the budget. Where the model is at hand, the best of the
-    predicted stages (one choice per number of stages, and those that resampled samples lead to) and their
-    neighbours are measured as whole schedules on samples that the table has not seen, and the winner's stages
-    with every rule that may be chosen. Of schedules that cannot be told from the best the one with the fewest stages
-    wins.
+    and dynamic programming finds the best within the budget. A stage may stand before the decoder where that was
+    measured; the look at layer 0 that scores its tokens is paid from the budget.
+
+    Where the model is at hand, the best of the predicted stages (one choice per number of stages, and those that
+    resampled samples lead to) and their neighbours are measured as whole schedules on samples that the table has not
+    seen, and the winner's stages with every rule that may be chosen. Of schedules that cannot be told from the best
+    the one with the fewest stages wins.
 
     The measure is that of VTW (arXiv 2405.05803), which looks at dropping everything at one layer only.
     """
