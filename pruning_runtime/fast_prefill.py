@@ -42,11 +42,11 @@ class _NotStatic(Exception):
 
 
 def bucket(count: int) -> int:
-    """The static length for ``count`` positions: at least as many, at most an eighth or seven more.
+    """The static length for ``count`` positions: at least as many, at most a sixteenth or seven more.
 
-    A multiple of 8 below 128, of 16 below 256, and so on: eight lengths from each power of two to the next.
+    A multiple of 8 below 256, of 16 below 512, and so on: sixteen lengths from each power of two to the next.
     """
-    step = max(8, 1 << max(count.bit_length() - 4, 0))
+    step = max(8, 1 << max(count.bit_length() - 5, 0))
     return -(-count // step) * step
 
 

@@ -12,7 +12,7 @@ counts = st.integers(0, 1 << 20)
 
 @given(counts)
 def test_a_bucket_holds_its_count_with_little_waste(count: int) -> None:
-    assert count <= bucket(count) <= count + max(7, count // 8)
+    assert count <= bucket(count) <= count + max(7, count // 16)
 
 
 @given(counts, counts)
@@ -25,6 +25,6 @@ def test_a_bucket_is_its_own(count: int) -> None:
     assert bucket(bucket(count)) == bucket(count)
 
 
-def test_eight_lengths_to_each_doubling() -> None:
-    for power in range(6, 16):
-        assert len({bucket(count) for count in range(2**power + 1, 2 ** (power + 1) + 1)}) == 8
+def test_sixteen_lengths_to_each_doubling() -> None:
+    for power in range(7, 16):
+        assert len({bucket(count) for count in range(2**power + 1, 2 ** (power + 1) + 1)}) == 16
