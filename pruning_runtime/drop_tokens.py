@@ -149,9 +149,22 @@ def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     """
     batch, width = index.shape
     index = index.to(tensor.device)
+    if dim == 1 and tensor.dim() > 2:
+        return _gather_rows(tensor, index)
     shape = list(tensor.shape)
     shape[dim - 1] = batch
     tensor = tensor.expand(shape)
     shape[dim] = width
     aligned = index.view(*[1] * (dim - 1), batch, width, *[1] * (tensor.dim() - dim - 1))
     return tensor.gather(dim, aligned.expand(shape))
+
+
+def _gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """`gather_positions` of whole feature vectors, which is several times faster than one number at a time."""
+    batch, width = index.shape
+    if tensor.shape[0] == 1:
+        rows = tensor[0]
+    else:
+        rows = tensor.flatten(0, 1)
+        index = index + tensor.shape[1] * torch.arange(batch, device=index.device)[:, None]
+    return rows.index_select(0, index.flatten()).view(batch, width, *tensor.shape[2:])
