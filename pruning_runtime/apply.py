@@ -95,6 +95,7 @@ def pruned(
         for hook in hooks:
             undo.callback(hook.remove)
         if fast:
+            undo.callback(pruner.close)
             undo.enter_context(_forward_replaced(backbone.text_model, pruner.decoder))
         if isinstance(pruner.scorer, AttentionScorer):
             undo.enter_context(attention_tap(backbone, pruner.on_attention))
@@ -336,6 +337,11 @@ class _Pruner:
         if self._fast is not None and isinstance(self._forward, Prefill):
             return self._fast(self._forward, args, kwargs)
         return self._plain_decoder(*args, **kwargs)
+
+    def close(self) -> None:
+        """Give the fast path's memory back: references in a circle would keep it until some later day."""
+        if self._fast is not None:
+            self._fast.close()
 
     def _run_static(self, prefill: Prefill, arguments: dict[str, Any]) -> Any:
         forward, self._forward = self._forward, prefill

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
 from pruning_runtime.backbone import Backbone
@@ -99,6 +100,12 @@ class FastPrefill:
             output = graph.replay()
             return self._finish(forward, graph, output, kwargs, pad)
 
+    def close(self) -> None:
+        """Give all graphs and their memory back."""
+        if self._graphs and self._pool is not None:
+            torch.cuda.synchronize(self._device)  # the last of them may still be running
+        self._graphs.clear()
+
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
@@ -138,10 +145,11 @@ class FastPrefill:
             for name, part in given.items():
                 part.write(buffers[name])
             if graph is None:
-                while len(self._graphs) >= MOST_GRAPHS:
-                    self._graphs.popitem(last=False)
                 graph = self._graphs[key] = _Graph(buffers, plan, num_raters, flags, self._run)
                 self._capture(graph)
+                # A capture begins by waiting for the device, so what goes is not running any more.
+                while len(self._graphs) > MOST_GRAPHS:
+                    self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
         return graph, width - length
 
@@ -321,6 +329,22 @@ class _Output:
     stages: list[StageRecord]
 
 
+class _HeldLayer(DynamicLayer):
+    """Holds a prompt's keys and values as they are.
+
+    The caller's own cache would throw away what is still to be cut, where a layer has a window; and growing by
+    concatenation begins with an empty tensor made on the host, for which a capture cannot wait.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = key_states, value_states
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+        return key_states, value_states
+
+
 class _Graph:
     """The decoder over one set of buffers."""
 
@@ -376,8 +400,7 @@ class _Graph:
             deepstack=self._all("deepstack"),
         )
         masks = self._all("mask")
-        # Not the cache that the caller has: layers with a window would throw away what is still to be cut.
-        cache = DynamicCache()
+        cache = Cache(layer_class_to_replicate=_HeldLayer)
         arguments = {
             **self._flags,
             **self._all("argument"),

@@ -6,7 +6,9 @@ Without a GPU the static shapes run uncaptured; capturing itself is tested in `t
 from __future__ import annotations
 
 import functools
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -313,6 +315,28 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             generate(model, batch, steps=1)
             captures.append(record.captures)
     assert captures == [1, 2, 2, 3, 3, 4]
+
+
+def test_graphs_go_when_the_with_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when Python next looks for circles of references."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    made: list[weakref.ref[Any]] = []
+    begin = fast_path._Graph.__init__
+
+    def watched(graph: Any, *args: Any) -> None:
+        begin(graph, *args)
+        made.append(weakref.ref(graph))
+
+    monkeypatch.setattr(fast_path._Graph, "__init__", watched)
+    gc.disable()
+    try:
+        with fast(model, schedule_for(model, *STAGES)):
+            generate(model, tiny.batch((1,)), steps=1)
+            assert [graph() is not None for graph in made] == [True]
+        assert [graph() for graph in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_later_turns_and_beams() -> None:
