@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, Schedule, find_backbone, pruned
@@ -451,3 +452,38 @@ def test_the_decoder_reads_nothing_that_a_capture_forbids(name: str, fields: dic
     # While a graph is captured, transformers itself does not look at the mask.
     looked_at = {key: count for key, count in unpruned.items() if key[0] == "decoder"}
     assert {key: count for key, count in counts.items() if key[0] == "decoder"} == looked_at
+
+
+class _Constants(TorchFunctionMode):
+    """Counts tensors made from Python values, which a GPU gets by a copy that a capture cannot wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += func in (torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fields", [{}, {"residual": "merged"}, {"positions": "renumbered"}])
+@pytest.mark.parametrize("first", [-1, 0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_decoder_takes_nothing_from_the_host(
+    name: str, first: int, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = FAMILIES[name]
+    model, inputs = tiny.build(), tiny.batch(ROWS)
+    run, constants = fast_path._Graph._run, _Constants()
+
+    def counted(graph: Any) -> Any:
+        with constants:
+            return run(graph)
+
+    monkeypatch.setattr(fast_path._Graph, "_run", counted)
+    with torch.inference_mode(), fast(model, schedule_for(model, (first, 0.5), (2, 0.2), **fields)) as record:
+        model(**inputs)
+        with constants:
+            torch.tensor([1])
+    assert record.fast_prefills == 1
+    assert constants.made == 1  # the one that shows that they are counted
