@@ -212,7 +212,8 @@ class _Pruner:
         protected = schedule.separators == "protected"
         self._separators = find_separators(backbone.model, backbone.text_model) if protected else ()
         self._given_vision = vision_mask
-        renumbering = Renumbering(backbone) if schedule.positions == "renumbered" else None
+        decoder = backbone.text_model, backbone.layers, backbone.layer_kinds
+        renumbering = Renumbering(*decoder) if schedule.positions == "renumbered" else None
         self._prefill = PrefillPruner(backbone, schedule, self.scorer, renumbering, self._watch, keep_scores)
         self._continuation = ContinuationPruner(backbone, renumbering)
         self._forward: Prefill | Continuation | None = None

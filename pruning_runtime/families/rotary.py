@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning_runtime.backbone import Backbone
 from pruning_runtime.prompt import once
 
 TABLE = "position_embeddings"
@@ -24,11 +23,11 @@ TABLE = "position_embeddings"
 class Renumbering:
     """Gives decoder layers rotary tables of positions counted anew."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, text_model: nn.Module, layers: nn.ModuleList, kinds: Sequence[str]) -> None:
         # Looked up once: reading signatures at every layer of every token took a tenth of decoding on a small model.
         self._layers = [
-            (*find_rotary(backbone.text_model, layer, backbone.layer_kinds[layer]), table_place(block))
-            for layer, block in enumerate(backbone.layers)
+            (*find_rotary(text_model, layer, kinds[layer]), table_place(block))
+            for layer, block in enumerate(layers)
         ]
 
     def apply(
