@@ -123,7 +123,7 @@ def test_layers_too_late_for_a_budget_move_forward_together() -> None:
 @given(
     seed=st.integers(0, 999),
     layers=st.integers(4, 32),
-    budget=st.floats(0.3, 0.95),
+    budget=st.floats(0.1, 0.95),
     kind=st.sampled_from(KINDS),
     earliest=st.sampled_from([-1, 0]),
 )

@@ -65,6 +65,16 @@ def test_a_first_layer_that_was_not_measured_has_no_loss_to_be_predicted() -> No
     assert predict(table, target_of(0.5), ()) == 0
 
 
+def test_a_hybrid_whose_first_layers_do_not_attend_has_nothing_before_the_decoder() -> None:
+    whole = table_from(np.full(LAYERS, 0.5))
+    some = [2, 5, 8]
+    hybrid = SensitivityTable(whole.rule, tuple(some), whole.ratios, whole.sample_ids, whole.divergence[some])
+    assert hybrid.earliest == 0
+    loss = hybrid.layer_loss(LAYERS, np.array([1.0, 0.5]))
+    assert loss[0].tolist() == [0, np.inf]
+    assert np.isfinite(loss[1:]).all()
+
+
 def test_where_every_other_layer_is_measured_the_first_counts_too() -> None:
     need = np.full(LAYERS, 0.5)
     whole = table_from(need, earliest=-1)
