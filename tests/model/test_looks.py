@@ -61,14 +61,16 @@ def test_before_the_decoder_is_measured_as_a_whole_schedule_is_and_its_look_is_c
     tiny = FAMILIES["llava"]
     inputs = tiny.batch((1,))
     meter = meter_of(tiny.build(), [inputs])
-    rule = RULE
-    ((layer, found),) = meter.measure_single([-1], (0.5,), rule)
-    assert layer == -1
-    before = meter.forwards
-    assert found[0].tolist() == meter.measure((Stage(layer=-1, keep_ratio=0.5),), rule).tolist()
+    begun = meter.forwards
+    found = dict(meter.measure_single([-1, 4], (0.5,), RULE))
+    single = meter.forwards
+    assert found[-1][0].tolist() == meter.measure((Stage(layer=-1, keep_ratio=0.5),), RULE).tolist()
     tokens = inputs["input_ids"].shape[1]
-    share = look_share(find_backbone(tiny.build()).shape)
-    assert meter.forwards - before == pytest.approx((tokens - VISION / 2) / tokens + share / LAYERS)
+    half = (tokens - VISION / 2) / tokens
+    whole_schedule = half + look_share(find_backbone(tiny.build()).shape) / LAYERS
+    assert meter.forwards - single == pytest.approx(whole_schedule)
+    # Besides, one pass to save the states, and from them the last two layers.
+    assert single - begun == pytest.approx(whole_schedule + 1 + (1 + half) / LAYERS)
 
 
 # ---- a run
