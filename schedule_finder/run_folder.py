@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
@@ -125,7 +127,26 @@ class Run:
 
     @contextmanager
     def step(self, name: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """Record a step: its state, its options, its time; the body may add facts to what is yielded."""
+        """Record a step: its state, its options, its time; the body may add facts to what is yielded.
+
+        Steps of one run wait for no other: `InputError` where another process is at one. The lock goes with the
+        process that holds it, however that ends.
+        """
+        lock: AbstractContextManager[Any]
+        try:
+            lock = FileLock(self.folder / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.folder}: another process is working on this run; wait for it, or choose another --out"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            lock = nullcontext()
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+        with lock:
+            yield from self._recorded(name, options)
+
+    def _recorded(self, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         entry: dict[str, Any] = {"state": "running", **options}
         self._update(name, entry)
         begun = time.perf_counter()
