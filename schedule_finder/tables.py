@@ -78,7 +78,7 @@ def _show_stages(schedule: Schedule) -> None:
     title = f"Schedule for {schedule.backbone.name}, {schedule.backbone.num_layers} layers"
     if len(schedule.stages) > MOST_ROWS:
         stages = ", ".join(f"{stage.layer}: {100 * stage.keep_ratio:.1f}" for stage in schedule.stages)
-        screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages.replace('-1:', 'none:')}\n")
+        screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages}\n")
         return
     table = _table(title, "tokens leave after layer", "keep", "vision tokens")
     for stage in schedule.stages:
