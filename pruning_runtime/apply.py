@@ -208,7 +208,6 @@ class _Pruner:
             watch=self._watch,
         )
         self._stages = schedule.stages
-        self._merged = schedule.residual == "merged"
         protected = schedule.separators == "protected"
         self._separators = find_separators(backbone.model, backbone.text_model) if protected else ()
         self._given_vision = vision_mask
@@ -321,12 +320,6 @@ class _Pruner:
         if isinstance(forward, Prefill) and (forward.plan or self._fast) and embeddings is not None:
             kwargs = dict(kwargs)
             forward.deepstack = deepstack.take_features(kwargs, embeddings)
-            first = min(forward.plan, default=self.backbone.shape.num_layers)
-            if self._merged and any(layer > first for layer in forward.deepstack):
-                raise PruningError(
-                    f"this backbone adds features to vision tokens up to layer {max(forward.deepstack)}, which a merged "
-                    "token cannot take in; let the first stage come later, or use residual 'none'"
-                )
             if self._separators:
                 given = [embeddings, *forward.deepstack.values()]
                 forward.separators = separator_mask(self._separators, given, forward.vision)

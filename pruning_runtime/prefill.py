@@ -47,7 +47,7 @@ class Prefill:
         plan: its stages by layer.
         keep: vision tokens to keep by stage layer, ``[batch]`` on the decoder's device.
         separators: vision tokens that mark the layout, where the schedule protects them and the model has them.
-        deepstack: features to add before a layer, ``[batch, length, width]``.
+        deepstack: features to add before a layer, ``[batch, places, width]``; behind a stage those of what is left.
         scores: of the stage that comes next.
         looking: layer 0 is run for its queries and keys only.
         stages: what each stage did.
@@ -118,7 +118,7 @@ class PrefillPruner:
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
         segment = prompt.of(layer, hidden.device)
         if (features := forward.deepstack.get(layer)) is not None:
-            hidden = hidden + gather_positions(features.to(hidden.device), segment.index, 1)
+            hidden = hidden + features.to(hidden.device)
         # Layers that only read another layer's keys may be given the prompt's last tokens alone (Gemma 4).
         last_only = hidden.shape[-2] != segment.width
         if len(prompt.segments) == 1 and not last_only:
@@ -186,23 +186,30 @@ class PrefillPruner:
             )
         first = protected if merged is None else merged if protected is None else protected | merged
         place, valid = select_kept(scores, vision, before.valid, keep, stage.width, first)
-        weights = None
-        if self._merged:
-            if protected is not None:  # the last to take others in
-                scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
-            state, weights = merge_dropped(hidden, before.weights, scores, vision, before.valid, place, valid)
+        if self._merged and protected is not None:  # the last to take others in
+            scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
+
+        def shortened(states: Tensor) -> tuple[Tensor, Tensor | None]:
+            if self._merged:
+                return merge_dropped(states, before.weights, scores, vision, before.valid, place, valid)
+            return gather_positions(states, place, states.dim() - 2), None
+
+        # Where the model itself goes on with its last tokens only, they are still there.
+        last_only = hidden.shape[-2] != before.width
+        hidden, weights = (hidden, None) if last_only else shortened(hidden)
+        # A mean takes in the mean of what is added to its tokens later.
+        forward.deepstack = {
+            layer: shortened(features.to(hidden.device))[0]
+            for layer, features in forward.deepstack.items()
+            if layer > stage.layer
+        }
         after = Segment(before.index.gather(1, place), valid, stage.filled, weights)
         forward.prompt.segments.append(after)
         forward.gathered.clear()
         kept_vision = vision.gather(1, place) & valid
         kept_scores = scores if self._keep_scores else None
         forward.stages.append(StageRecord(stage.layer, stage.keep, after.index, kept_vision, kept_scores))
-        if self._merged:
-            return state
-        sequence = hidden.dim() - 2
-        if hidden.shape[sequence] != before.width:
-            return hidden  # the model itself went on with its last tokens only; they are still there
-        return gather_positions(hidden, place, sequence)
+        return hidden
 
     def _score_positions(
         self, forward: Prefill, vision: Tensor, protected: Tensor | None, position: Tensor, keep: Tensor

@@ -62,8 +62,8 @@ FAULTS = (
     Fault(
         "DeepStack lost",
         "prefill.py",
-        "hidden = hidden + gather_positions(features.to(hidden.device), segment.index, 1)",
-        "pass",
+        "hidden = hidden + features.to(hidden.device)\n        # Layers that only read",
+        "pass\n        # Layers that only read",
     ),
     Fault("window ignored", "masks.py", "allowed & (query - key < self.window)", "allowed"),
     Fault(

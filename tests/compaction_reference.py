@@ -67,16 +67,18 @@ def merged_logits(
     """Logits of every generation step if one kept token stands for all that are gone, ``[batch, steps, vocab]``.
 
     ``stages``: what a record says, with scores. Which tokens are kept is taken from it; which of them takes in the
-    others, their mean, and how often attention counts it is worked out here, token by token.
+    others, their mean, and how often attention counts it is worked out here, token by token. What is added to those
+    tokens later (DeepStack) is added to the mean as its own mean.
     """
     prompt, steps = inputs["input_ids"].shape[1], generated.shape[1]
     sequence = extend(inputs, generated[:, :-1])
-    calls, _ = _calls(model, sequence)
+    calls, features = _calls(model, sequence)
     layers = find_layers(model)
     rows = []
     for row, real in enumerate(sequence["attention_mask"].bool()):
         place = torch.arange(len(real))[real].tolist()
         states = dict(zip(place, _take(_hidden(calls[0]), row, torch.tensor(place))[0], strict=True))
+        added = [dict(zip(place, _take(part, row, torch.tensor(place))[0], strict=True)) for part in features]
         stand_for = dict.fromkeys(place, 1.0)
         seen, alive = list(range(prompt)), None
         for layer, block in enumerate(layers):
@@ -94,7 +96,8 @@ def merged_logits(
                     slot = standing[0] if standing else min(kept, key=scores.__getitem__)
                     members = [*gone, slot]
                     count = sum(stand_for[p] for p in members)
-                    states[slot] = sum(stand_for[p] * states[p] for p in members) / count
+                    for vectors in (states, *added):
+                        vectors[slot] = sum(stand_for[p] * vectors[p] for p in members) / count
                     stand_for[slot] = count
                 place = [p for p in place if p not in gone]
             args, kwargs = _cut(calls[layer], None, row, torch.tensor(place))
@@ -104,6 +107,8 @@ def merged_logits(
             kwargs["attention_mask"] = mask + torch.tensor([stand_for[p] for p in place]).log()
             with torch.no_grad():
                 state = block(torch.stack([states[p] for p in place])[None], *args, **kwargs)
+            if layer < len(added):
+                state = state + torch.stack([added[layer][p] for p in place])
             states = dict(zip(place, state[0], strict=True))
         rows.append(_tail(model, layers[-1], state)[-steps:])
     return torch.stack(rows)

@@ -204,6 +204,12 @@ def test_separators_stay_protected(residual: str) -> None:
     check(model, family.batch(ROWS), schedule_for(model, *STAGES, separators="protected", residual=residual))
 
 
+def test_features_that_are_added_later() -> None:
+    family = FAMILIES_A["qwen3_vl"]
+    model = family.build()
+    check(model, family.batch(ROWS), schedule_for(model, *STAGES, residual="merged"))
+
+
 def test_eager_attention() -> None:
     tiny = FAMILIES["qwen2_vl"]
     model = tiny.build(attention="eager")

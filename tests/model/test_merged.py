@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pruning_runtime import PruningError, UnsupportedBackbone, pruned
+from pruning_runtime import UnsupportedBackbone, pruned
 from tests import greedy
 from tests.compaction_reference import merged_logits
 from tests.own_mask_reference import append_tokens
@@ -18,7 +18,7 @@ from tests.tiny_families_b import FAMILIES_B
 from tests.tiny_models import FAMILIES
 
 STEPS = 4
-NAMES = ["llava", "qwen2_vl", "qwen2_5_vl", "internvl", "aya_vision", "gemma3", "mistral3"]
+NAMES = ["llava", "qwen2_vl", "qwen2_5_vl", "internvl", "aya_vision", "gemma3", "mistral3", "qwen3_vl"]
 
 
 def family_of(name: str):
@@ -84,13 +84,3 @@ def test_what_cannot_weigh_a_token_is_refused(name: str, reason: str) -> None:
         pruned(model, schedule_for(model, (1, 0.5), residual="merged")),
     ):
         pass
-
-
-def test_features_added_later_are_refused() -> None:
-    family = FAMILIES_A["qwen3_vl"]
-    model, inputs = family.build(), family.batch((1,))
-    with (
-        pruned(model, schedule_for(model, (0, 0.5), residual="merged")),
-        pytest.raises(PruningError, match="first stage come later"),
-    ):
-        model(**inputs)
