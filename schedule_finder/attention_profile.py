@@ -20,7 +20,7 @@ from pruning_runtime.attention_rows import (
 )
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.scorers.text_guided import text_importance
+from pruning_runtime.scorers.text_guided import importance_from_sums
 
 SCORE_FIELDS = ("uniform_text", "text_guided", "last_token")
 """One number per layer and vision token; the scorer of the same name ranks tokens by it."""
@@ -169,7 +169,7 @@ def _reduce(
     scores = kinds.new_zeros(len(SCORE_FIELDS), samples, length)
     importance = kinds.new_zeros(rows.shape)
     entropies = kinds.new_zeros(samples)
-    vision = kinds[:, None, :1]
+    kinds_first = kinds[:, None, :2]  # vision tokens and raters, summed over in one product
     blocks = attention_rows_and_logits(
         call.query[some],
         call.key[some],
@@ -182,17 +182,19 @@ def _reduce(
         chunk_bytes_on(call.query.device),
     )
     for logits, block in blocks:
-        weights = text_importance(block, rows, real)
+        mass, given = (kinds_first @ block.transpose(2, 3)).unbind(2)
+        received = block.sum(2)
+        weights = importance_from_sums(block, received, given, rows, real)
         importance += weights.sum(1)
-        scores[0] += block.sum((1, 2))
+        scores[0] += received.sum(1)
         scores[1] += (weights[..., None, :] @ block).squeeze(-2).sum(1)
         scores[2] += block[:, :, -1].sum(1)  # the last place holds each sample's last rater
-        # Entropy of a / m over the vision tokens, m their sum. With z the logits less the row's largest,
-        # log(a) = z + log(max a): no logarithm but one for each row is taken.
-        mass = (vision @ block.transpose(2, 3)).squeeze(2).clamp(min=torch.finfo(torch.float32).tiny)
-        logits -= logits.amax(-1, keepdim=True)
-        mean = (vision @ logits.mul_(block).transpose(2, 3)).squeeze(2) / mass
-        entropy = mass.log() - mean - block.amax(-1).log()
+        # Entropy of a / m over the vision tokens, m their sum. With z the logits, log(a) = z - max z + log(max a):
+        # no logarithm but one for each row is taken.
+        mass = mass.clamp(min=torch.finfo(torch.float32).tiny)
+        largest = logits.amax(-1)
+        mean = (kinds_first[:, :, :1] @ logits.mul_(block).transpose(2, 3)).squeeze(2) / mass
+        entropy = mass.log() - mean + largest - block.amax(-1).log()
         entropies += entropy.masked_fill(~real[:, None], 0.0).sum((1, 2))
     per_rater = call.query.shape[1] * count
     scores[0] /= per_rater[:, None]

@@ -14,12 +14,25 @@ def text_importance(rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
     weighs ``sum_i S[i, t]``: what it receives plus what it gives, its attention to itself counted once.
     Arguments as in `AttentionScorer.score_heads`.
     """
-    # Sums over all rows first: picking columns out of the rows themselves would copy raters x raters.
-    received = rows.sum(2).gather(2, raters[:, None].expand(*rows.shape[:2], -1))
-    # A filler repeats a real position, so as a column it would count that position again.
-    received = received * is_rater[:, None]
     seen = rows.new_zeros(rows.shape[0], rows.shape[3]).scatter_add_(1, raters, is_rater.to(rows.dtype))
     given = (seen[:, None, None] @ rows.transpose(2, 3)).squeeze(2)
+    return importance_from_sums(rows, rows.sum(2), given, raters, is_rater)
+
+
+def importance_from_sums(
+    rows: Tensor, received: Tensor, given: Tensor, raters: Tensor, is_rater: Tensor
+) -> Tensor:
+    """`text_importance` for who has the two large sums already.
+
+    Args:
+        rows, raters, is_rater: as there.
+        received: what every key receives from all rows, ``[batch, heads, keys]``.
+        given: what every rater gives to all raters, ``[batch, heads, raters]``.
+    """
+    # Sums over all rows first: picking columns out of the rows themselves would copy raters x raters.
+    received = received.gather(2, raters[:, None].expand(*rows.shape[:2], -1))
+    # A filler repeats a real position, so as a column it would count that position again.
+    received = received * is_rater[:, None]
     itself = rows.gather(3, raters[:, None, :, None].expand(*rows.shape[:3], 1)).squeeze(3)
     return received + given - itself
 
