@@ -15,6 +15,13 @@ from transformers import PreTrainedConfig
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.drop_tokens import gather_positions
 
+_UNSEEN = -65504.0
+"""Added to logits of keys that are not seen, where other keys have weights: the least float16, and enough.
+
+Fused kernels count in powers of two, so the least numbers of other types overflow there; some then make a row that
+sees nothing NaN, and its values, times a probability of zero, all others in the next layer.
+"""
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -86,7 +93,7 @@ def weighted_mask(mask: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the result where ``mask`` is bool.
     """
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, _UNSEEN)
     return mask + weights.log().to(mask.dtype)[:, None, None, :]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -117,3 +119,13 @@ def test_a_key_that_stands_for_three_is_attended_to_as_three(additive: bool) -> 
     found = attention(query, key, value, weighted_mask(mask, weights, torch.float32))
     torch.testing.assert_close(found, attention(query, key[:, :, repeated], value[:, :, repeated]))
     assert not torch.allclose(found, attention(query, key, value, allowed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weighted_masks_stay_finite_where_kernels_count_in_powers_of_two(dtype: torch.dtype) -> None:
+    """They multiply all logits by log2(e), in float32; a row that sees nothing must not become NaN there."""
+    mask = torch.tensor([[[[True, False], [False, False]]]])
+    made = weighted_mask(mask, torch.tensor([[5.0, 1.0]]), dtype)
+    assert made.dtype == dtype
+    assert (made.float() / math.log(2)).isfinite().all()
+    assert made[0, 0, 0].float().softmax(0).tolist() == [1, 0]
