@@ -8,9 +8,11 @@ path, so that caches, records and the tokens generated later are the same as the
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +24,7 @@ from transformers.utils.generic import ModelOutput
 
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.drop_tokens import StagePlan
+from pruning_runtime.families.rotary import rope_types
 from pruning_runtime.families.temperature import find_temperature
 from pruning_runtime.masks import Reach, kernel_mask
 from pruning_runtime.prefill import Prefill
@@ -145,8 +148,9 @@ class FastPrefill:
             for name, part in given.items():
                 part.write(buffers[name])
             if graph is None:
-                graph = self._graphs[key] = _Graph(buffers, plan, num_raters, flags, self._run)
+                graph = _Graph(buffers, plan, num_raters, flags, self._run)
                 self._capture(graph)
+                self._graphs[key] = graph
                 # A capture begins by waiting for the device, so what goes is not running any more.
                 while len(self._graphs) > MOST_GRAPHS:
                     self._graphs.popitem(last=False)
@@ -199,6 +203,9 @@ class FastPrefill:
             raise _NotStatic("the decoder is not given `inputs_embeds` by name")
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             raise _NotStatic("gradients are enabled; call the model inside torch.inference_mode()")
+        if torch.is_autocast_enabled(self._device.type):
+            # Weights that it has cast are freed when it ends; a graph would go on reading them.
+            raise _NotStatic("autocast is on; load the model in the precision that it is to run in")
         if cache is not None and (type(cache) is not DynamicCache or cache.offloading):
             raise _NotStatic(f"{type(cache).__name__} is not a plain DynamicCache")
         for name, value in kwargs.items():
@@ -216,7 +223,9 @@ class FastPrefill:
                     graph.capture(self._pool)
             except RuntimeError as error:
                 self._graphs.clear()
-                self._reason = f"this decoder could not be captured ({str(error).splitlines()[0]})"
+                # Ending a capture that failed fails again, and says less.
+                first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+                self._reason = f"this decoder could not be captured ({str(first).splitlines()[0]})"
                 raise _NotStatic(self._reason) from error
         self._record.captures += 1
 
@@ -236,9 +245,10 @@ class FastPrefill:
             prompt.segments.append(kept)
             forward.stages.append(StageRecord(stage.layer, stage.keep, kept.index, kept_vision, scores))
         prompt.segment_of_layer.update(output.segment_of_layer)
-        cache = kwargs.get("past_key_values")
-        if cache is None and kwargs.get("use_cache") is not False:
-            cache = DynamicCache(config=self._backbone.text_model.config)
+        cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        config = self._backbone.text_model.config
+        if cache is None and (config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=config)
         if cache is not None:
             for layer, cached in enumerate(output.cached):
                 width = prompt.segments[prompt.segment_of_layer[layer]].width
@@ -249,16 +259,36 @@ class FastPrefill:
         return output.kind(last_hidden_state=hidden, past_key_values=cache)
 
 
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures on a device, as each stream that multiplied matrices keeps a workspace for good."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _mended_after_failure(device: torch.device) -> Iterator[None]:
+    """Undo what a capture that fails leaves: its stream is current, and the generator waits for its end."""
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream(device)):
+            yield
+    except BaseException:
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
+
+
 def why_not_fast(backbone: Backbone, scorer: Scorer) -> str | None:
     """Why a backbone cannot run its prefill at static shapes; None where it may."""
     text = backbone.text_model
     kernel = text.config._attn_implementation
-    if kernel.startswith("flash"):
-        return f"attention kernel {kernel!r} reads the padding on the host; sdpa does not"
+    if kernel not in ("sdpa", "eager"):
+        return f"attention kernel {kernel!r} may read the padding on the host; sdpa and eager do not"
     if not all(map(backbone.attends, range(len(backbone.layers)))):
         return "its recurrent layers keep a state that is not cut back"
     if backbone.kv_sources != tuple(range(len(backbone.layers))):
         return "its layers share keys"
+    if grows := rope_types(text) & {"dynamic", "longrope"}:
+        return f"its {grows.pop()!r} RoPE reads the longest position on the host"
     if any(find_temperature(block) is not None for block in backbone.layers):
         return "its queries are scaled by their place, which padding moves"
     moved = any(hasattr(module, "_hf_hook") for module in text.modules())
@@ -365,16 +395,25 @@ class _Graph:
 
     def capture(self, pool: Any) -> None:
         """Record the kernels of one run; raises RuntimeError where one waits for the host."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
-                self._run()
-        torch.cuda.current_stream().wait_stream(aside)
+        device = self.buffers["valid", None].device
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self._output = self._run()
+        with _mended_after_failure(device):
+            self.warm_up()
+            # torch's own stream for captures is on the device of the process's first one.
+            with torch.cuda.graph(graph, pool, _capture_stream(device), capture_error_mode="thread_local"):
+                self._output = self._run()
         self._graph = graph
+
+    def warm_up(self) -> None:
+        """Run the kernels that a capture records, so that libraries choose and set them up before."""
+        # Where nothing is padded transformers leaves out the mask, and another kernel runs; but a capture cannot
+        # look, and always has one.
+        first = self.buffers["valid", None][:, 0]
+        before = first.clone()
+        first.fill_(False)
+        for _ in range(_WARM_UPS):
+            self._run()
+        first.copy_(before)
 
     def replay(self) -> _Output:
         """Run on what the buffers hold now."""

@@ -91,8 +91,7 @@ def why_not_renumbered(text_model: nn.Module, layers: nn.ModuleList, kinds: Sequ
     without = [layer for layer, block in enumerate(layers) if table_place(block) is None]
     if without:
         return f"layers {without} take no {TABLE} and count positions themselves"
-    rope = _rope(model)
-    if "dynamic" in [part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)]:
+    if "dynamic" in rope_types(model):
         return "its 'dynamic' RoPE depends on the longest sequence so far, for all layers at once"
     tried: set[str] = set()
     for layer, kind in enumerate(kinds):
@@ -101,6 +100,13 @@ def why_not_renumbered(text_model: nn.Module, layers: nn.ModuleList, kinds: Sequ
             return f"the rotary table of its layer {layer} ({kind}) cannot be made for other positions: {problem}"
         tried.add(name)
     return None
+
+
+def rope_types(text_model: Any) -> set[str]:
+    """What kinds of RoPE a decoder has; layers of different kinds may differ."""
+    rope = _rope(text_model)
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    return {part["rope_type"] for part in parts if "rope_type" in part}
 
 
 def _rope(text_model: Any) -> dict[str, Any]:

@@ -314,3 +314,9 @@ def test_a_decoder_that_waits_takes_the_plain_path() -> None:
     for tokens, logits in found:
         assert torch.equal(tokens, expected[0])
         assert torch.equal(logits, expected[1])
+    # What the capture took is given back: the stream, and random numbers.
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(2, device=DEVICE).unique().numel() == 2
+    inputs = on_device(FAMILIES["llava"].batch(ROWS))
+    with torch.inference_mode(), pruned(model, schedule, fast=True):
+        model.generate(**inputs, do_sample=True, max_new_tokens=2)

@@ -21,6 +21,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, Schedule, find_backbone, pruned
 from pruning_runtime import fast_prefill as fast_path
+from pruning_runtime.fast_prefill import why_not_fast
+from pruning_runtime.scorers import make_scorer
 from tests import greedy
 from tests.host_reads import host_reads
 from tests.model import test_families_a, test_families_b
@@ -45,6 +47,8 @@ PLAIN_ONLY = {
     "phi4_sliding": "not given `inputs_embeds`",
 }
 """Families that take the plain path, and why."""
+READ_BY_THEIR_EXPERTS = frozenset({"ernie4_5_vl_moe"})
+"""Families that a GPU cannot capture, because their experts pick their tokens on the host."""
 
 generate = functools.partial(greedy.generate, steps=STEPS)
 
@@ -409,9 +413,11 @@ def test_calls_that_take_the_plain_path_say_so_once(
     [
         ("draws on the host", "random", {}),
         ("asks for more", "text_guided", {"output_hidden_states": True}),
+        ("longest position", "text_guided", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("longest position", "strided", {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}),
     ],
 )
-def test_setups_that_take_the_plain_path(reason: str, scorer: str, field: dict[str, bool]) -> None:
+def test_setups_that_take_the_plain_path(reason: str, scorer: str, field: dict[str, Any]) -> None:
     tiny = FAMILIES["llava"]
     model = tiny.build()
     for name, value in field.items():
@@ -420,6 +426,59 @@ def test_setups_that_take_the_plain_path(reason: str, scorer: str, field: dict[s
     with pytest.warns(UserWarning, match=reason), pruned(model, schedule, fast=True) as record:
         model(**tiny.batch((1,)))
     assert (record.prefills, record.fast_prefills) == (1, 0)
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention", "kernels-community/flash-attn3"])
+def test_other_kernels_are_not_captured(kernel: str) -> None:
+    backbone = find_backbone(FAMILIES["llava"].build())
+    assert why_not_fast(backbone, make_scorer("strided")) is None
+    backbone.text_model.config._attn_implementation_internal = kernel
+    assert f"attention kernel {kernel!r}" in str(why_not_fast(backbone, make_scorer("strided")))
+
+
+def test_autocast_takes_the_plain_path() -> None:
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    with (
+        pytest.warns(UserWarning, match="autocast is on"),
+        pruned(model, schedule_for(model, *STAGES), fast=True) as record,
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        model(**tiny.batch((1,)))
+    assert (record.prefills, record.fast_prefills) == (1, 0)
+
+
+@pytest.mark.parametrize(("configured", "asked"), [(False, None), (False, True), (True, None), (True, False)])
+def test_a_cache_comes_out_where_the_plain_path_has_one(configured: bool, asked: bool | None) -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,))
+    model.config.get_text_config().use_cache = configured
+    asking = {} if asked is None else {"use_cache": asked}
+    schedule = schedule_for(model, *STAGES)
+    with torch.inference_mode():
+        with pruned(model, schedule):
+            expected = model(**inputs, **asking).past_key_values
+        with fast(model, schedule):
+            assert type(model(**inputs, **asking).past_key_values) is type(expected)
+
+
+def test_a_capture_that_is_cut_short_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,))
+    capture, errors = fast_path.FastPrefill._capture, [ValueError("cut short")]
+
+    def once_in_vain(path: Any, graph: Any) -> None:
+        if errors:
+            raise errors.pop()
+        capture(path, graph)
+
+    monkeypatch.setattr(fast_path.FastPrefill, "_capture", once_in_vain)
+    with fast(model, schedule_for(model, *STAGES)) as record:
+        with pytest.raises(ValueError, match="cut short"):
+            generate(model, inputs)
+        generate(model, inputs)
+    assert (record.captures, record.fast_prefills) == (1, 1)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -444,20 +503,67 @@ def test_timing_counts_the_decoder() -> None:
     assert all(value > 0 for value in record.milliseconds.values())
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def as_if_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static runs find what they would while a graph is captured: transformers then looks at no mask."""
+    run = fast_path._Graph._run
+
+    def captured(graph: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            return run(graph)
+
+    monkeypatch.setattr(fast_path._Graph, "_run", captured)
+
+
 @pytest.mark.parametrize("fields", [{}, {"residual": "merged"}, {"positions": "renumbered"}])
-def test_the_decoder_reads_nothing_that_a_capture_forbids(name: str, fields: dict[str, Any]) -> None:
-    """Nothing but what transformers reads."""
+@pytest.mark.parametrize("name", [name for name in FAMILY_CASES if name not in PLAIN_ONLY])
+def test_a_capture_reads_nothing_on_the_host(
+    name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches, extra = family_and_options(name)
+    inputs = batches[ROWS]
+    options = {"vision_mask": test_families_b.given_mask(extra["given"], inputs)} if extra else {}
+    as_if_captured(monkeypatch)
+    with (
+        torch.no_grad(),
+        fast(model, schedule_for(model, (-1, 0.7), *STAGES, **fields), **options) as record,
+        host_reads(model) as counts,
+    ):
+        model(**inputs)
+    assert record.fast_prefills == 1
+    reads = [read for phase, read in counts if phase == "decoder"]
+    assert bool(reads) is (name in READ_BY_THEIR_EXPERTS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_warm_ups_run_what_a_capture_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have a mask, too, where nothing is padded; and leave the prompt as it was."""
     tiny = FAMILIES[name]
-    model, inputs = tiny.build(), tiny.batch(ROWS)
-    with torch.no_grad():
-        with host_reads(model) as unpruned:
-            model(**inputs)
-        with fast(model, schedule_for(model, *STAGES, **fields)), host_reads(model) as counts:
-            model(**inputs)
-    # While a graph is captured, transformers itself does not look at the mask.
-    looked_at = {key: count for key, count in unpruned.items() if key[0] == "decoder"}
-    assert {key: count for key, count in counts.items() if key[0] == "decoder"} == looked_at
+    model = tiny.build()
+    layer = find_backbone(model).layers[0]
+    inputs = next(
+        batch
+        for batch in (tiny.batch((1,), text=(words,)) for words in range(9, 40))
+        if batch["input_ids"].shape[1] % 8 == 0
+    )
+    masked: list[bool] = []
+
+    def capture(_path: Any, graph: Any) -> None:
+        hook = layer.register_forward_pre_hook(
+            lambda _module, _args, kwargs: masked.append(kwargs["attention_mask"] is not None),
+            with_kwargs=True,
+        )
+        graph.warm_up()
+        hook.remove()
+
+    monkeypatch.setattr(fast_path.FastPrefill, "_capture", capture)
+    schedule = schedule_for(model, *STAGES)
+    with fast(model, schedule):
+        _, found = generate(model, inputs)
+    assert masked == [True] * fast_path._WARM_UPS
+    with pruned(model, schedule):
+        _, expected = generate(model, inputs)
+    assert (found - expected).abs().max() < TOLERANCE
 
 
 class _Constants(TorchFunctionMode):
