@@ -40,7 +40,7 @@ def looks_ahead(stages: Sequence[Stage], scorer: str) -> bool:
 
 def look_share(shape: DecoderShape) -> float:
     """What it costs to score before the decoder: a layer's query, key and value maps, as a share of all its maps."""
-    return _look_flops(shape, 1) / (_flops_per_token(shape))
+    return _look_flops(shape, 1) / _flops_per_token(shape)
 
 
 def _look_flops(shape: DecoderShape, tokens: float) -> float:

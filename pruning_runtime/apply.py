@@ -67,7 +67,8 @@ def pruned(
         fast: run prompts through the decoder at static shapes, captured as CUDA graphs: for small batches on a
             GPU, where launching kernels takes longer than running them. Each new shape is captured on first use
             (several prefills' time) and kept, with a prompt's keys and values, until the ``with`` ends, so let one
-            ``with`` serve many prompts. What others hook into the decoder's layers runs at a capture only.
+            ``with`` serve many prompts. A graph repeats what it recorded: leave the decoder's weights,
+            adapters and own hooks alone until then.
             Prompts, and backbones, that cannot run so take the plain path, with one warning.
 
     Yields:

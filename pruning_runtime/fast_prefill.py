@@ -247,7 +247,7 @@ class FastPrefill:
         prompt.segment_of_layer.update(output.segment_of_layer)
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         config = self._backbone.text_model.config
-        if cache is None and (config.use_cache if use_cache is None else use_cache):
+        if cache is None and (getattr(config, "use_cache", True) if use_cache is None else use_cache):
             cache = DynamicCache(config=config)
         if cache is not None:
             for layer, cached in enumerate(output.cached):
