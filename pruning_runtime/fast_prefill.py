@@ -32,8 +32,8 @@ from pruning_runtime.prompt import PrunedPrompt, Segment
 from pruning_runtime.record import Record, StageRecord
 from pruning_runtime.scorers import Scorer
 
-MOST_GRAPHS = 16
-"""Graphs kept at once; the one that was not used for longest makes room."""
+MOST_GRAPHS, MOST_BYTES = 16, 4 * 2**30
+"""Graphs kept at once, and what they may hold together; the one that was not used for longest makes room."""
 _WARM_UPS = 2
 """Runs before a capture, in which libraries choose and set up their kernels."""
 
@@ -152,7 +152,10 @@ class FastPrefill:
                 self._capture(graph)
                 self._graphs[key] = graph
                 # A capture begins by waiting for the device, so what goes is not running any more.
-                while len(self._graphs) > MOST_GRAPHS:
+                while len(self._graphs) > 1 and (
+                    len(self._graphs) > MOST_GRAPHS
+                    or sum(graph.held_bytes for graph in self._graphs.values()) > MOST_BYTES
+                ):
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
         return graph, width - length
@@ -392,6 +395,13 @@ class _Graph:
         self._decoder = run
         self._graph: torch.cuda.CUDAGraph | None = None
         self._output: _Output | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that stay taken between runs: buffers, keys and values; scratch memory is shared by all graphs."""
+        cached = self._output.cached if self._output is not None else []
+        states = [state for layer in cached for state in (layer.keys, layer.values)]
+        return sum(tensor.nbytes for tensor in (*self.buffers.values(), *states))
 
     def capture(self, pool: Any) -> None:
         """Record the kernels of one run; raises RuntimeError where one waits for the host."""

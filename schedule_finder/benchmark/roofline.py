@@ -25,7 +25,7 @@ class Rates:
 
 def measure_rates(shape: DecoderShape, rows: int, device: torch.device, dtype: torch.dtype) -> Rates:
     """Rates of one matrix product of the decoder's MLP over ``rows`` tokens, and of one large copy."""
-    # Not random: after a capture that failed, a GPU's generator draws no more.
+    # Not random: measuring leaves a GPU's generator alone.
     left = _ramp(rows, shape.hidden_size, device, dtype)
     right = _ramp(shape.hidden_size, shape.intermediate_size, device, dtype)
     source = torch.zeros(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)

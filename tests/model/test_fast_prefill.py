@@ -328,6 +328,20 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert captures == [1, 2, 2, 3, 3, 4]
 
 
+def test_graphs_are_bounded_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    one, two = (tiny.batch((1,), text=(words,)) for words in (4, 70))
+    for most, expected in ((1 << 30, [1, 2, 2, 2]), (1, [1, 2, 3, 4])):
+        monkeypatch.setattr(fast_path, "MOST_BYTES", most)
+        captures = []
+        with fast(model, schedule_for(model, *STAGES)) as record:
+            for batch in (one, two, one, two):
+                generate(model, batch, steps=1)
+                captures.append(record.captures)
+        assert captures == expected
+
+
 def test_graphs_go_when_the_with_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when Python next looks for circles of references."""
     tiny = FAMILIES["llava"]
