@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from pruning_runtime import PruningError, UnsupportedBackbone
+from pruning_runtime import UnsupportedBackbone
 from pruning_runtime.schedule import Residual, Stage
 from schedule_finder.divergence import DivergenceMeter, Rule
 from schedule_finder.errors import InputError
@@ -143,7 +143,7 @@ def better_residual(meter: DivergenceMeter, scorer: str, layers: Sequence[int]) 
                     for place in PROBED_PLACES
                 ]
             )
-        except (PruningError, UnsupportedBackbone):
+        except UnsupportedBackbone:
             continue  # this backbone cannot merge
     return min(means, key=means.__getitem__)
 
