@@ -21,27 +21,25 @@ from tests.tiny_families_b import FAMILIES_B
 from tests.tiny_models import FAMILIES, Inputs
 
 ROWS = (2, 1, 0)
+# Hybrids begin with a recurrent layer.
+ATTENDING = [*FAMILIES, *(name for name, family in FAMILIES_A.items() if not family.recurrent)]
+KERNELS = [(name, kernel) for name in ATTENDING for kernel in ("sdpa", "eager")] + [
+    (name, kernel) for name, family in FAMILIES_B.items() for kernel in family.kernels
+]
 LOOKING = ((-1, 0.5), (2, 0.2))
 
 
 def model_and_inputs(name: str, **options: Any) -> tuple[PreTrainedModel, Inputs, Tensor | None]:
-    """A family's model, a batch, and the vision mask that `pruned` needs for it; skips where layer 0 cannot score."""
+    """A family's model, a batch, and the vision mask that `pruned` needs for it."""
     if name in FAMILIES_B:
         family = test_families_b.family_named(name)
-        if options.get("attention", "sdpa") not in family.kernels:
-            pytest.skip("its releases have no such kernel")
         inputs = family.batch()
-        found = family.build(**options), inputs, test_families_b.given_mask(family, inputs)
-    else:
-        tiny = FAMILIES.get(name) or test_families_a.family_named(name)
-        found = tiny.build(**options), tiny.batch(ROWS), None
-    if not find_backbone(found[0]).has_own_attention(0):
-        pytest.skip("a recurrent layer comes first")
-    return found
+        return family.build(**options), inputs, test_families_b.given_mask(family, inputs)
+    tiny = FAMILIES.get(name) or test_families_a.family_named(name)
+    return tiny.build(**options), tiny.batch(ROWS), None
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", [*FAMILIES, *FAMILIES_A, *FAMILIES_B])
+@pytest.mark.parametrize(("name", "attention"), KERNELS)
 def test_the_scores_are_those_of_layer_0(name: str, attention: str) -> None:
     """Bit by bit what a stage behind layer 0 sees; the layer itself then runs on the kept tokens alone."""
     model, inputs, mask = model_and_inputs(name, attention=attention)
@@ -59,7 +57,7 @@ def test_the_scores_are_those_of_layer_0(name: str, attention: str) -> None:
     assert record.vision_tokens_per_layer[0] == list(before.keep)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *FAMILIES_A])
+@pytest.mark.parametrize("name", ATTENDING)
 def test_generation_equals_the_reference(name: str) -> None:
     model, inputs, _ = model_and_inputs(name)
     family = FAMILIES_A.get(name) or FAMILIES_A["internvl"]  # whose reference serves all that only attend
