@@ -186,7 +186,9 @@ def _load_background(root: Path, name: str) -> Image.Image:
 
 def drawn_assets() -> PhotoAssets:
     """A stand-in drawn in this process, for tests: coloured polygons on plain gradients, clearly no photographs."""
-    objects = {name: (_polygon(number),) for number, name in enumerate(NAMES)}
+    objects: dict[str, tuple[Image.Image, ...]] = {
+        name: (_polygon(number),) for number, name in enumerate(NAMES)
+    }
     backgrounds = {name: _gradient(number) for number, name in enumerate(BACKGROUNDS)}
     return PhotoAssets(objects, backgrounds, "drawn")
 
