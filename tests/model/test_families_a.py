@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import PruningError, Record, Schedule, ScheduleError, find_backbone, pruned
-from tests import greedy
-from tests.masked_reference import dropped_positions
-from tests.own_mask_reference import DroppedFrom, append_tokens, compacted_logits, own_mask_logits
-from tests.schedules import schedule_for
-from tests.tiny_families_a import FAMILIES_A, Modality, TinyFamilyA
-from tests.tiny_models import Inputs
+from tests.support import greedy
+from tests.support.masked_reference import dropped_positions
+from tests.support.own_mask_reference import DroppedFrom, append_tokens, compacted_logits, own_mask_logits
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_a import FAMILIES_A, Modality, TinyFamilyA
+from tests.support.tiny_models import Inputs
 
 TOLERANCE = 1e-5
 # Padded rows against rows run alone: gated linear attention norms small outputs, and so its own float32
-# noise, without any pruning, reaches 2e-5. In float64 all families agree to 4e-14.
+# noise, without any pruning, attention_spans 2e-5. In float64 all families agree to 4e-14.
 RECURRENT_TOLERANCE = 1e-4
 STEPS = 5
 ROWS = (2, 1, 0)

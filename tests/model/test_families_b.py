@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, ScheduleError, UnsupportedBackbone, find_backbone, pruned
-from tests import greedy
-from tests.masked_reference import dropped_positions
-from tests.own_mask_reference import find_layers, own_mask_logits
-from tests.schedules import schedule_for
-from tests.tiny_families_b import FAMILIES_B, FamilyB
-from tests.tiny_models import Inputs
+from tests.support import greedy
+from tests.support.masked_reference import dropped_positions
+from tests.support.own_mask_reference import find_layers, own_mask_logits
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_b import FAMILIES_B, FamilyB
+from tests.support.tiny_models import Inputs
 
 TOLERANCE = 1e-4
 STEPS = 5

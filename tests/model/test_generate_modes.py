@@ -12,8 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from pruning_runtime import Record, pruned
 from tests.model.test_pruning_exact import TOLERANCE, reference
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START, Inputs
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START, Inputs
 
 STAGES = ((0, 0.5), (2, 0.2))
 # A model with random weights may sample the token that stands for an image; no processor would allow it.

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import UnsupportedBackbone, find_backbone, pruned
-from pruning_runtime.families import rotary
-from tests import greedy
-from tests.compaction_reference import dropped_from_record, renumbered_logits
-from tests.own_mask_reference import append_tokens
-from tests.schedules import schedule_for
-from tests.tiny_families_a import FAMILIES_A
-from tests.tiny_families_b import FAMILIES_B
-from tests.tiny_models import FAMILIES, Inputs
+from pruning_runtime import renumbering as rotary
+from tests.support import greedy
+from tests.support.compaction_reference import dropped_from_record, renumbered_logits
+from tests.support.own_mask_reference import append_tokens
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_a import FAMILIES_A
+from tests.support.tiny_families_b import FAMILIES_B
+from tests.support.tiny_models import FAMILIES, Inputs
 
 TOLERANCE = 1e-5
 STEPS = 4

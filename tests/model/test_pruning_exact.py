@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, Schedule, find_backbone, pruned
-from tests import greedy
-from tests.masked_reference import dropped_positions, masked_logits
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES, LAYERS, Inputs
+from tests.support import greedy
+from tests.support.masked_reference import dropped_positions, masked_logits
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES, LAYERS, Inputs
 
 TOLERANCE = 1e-5
 STEPS = 5

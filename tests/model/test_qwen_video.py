@@ -7,8 +7,8 @@ import torch
 
 from pruning_runtime import pruned
 from tests.model.test_pruning_exact import STAGES, TOLERANCE, generate, reference
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES
 
 QWEN = ["qwen2_vl", "qwen2_5_vl"]
 # Images and videos of each row; rows differ in length, so all but one are padded on the left.
@@ -44,7 +44,7 @@ def test_generate_equals_masking(
 
 
 def test_the_time_between_frames_counts() -> None:
-    """Qwen2.5-VL's `second_per_grid_ts` reaches the pruned layers: other times, other logits, both right."""
+    """Qwen2.5-VL's `second_per_grid_ts` attention_spans the pruned layers: other times, other logits, both right."""
     tiny = FAMILIES["qwen2_5_vl"]
     model, inputs = tiny.build(), tiny.batch((0, 0), videos_per_row=(1, 2))
     schedule = schedule_for(model, (0, 0.5), (2, 0.2), scorer="strided")
