@@ -38,7 +38,7 @@ demo: $(VENV)/.done  ## The main job on the embedded backbone: profile, schedule
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo
 
-bench: $(VENV)/.done  ## Speed and memory: the runtime and its competitors, the probe, the detectors on planted truth
+bench: $(VENV)/.done  ## Speed and memory: the runtime and its baselines, the probe, the detectors on planted truth
 	$(VENV)/bin/adaptinfer-profile bench shape:llava-tiny --device cpu
 	$(VENV)/bin/python -m scripts.bench_profile --repeats 3
 	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0

@@ -20,8 +20,8 @@ def chunk_bytes_on(device: torch.device) -> int:
     return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
 
 
-def find_raters(vision: Tensor, valid: Tensor) -> Tensor:
-    """Raters of each row: valid, non-vision tokens after the row's first vision token.
+def find_text_queries(vision: Tensor, valid: Tensor) -> Tensor:
+    """Text queries of each row: valid, non-vision tokens after the row's first vision token.
 
     Args:
         vision, valid: bool ``[batch, length]``.
@@ -33,23 +33,23 @@ def find_raters(vision: Tensor, valid: Tensor) -> Tensor:
     return valid & ~vision & after_vision
 
 
-def index_raters(is_rater: Tensor, width: int, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
-    """Positions of raters in a rectangle, for gathering.
+def padded_indices(is_text_query: Tensor, width: int, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
+    """Positions of text queries in a rectangle, for gathering.
 
     Args:
-        is_rater: bool ``[batch, length]``.
-        width: entries per row, at least the most raters of any row (known on the host).
-        last_only: take only the last rater of each row; ``width`` is then 1.
+        is_text_query: bool ``[batch, length]``.
+        width: entries per row, at least the most text queries of any row (known on the host).
+        last_only: take only the last text query of each row; ``width`` is then 1.
 
     Returns:
-        ``(positions, real)``, both ``[batch, width]``; entries that are not ``real`` are fillers.
+        ``(positions, real)``, both ``[batch, width]``; entries that are not ``real`` are padding.
     """
-    length = is_rater.shape[1]
-    position = torch.arange(length, device=is_rater.device)
-    key = torch.where(is_rater, position, position - length)
-    # Raters sort behind everything else and among themselves by position.
+    length = is_text_query.shape[1]
+    position = torch.arange(length, device=is_text_query.device)
+    key = torch.where(is_text_query, position, position - length)
+    # Text queries sort behind everything else and among themselves by position.
     positions = key.argmax(1, keepdim=True) if last_only else key.argsort(dim=1)[:, length - width :]
-    return positions, is_rater.gather(1, positions)
+    return positions, is_text_query.gather(1, positions)
 
 
 def attention_rows(
@@ -70,7 +70,7 @@ def attention_rows(
         query: ``[batch, heads, length, head_dim]``, after RoPE.
         key: ``[batch, kv_heads, length, head_dim]``, after RoPE, not repeated.
         rows: query positions, ``[batch, width]``.
-        real: False where an entry of ``rows`` is a filler, ``[batch, width]``; its row comes out zero.
+        real: False where an entry of ``rows`` is a padding, ``[batch, width]``; its row comes out zero.
         mask: what the attention kernel got: None (causal), bool or additive
             ``[batch or 1, heads or 1, length, length]``, or 2-D key validity ``[batch, length]`` (causal).
         scaling: factor on the logits.
@@ -142,7 +142,7 @@ def _row_index(rows: Tensor, mask: Tensor) -> Tensor:
 def _bias(rows: Tensor, mask: Tensor | None, length: int, sliding_window: int | None) -> Tensor:
     """What a row adds to its logits, float32 ``[batch, heads or 1, width, length]``.
 
-    Where a key is not seen it is finite, so that a filler row that sees nothing is no NaN; and it is added, which a
+    Where a key is not seen it is finite, so that a padding row that sees nothing is no NaN; and it is added, which a
     CPU does in a third of the time that filling by a mask takes.
     """
     lowest = torch.finfo(torch.float32).min

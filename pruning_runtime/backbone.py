@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning_runtime.families.kv_sharing import kv_sources
+from pruning_runtime.model_quirks.kv_sharing import kv_sources
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 RECURRENT_KINDS = frozenset({"linear_attention", "conv"})
@@ -124,7 +124,7 @@ def _find_text_model(model: PreTrainedModel, num_layers: int) -> tuple[PreTraine
 def _refuse_cross_attention(layers: nn.ModuleList, family: str) -> None:
     if any("cross_attn" in name for name, _ in layers.named_modules()):
         raise UnsupportedBackbone(
-            f"{family} reaches its image by cross-attention layers; its vision tokens do not stand in the "
+            f"{family} attention_spans its image by cross-attention layers; its vision tokens do not stand in the "
             "decoder's sequence and cannot be dropped from it"
         )
 

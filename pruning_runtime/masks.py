@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.drop_tokens import gather_positions
+from pruning_runtime.selection import gather_positions
 
 _UNSEEN = -65504.0
 """Added to logits of keys that are not seen, where other keys have weights: the least float16, and enough.
@@ -24,19 +24,19 @@ sees nothing NaN, and its values, times a probability of zero, all others in the
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionSpan:
     """How far back a layer looks: ``window`` positions, or within ``chunk``-sized chunks; None: everything."""
 
     window: int | None = None
     chunk: int | None = None
 
     @classmethod
-    def of_layers(cls, backbone: Backbone) -> tuple[Reach, ...]:
+    def of_layers(cls, backbone: Backbone) -> tuple[AttentionSpan, ...]:
         """The reach of each decoder layer."""
         return tuple(cls.of_kind(kind, backbone.text_model.config) for kind in backbone.layer_kinds)
 
     @classmethod
-    def of_kind(cls, kind: str, config: PreTrainedConfig) -> Reach:
+    def of_kind(cls, kind: str, config: PreTrainedConfig) -> AttentionSpan:
         """The reach of layers of one kind."""
         if kind == "sliding_attention":
             return cls(window=config.sliding_window)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from pruning_runtime.attention_rows import attention_rows, index_raters
+from pruning_runtime.attention_rows import attention_rows, padded_indices
 from pruning_runtime.attention_tap import AttentionInputs
 from pruning_runtime.backbone import Backbone, UnsupportedBackbone
-from pruning_runtime.drop_tokens import StagePlan, gather_positions, merge_dropped, select_kept
-from pruning_runtime.families.rotary import TABLE, Renumbering
-from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
-from pruning_runtime.prompt import PrunedPrompt, PruningError, Segment, once
+from pruning_runtime.masks import AttentionSpan, kernel_mask, shortened_mask, weighted_mask
 from pruning_runtime.record import StageRecord, Stopwatch
+from pruning_runtime.renumbering import TABLE, Renumbering
 from pruning_runtime.schedule import Schedule
 from pruning_runtime.scorers import AttentionScorer, PositionScorer, Scorer
+from pruning_runtime.selection import StagePlan, gather_positions, merge_dropped, select_kept
+from pruning_runtime.sequence import PrunedPrompt, PruningError, Segment, once
 
 LayerArguments = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
 """A decoder layer's hidden states, its other positional arguments, and its keyword arguments."""
@@ -42,11 +42,11 @@ class Prefill:
     Attributes:
         prompt: what each layer sees of it.
         number: prefills that came before it inside the same ``with``.
-        vision, raters: bool ``[batch, length]``.
-        num_raters: the most of any row.
+        vision, text_queries: bool ``[batch, length]``.
+        num_text_queries: the most of any row.
         plan: its stages by layer.
         keep: vision tokens to keep by stage layer, ``[batch]`` on the decoder's device.
-        separators: vision tokens that mark the layout, where the schedule protects them and the model has them.
+        image newlines: vision tokens that mark the layout, where the schedule protects them and the model has them.
         deepstack: features to add before a layer, ``[batch, places, width]``; behind a stage those of what is left.
         scores: of the stage that comes next.
         looking: layer 0 is run for its queries and keys only.
@@ -58,14 +58,14 @@ class Prefill:
     prompt: PrunedPrompt
     number: int
     vision: Tensor
-    raters: Tensor
-    num_raters: int
+    text_queries: Tensor
+    num_text_queries: int
     plan: dict[int, StagePlan]
     keep: dict[int, Tensor]
-    separators: Tensor | None = None
+    image_newlines: Tensor | None = None
     deepstack: dict[int, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
-    looking: bool = False
+    before_decoder_only: bool = False
     stages: list[StageRecord] = field(default_factory=list)
     cache: Cache | None = None
     gathered: dict[Any, Any] = field(default_factory=dict)
@@ -92,9 +92,9 @@ class PrefillPruner:
         self._renumbering = renumbering
         self._watch = watch
         self._keep_scores = keep_scores
-        self._merged = schedule.residual == "merged"
+        self._merged = schedule.dropped_tokens == "merge"
         self._kernel: str = backbone.text_model.config._attn_implementation
-        self._reaches = Reach.of_layers(backbone)
+        self._attention_spans = AttentionSpan.of_layers(backbone)
 
     def before_layer(
         self,
@@ -112,7 +112,7 @@ class PrefillPruner:
         if stage is not None:
             if layer == 0 and isinstance(self.scorer, AttentionScorer):
                 with self._watch.part("scoring"):
-                    self._look(forward, hidden, others, kwargs)
+                    self._score_before_decoder(forward, hidden, others, kwargs)
             with self._watch.part("dropping"):
                 hidden = self._drop(forward, stage, hidden)
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
@@ -144,7 +144,7 @@ class PrefillPruner:
             others = self._renumbering.apply(forward.gathered, layer, hidden, others, kwargs, places)
         return hidden, others, kwargs
 
-    def _look(
+    def _score_before_decoder(
         self, forward: Prefill, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Score all tokens by layer 0's queries and keys, before it runs; nothing enters its cache.
@@ -155,7 +155,7 @@ class PrefillPruner:
         forward.prompt.segment_of_layer[0] = 0
         if (features := forward.deepstack.get(0)) is not None:
             hidden = hidden + features.to(hidden.device)
-        forward.looking = True
+        forward.before_decoder_only = True
         try:
             # Past the hooks of a call, of which this is one.
             run = self.backbone.layers[0].forward
@@ -166,13 +166,13 @@ class PrefillPruner:
         except _Seen:
             pass
         finally:
-            forward.looking = False
+            forward.before_decoder_only = False
 
     def _drop(self, forward: Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
         before = forward.prompt.segments[-1].to(hidden.device)
         vision = forward.vision.to(hidden.device).gather(1, before.index) & before.valid
         keep = forward.keep[stage.layer].to(hidden.device)
-        protected = forward.separators
+        protected = forward.image_newlines
         if protected is not None:
             protected = protected.to(hidden.device).gather(1, before.index) & vision
         merged = None if before.weights is None else vision & (before.weights > 1)
@@ -223,7 +223,7 @@ class PrefillPruner:
 
     def on_attention(self, forward: Prefill, inputs: AttentionInputs) -> None:
         """Score vision tokens where a stage follows this layer, or looks at it."""
-        if forward.looking:
+        if forward.before_decoder_only:
             self._score(forward, inputs)
             raise _Seen
         if inputs.layer in forward.plan:
@@ -234,9 +234,9 @@ class PrefillPruner:
         scorer = self.scorer
         assert isinstance(scorer, AttentionScorer)
         segment = forward.prompt.of(inputs.layer, inputs.query.device)
-        is_rater = forward.raters.to(inputs.query.device).gather(1, segment.index) & segment.valid
-        width = 1 if scorer.last_row_only else max(forward.num_raters, 1)
-        rows, real = index_raters(is_rater, width, last_only=scorer.last_row_only)
+        is_text_query = forward.text_queries.to(inputs.query.device).gather(1, segment.index) & segment.valid
+        width = 1 if scorer.last_row_only else max(forward.num_text_queries, 1)
+        rows, real = padded_indices(is_text_query, width, last_only=scorer.last_row_only)
         blocks = attention_rows(
             inputs.query,
             inputs.key,
@@ -273,7 +273,7 @@ class PrefillPruner:
         source = self.backbone.kv_sources[layer]
         keys = forward.prompt.of(source, hidden.device)
         attends = self.backbone.attends(layer)
-        reach = self._reaches[layer]
+        attention_span = self._attention_spans[layer]
         rows = hidden.shape[-2]
 
         def make() -> Tensor | None:
@@ -289,11 +289,11 @@ class PrefillPruner:
                 return valid
             queries = segment.index[:, -rows:]
             first = forward.prompt.first(hidden.device)
-            allowed = reach.allows(queries, keys.index, first) & valid[:, None, :]
+            allowed = attention_span.allows(queries, keys.index, first) & valid[:, None, :]
             made = kernel_mask(allowed, valid, self._kernel, hidden.dtype)
             return made if keys.weights is None else weighted_mask(made, keys.weights, hidden.dtype)
 
-        key = ("mask", id(mask), source if keys is not segment else None, attends, reach, rows)
+        key = ("mask", id(mask), source if keys is not segment else None, attends, attention_span, rows)
         made, _ = once(forward.gathered, key, lambda: (make(), mask))
         return made
 

@@ -45,7 +45,7 @@ class Record:
 
     Attributes:
         num_layers: decoder layers of the backbone.
-        look_share: what scoring before the decoder costs, as a share of a layer; 0 where nothing is scored there.
+        pre_decoder_share: what scoring before the decoder costs, as a share of a layer; 0 where nothing is scored there.
         prefills: prefills since the ``with`` began.
         num_vision: vision tokens of each row.
         num_other: valid tokens of each row that are not vision tokens.
@@ -56,7 +56,7 @@ class Record:
     """
 
     num_layers: int
-    look_share: float = 0.0
+    pre_decoder_share: float = 0.0
     prefills: int = 0
     num_vision: tuple[int, ...] = ()
     num_other: tuple[int, ...] = ()
@@ -103,9 +103,9 @@ class Record:
         ]
 
     @property
-    def looked(self) -> float:
+    def pre_decoder_cost(self) -> float:
         """What scoring before the decoder took of layer 0, as a share of a layer; 0.0 where nothing was."""
-        return self.look_share if self.stages and self.stages[0].layer == -1 else 0.0
+        return self.pre_decoder_share if self.stages and self.stages[0].layer == -1 else 0.0
 
     @property
     def processed(self) -> float:
@@ -115,7 +115,7 @@ class Record:
         """
         total = sum(self.num_vision) * self.num_layers
         computed = sum(map(sum, self.vision_tokens_per_layer))
-        return computed / total + self.looked / self.num_layers if total else 1.0
+        return computed / total + self.pre_decoder_cost / self.num_layers if total else 1.0
 
     @property
     def cache_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The schedule file: what to prune, where, and why; format ``adaptinfer-schedule``, version 1.
+"""The schedule file: what to prune, where, and why; format ``adaptinfer-schedule``, version 2.
 
 The runtime owns the format, so that an engine can load a schedule without any of the tools that
 found it.
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pruning_runtime.backbone import Backbone
 
 FORMAT: Literal["adaptinfer-schedule"] = "adaptinfer-schedule"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 BudgetKind = Literal["processed", "published", "flops", "kv", "latency"]
-Residual = Literal["none", "merged"]
+DroppedTokens = Literal["discard", "merge"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 Charged = Annotated[float, Field(ge=0.0, le=1.5, allow_inf_nan=False, strict=True)]
 """A cost that passes 1 where scoring before the decoder takes more than is saved."""
@@ -109,11 +109,11 @@ class Schedule(_Part):
     generated tokens go on from there; under M-RoPE a token then has one number in all sections, as text has.
     Layers before the first stage, and what a sliding window or a chunk can reach, go by the original numbers.
 
-    ``separators``: what becomes of learned vectors at vision tokens that carry no content but mark the end of a
+    ``image newlines``: what becomes of learned vectors at vision tokens that carry no content but mark the end of a
     row of patches, say (LLaVA-NeXT's `image_newline`). "protected": they stay before any other vision token,
     in reading order where not all can, and count as kept tokens like any other, so numbers of tokens do not
-    change; a stage that keeps hardly more tokens than there are separators keeps hardly any content. "ranked":
-    they compete by their scores. Backbones without separators prune alike under both.
+    change; a stage that keeps hardly more tokens than there are image newlines keeps hardly any content. "ranked":
+    they compete by their scores. Backbones without image newlines prune alike under both.
 
     ``residual``: what dropped tokens leave behind. "none": nothing; attention that rested on them moves to those
     that are left. "merged": of the tokens that a stage keeps, one stands for all that are gone: its state becomes
@@ -123,13 +123,13 @@ class Schedule(_Part):
     """
 
     format: Literal["adaptinfer-schedule"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     backbone: BackboneIdentity
     stages: tuple[Stage, ...]
     scorer: ScorerChoice
     positions: Literal["original", "renumbered"] = "original"
-    separators: Literal["protected", "ranked"] = "protected"
-    residual: Residual = "none"
+    image_newlines: Literal["protected", "ranked"] = "protected"
+    dropped_tokens: DroppedTokens = "discard"
     budget: Budget | None = None
     evidence: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -171,10 +171,12 @@ class Schedule(_Part):
             ) from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ScheduleError(f"{source}: not a schedule file; its `format` must be {FORMAT!r}")
-        if document.get("version") != VERSION or not isinstance(document["version"], int):
+        if type(document.get("version")) is not int or document["version"] not in (1, VERSION):
             raise ScheduleError(
-                f"{source}: version {document.get('version')!r} is not supported; this release reads {VERSION}"
+                f"{source}: version {document.get('version')!r} is not supported; this release reads 1 and {VERSION}"
             )
+        if document["version"] == 1:
+            document = _upgraded(document, source)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -238,6 +240,27 @@ class Schedule(_Part):
                 f"schedule for {mine.name!r} does not fit this backbone: {'; '.join(differences)}. "
                 "Profile this backbone, or load the schedule that belongs to it"
             )
+
+
+_RENAMED = {"residual": "dropped_tokens", "separators": "image_newlines"}
+_RENAMED_VALUES = {"residual": {"none": "discard", "merged": "merge"}}
+
+
+def _upgraded(document: dict[str, Any], source: str) -> dict[str, Any]:
+    """A version 1 document in the words of version 2. Raises `ScheduleError`."""
+    upgraded = dict(document, version=VERSION)
+    for old, new in _RENAMED.items():
+        if new in upgraded:
+            raise ScheduleError(f"{source}: field `{new}` belongs to version 2, this file says version 1")
+        if old in upgraded:
+            value = upgraded.pop(old)
+            known = _RENAMED_VALUES.get(old)
+            if known is not None and value not in known:
+                raise ScheduleError(
+                    f"{source}: field `{old}` is {value!r}; version 1 knows {', '.join(known)}"
+                )
+            upgraded[new] = value if known is None else known[value]
+    return upgraded
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -27,7 +27,7 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from schedule_finder.cli import app
+    from schedule_finder.cli.commands import app
 
     app()
 

@@ -1,7 +1,7 @@
 """Curves per layer from a profile, with confidence bands over samples. Pure NumPy.
 
 ``maps`` is everywhere a sequence with one array per sample, ``[num_layers, num_vision]``: attention
-mass that the raters give each vision token, mean over heads and raters. ``num_vision`` may differ from
+mass that the text queries give each vision token, mean over heads and text queries. ``num_vision`` may differ from
 sample to sample; a row of zeros is a layer that gave vision nothing.
 """
 

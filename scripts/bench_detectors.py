@@ -1,6 +1,6 @@
 """How often do the detectors find planted change points, and how fast are they?
 
-Each case is a stock LLaVA (`tests/planted.py`) of 12 to 40 layers whose attention moves at 0 to 4 known
+Each case is a stock LLaVA (`tests/support/planted.py`) of 12 to 40 layers whose attention moves at 0 to 4 known
 layers, at least 3 layers apart where they fit. It goes through the whole path: forward, profile, detect.
 A case counts as found when every boundary has a change point within one layer and there is no other.
 
@@ -29,7 +29,6 @@ import ruptures
 import torch
 
 from pruning_runtime.backbone import find_backbone
-from schedule_finder.attention_profile import profile_batch
 from schedule_finder.change_points import (
     DETECTORS,
     Detector,
@@ -38,8 +37,9 @@ from schedule_finder.change_points import (
     get_detector,
     single_breaks,
 )
+from schedule_finder.profiling.capture import profile_batch
 from schedule_finder.signals import layer_shift
-from tests.planted import planted_llava, random_boundaries, recovered
+from tests.support.planted import planted_llava, random_boundaries, recovered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ def main() -> None:
     timings = time_detectors()
     for what, seconds in timings.items():
         print(f"{seconds:8.2f} s  {what}")
-    print(json.dumps({"recovery": rows, "seconds": timings}, separators=(",", ":")))
+    print(json.dumps({"recovery": rows, "seconds": timings}, image_newlines=(",", ":")))
 
 
 def recovery(noise: float, drift: float, seeds: int, num_samples: int) -> dict[str, Any]:

@@ -29,17 +29,17 @@ import torch
 
 from pruning_runtime import find_backbone
 from schedule_finder.benchmark import choose_schedule, ran_on, run_benchmark
-from schedule_finder.benchmark.competitors import SCHEDULE, SCHEDULE_FAST, UNPRUNED, UNPRUNED_FAST
+from schedule_finder.benchmark.baselines import SCHEDULE, SCHEDULE_FAST, UNPRUNED, UNPRUNED_FAST
 from schedule_finder.files import write_text
-from schedule_finder.shapes import build_shape
-from scripts.bench_crew import SILENCE_SECONDS, Crew, Job
+from schedule_finder.models.shapes import build_shape
+from scripts.bench_ray import SILENCE_SECONDS, Crew, Job
 
 FORMAT = "adaptinfer-bench-gpu"
 GOAL_BACKBONE = "shape:llava-1.5-7b"
 PUBLISHED_SAVING = 0.613
 MOST_PRUNING_SHARE, MOST_TIMES_ROOFLINE = 0.03, 1.25
 
-# What the goals are about comes first, and alone has all rivals.
+# What the goals are about comes first, and alone has all baselines.
 _RIVALS = ("eager, syncs", "FastV-like", "before decoder")
 PLAN = [
     Job(GOAL_BACKBONE, 1, (1, 16, 128), 110.0),
@@ -66,7 +66,7 @@ def goals(benches: Sequence[dict[str, Any]], backbone: str) -> list[dict[str, An
     for bench in benches:
         if bench["backbone"]["name"] != backbone:
             continue
-        by_name = {result["competitor"]: result for result in bench["results"]}
+        by_name = {result["baseline"]: result for result in bench["results"]}
         pairs = {"stock": (SCHEDULE, UNPRUNED), "fast": (SCHEDULE_FAST, UNPRUNED_FAST)}
         paths = {
             path: (by_name[ours], by_name[full])
@@ -123,7 +123,7 @@ def _goal(
 
 
 def measure(jobs: Connection, device: str, schedule: str | None, fast: bool | None) -> None:
-    """Run the benches that come in, and answer with each competitor's name as it runs, then with the document.
+    """Run the benches that come in, and answer with each baseline's name as it runs, then with the document.
 
     The first that fails is the last: what it did to the device is unknown.
     """
@@ -227,7 +227,7 @@ def main() -> int:
         print(f"batch {goal['batch']}, {goal['path']} path: {goal['what']} {goal['value']:.3f} ({goal['goal']}): "
               f"{'met' if goal['met'] else 'NOT met'}{'' if goal['judged'] else ' (not judged)'}")  # fmt: skip
     for one in crew.failed:
-        who = ", ".join(str(one[key]) for key in ("backbone", "batch", "competitor") if key in one)
+        who = ", ".join(str(one[key]) for key in ("backbone", "batch", "baseline") if key in one)
         print(f"failed: {who}: {one['reason']}")
     print(
         f"{len(benches)} benches, {len(crew.failed)} failures, {time.monotonic() - begun:.0f} s: {options.out}"
@@ -236,7 +236,7 @@ def main() -> int:
 
 
 def show(bench: dict[str, Any]) -> None:
-    """A line for each competitor."""
+    """A line for each baseline."""
     print(f"{bench['backbone']['name']}: {bench['note'] or 'its own weights'}; {bench['environment']['dtype']} on "
           f"{ran_on(bench)}; {bench['prompt']['vision_tokens']} vision + {bench['prompt']['text_tokens']} text tokens; "
           f"{bench['schedule']['source']}")  # fmt: skip
@@ -245,7 +245,7 @@ def show(bench: dict[str, Any]) -> None:
         pruning = "inside the decoder" if None in spent else f"{sum(spent):6.2f}"
         token, same = result["token_ms"], result["same_path_ratio"]
         print(
-            f"  batch {result['batch']:2d} {result['competitor']:15}"
+            f"  batch {result['batch']:2d} {result['baseline']:15}"
             f" decoder {result['decoder_ms']['median']:9.2f} ms"
             f" ({100 * result['decoder_ratio']['median']:5.1f} %,"
             f" same path {100 * same['median'] if same else float('nan'):5.1f} %,"

@@ -4,7 +4,7 @@
     python -m scripts.bench_profile --shape llava-1.5-7b --device cuda --dtype bfloat16
     python -m scripts.bench_profile --repeats 9 --text 40
 
-Three ways: the plain forward; the profile (`profile_batch`: q and k of the rater rows beside the model's own
+Three ways: the plain forward; the profile (`profile_batch`: q and k of the text query rows beside the model's own
 SDPA kernel); dumps, which is what published analyses do: eager attention with `output_attentions`, and a
 `.npy` file per sample (the mean over heads in float16, kinder than what is usually kept). With as many key
 heads as query heads and with a quarter of them, with short and long questions.
@@ -32,7 +32,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from pruning_runtime import find_backbone
-from schedule_finder.attention_profile import profile_batch
+from schedule_finder.profiling.capture import profile_batch
 
 WAYS = ("plain", "profile", "dumps")
 IMAGE_ID = 5

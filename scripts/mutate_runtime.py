@@ -21,16 +21,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = (
-    "tests/unit/test_drop_tokens.py",
+    "tests/unit/test_selection.py",
     "tests/unit/test_masks.py",
     "tests/unit/test_attention_rows.py",
     "tests/model/test_scoring.py",
-    "tests/model/test_merged.py",
+    "tests/model/test_merging.py",
     "tests/model/test_pruned_contract.py",
     "tests/model/test_pruning_exact.py",
     "tests/model/test_families_a.py",
     "tests/model/test_families_b.py",
-    "tests/model/test_fast_prefill.py",
+    "tests/model/test_static_prefill.py",
     "tests/model/test_before_the_decoder.py",
 )
 
@@ -80,13 +80,13 @@ FAULTS = (
     ),
     Fault("the worst tokens kept", "drop_tokens.py", "descending=True", "descending=False"),
     Fault(
-        "padding as rater",
+        "padding as text query",
         "attention_rows.py",
         "return valid & ~vision & after_vision",
         "return ~vision & after_vision",
     ),
     Fault(
-        "text before the image as rater",
+        "text before the image as text query",
         "attention_rows.py",
         "return valid & ~vision & after_vision",
         "return valid & ~vision",
@@ -126,7 +126,7 @@ FAULTS = (
         "the kernel not given back", "attention_tap.py", 'text.set_attn_implementation({"": chosen})', "pass"
     ),
     Fault(
-        "fillers attended to",
+        "padding attended to",
         "masks.py",
         "hidden = ~keys_valid[:, None, None, :]",
         "hidden = torch.zeros_like(keys_valid)[:, None, None, :]",

@@ -1,4 +1,4 @@
-"""Are discovered schedules good? Solvers, published recipes and controls on held-out questions.
+"""Are discovered schedules good? Solvers, published recipes and baselines on held-out questions.
 
 For each backbone: a profile of 1000 discovery samples, a schedule from every solver for every budget, and on
 held-out questions the share of answers whose first word is right, with paired bootstrap intervals of the
@@ -26,15 +26,15 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from pruning_runtime.schedule import Residual, Stage
-from schedule_finder.backbones import LoadedBackbone, load_backbone
-from schedule_finder.discovery import AUTO, Discovery
-from schedule_finder.divergence import DivergenceMeter, Rule
+from pruning_runtime.schedule import DroppedTokens, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evaluate import wilson_interval
+from schedule_finder.evaluation.evaluate import wilson_interval
 from schedule_finder.figures.study import methods_figure, predictions_figure
-from schedule_finder.run_folder import Run
+from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.models.loading import LoadedBackbone, load_backbone
+from schedule_finder.run.folder import Run
 from schedule_finder.samples import choose_samples, open_data
+from schedule_finder.search import AUTO, Search
 from schedule_finder.signals import bootstrap_weights
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.retained import Replay, layer_weights
@@ -50,7 +50,7 @@ RANDOM_QUESTIONS = 450
 BATCH = 64
 
 Stages = tuple[Stage, ...]
-Chosen = tuple[Stages, Rule]
+Chosen = tuple[Stages, TokenPolicy]
 Solve = Callable[[Chosen | None], Chosen]
 
 
@@ -61,18 +61,18 @@ class Study:
     name: str
     loaded: LoadedBackbone
     run: Run
-    discovery: Discovery
-    plain: Discovery
+    search: Search
+    plain: Search
     """The same run, for what is measured without merging."""
-    meter: DivergenceMeter
+    answer_kl: AnswerKL
     expected: np.ndarray
     folder: Path
 
     def right(
-        self, stages: Stages, rule: Rule, questions: int | None = None
+        self, stages: Stages, rule: TokenPolicy, questions: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Whether each question's first word is right, and its KL divergence, ``[questions]`` both."""
-        kl, tokens = self.meter.look(stages, rule, questions)
+        kl, tokens = self.answer_kl.look(stages, rule, questions)
         return tokens == self.expected[: len(tokens)], kl
 
 
@@ -112,9 +112,9 @@ def _prepare(backbone: str, questions: int, out: Path) -> Study:
         name,
         loaded,
         run,
-        Discovery(run, (loaded, data)),
-        Discovery(Run(plain), (loaded, data)),
-        DivergenceMeter.for_samples(loaded, samples, BATCH),
+        Search(run, (loaded, data)),
+        Search(Run(plain), (loaded, data)),
+        AnswerKL.for_samples(loaded, samples, BATCH),
         np.array([ids[0] for ids in words["input_ids"]]),
         out / name,
     )
@@ -129,8 +129,8 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     right = pd.read_parquet(outcomes) if outcomes.exists() else pd.DataFrame()
     if not rows:
-        judged, kl = study.right((), Rule("strided"))
-        rows.append(_row(study, "full", 1.0, (), Rule("strided"), judged, kl, 0.0))
+        judged, kl = study.right((), TokenPolicy("strided"))
+        rows.append(_row(study, "full", 1.0, (), TokenPolicy("strided"), judged, kl, 0.0))
         right["full"] = judged
     done = {(row["method"], row["budget"]): row for row in rows}
     for budget in budgets:
@@ -138,7 +138,7 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
         for method, solve in _contenders(study, budget):
             if (row := done.get((method, budget))) is not None:
                 if method == DEFAULT:
-                    chosen = _parse(row["stages"]), Rule(row["scorer"], row["residual"])
+                    chosen = _parse(row["stages"]), TokenPolicy(row["scorer"], row["dropped_tokens"])
                 continue
             begun = time.perf_counter()
             try:
@@ -159,14 +159,14 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
 
 def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
     """Methods, and what gives their stages and rule, some from what the default solver chose."""
-    target = study.discovery.target(budget, "processed")
-    earliest = study.discovery.profile.earliest_stage
+    target = study.search.target(budget, "processed")
+    earliest = study.search.profile.earliest_stage
 
-    def solved(solver: str, residual: str = AUTO) -> Solve:
+    def solved(solver: str, dropped_tokens: str = AUTO) -> Solve:
         def solve(_chosen: Chosen | None) -> Chosen:
-            discovery = study.plain if residual == "none" else study.discovery
-            found = discovery.solve(budget, "processed", solver=solver, residual=residual)
-            return found.stages, Rule(found.scorer.name, found.residual)
+            search = study.plain if dropped_tokens == "discard" else study.discovery
+            found = search.solve(budget, "processed", solver=solver, dropped_tokens=dropped_tokens)
+            return found.stages, TokenPolicy(found.scorer.name, found.dropped_tokens)
 
         return solve
 
@@ -174,7 +174,7 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
         """Brute force under the rule that the default solver chose."""
         if chosen is None:
             raise InputError("nothing was discovered to compare with")
-        return solved("grid", chosen[1].residual)(None)
+        return solved("grid", chosen[1].dropped_tokens)(None)
 
     def its_stages(**changes: str) -> Solve:
         def take(chosen: Chosen | None) -> Chosen:
@@ -184,10 +184,10 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
 
         return take
 
-    def drawn(draw: int, residual: Residual) -> Solve:
+    def drawn(draw: int, dropped_tokens: DroppedTokens) -> Solve:
         return lambda _chosen: (
             random_stages(target, np.random.default_rng(draw), earliest),
-            Rule("text_guided", residual),
+            TokenPolicy("text_guided", dropped_tokens),
         )
 
     yield DEFAULT, solved(DEFAULT)
@@ -199,22 +199,22 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
     yield "pyramid, merged", solved("pyramid", "merged")
     for scorer in SCORERS:
         yield f"its stages, {scorer}", its_stages(scorer=scorer)
-    yield "its stages, not merged", its_stages(residual="none")
-    yield "fastv", lambda _chosen: (_one_stage(target, 1), Rule("last_token"))
-    yield "sparsevlm", lambda _chosen: (_sparsevlm(target), Rule("uniform_text"))
+    yield "its stages, not merged", its_stages(dropped_tokens="discard")
+    yield "fastv", lambda _chosen: (_one_stage(target, 1), TokenPolicy("last_token"))
+    yield "sparsevlm", lambda _chosen: (_sparsevlm(target), TokenPolicy("uniform_text"))
     yield (
         "vtw",
         lambda _chosen: (
             (Stage(layer=target.deepest_layer(), keep_ratio=0.0),),
-            Rule("text_guided"),
+            TokenPolicy("text_guided"),
         ),
     )
     for draw in range(RANDOM_DRAWS):
-        for name, residual in (
+        for name, dropped_tokens in (
             (f"random layers {draw}", "none"),
             (f"random layers {draw}, merged", "merged"),
         ):
-            yield name, drawn(draw, residual)
+            yield name, drawn(draw, dropped_tokens)
 
 
 def _one_stage(target: BudgetTarget, layer: int) -> Stages:
@@ -231,13 +231,13 @@ def _row(
     method: str,
     budget: float,
     stages: Stages,
-    rule: Rule,
+    rule: TokenPolicy,
     judged: np.ndarray,
     kl: np.ndarray,
     seconds: float,
 ) -> dict[str, object]:
     low, high = wilson_interval(int(judged.sum()), len(judged))
-    cost = study.discovery.target(budget, "processed").account(stages, rule.scorer)
+    cost = study.search.target(budget, "processed").account(stages, rule.scorer)
     return {
         "backbone": study.name,
         "method": method,
@@ -250,7 +250,7 @@ def _row(
         "processed": cost.processed,
         "flops": cost.flops,
         "scorer": rule.scorer,
-        "residual": rule.residual,
+        "dropped_tokens": rule.dropped_tokens,
         "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.6f}" for stage in stages),
         "solve_seconds": seconds,
     }
@@ -269,15 +269,15 @@ def _predictions(study: Study) -> None:
     path = study.folder / "predictions.csv"
     if path.exists():
         return
-    profile, detections = study.discovery.profile, study.discovery.detections
+    profile, detections = study.search.profile, study.search.detections
     moving = bool(detections["detectors"][detections["default"]]["change_points"])
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
-    table = study.discovery.sensitivity_table()
+    table = study.search.sensitivity_table()
     rule, earliest = table.rule, profile.earliest_stage
     rng, rows = np.random.default_rng(0), []
     for number in range(RANDOM_SCHEDULES):
-        least = study.discovery.target(1.0, "processed").cost((Stage(layer=earliest, keep_ratio=0.0),))
-        target = study.discovery.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
+        least = study.search.target(1.0, "processed").cost((Stage(layer=earliest, keep_ratio=0.0),))
+        target = study.search.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
         stages = random_stages(target, rng, earliest)
         judged, kl = study.right(stages, rule, RANDOM_QUESTIONS)
         rows.append(

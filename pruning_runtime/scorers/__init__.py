@@ -1,6 +1,6 @@
 """Rules that score vision tokens at a stage: one rule per file; higher = keep.
 
-A rule is either an `AttentionScorer`, a sum over heads of something computed from the raters'
+A rule is either an `AttentionScorer`, a sum over heads of something computed from the text queries'
 attention rows, or a `PositionScorer`, which looks at positions only and so works before the decoder.
 """
 

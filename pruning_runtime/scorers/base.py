@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class AttentionScorer(ABC):
-    """Scores vision tokens from the raters' attention at the stage's layer.
+    """Scores vision tokens from the text queries' attention at the stage's layer.
 
     A subclass says which rows it reads and what one group of heads adds. Its score is the sum over
     all heads, so that attention can be computed a few heads at a time and no ``[heads, length,
@@ -19,22 +19,22 @@ class AttentionScorer(ABC):
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = True
     last_row_only: ClassVar[bool] = False
-    """True: only the row of each sample's last rater is computed."""
+    """True: only the row of each sample's last text query is computed."""
 
     @abstractmethod
-    def score_heads(self, rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
+    def score_heads(self, rows: Tensor, text_queries: Tensor, is_text_query: Tensor) -> Tensor:
         """What these heads add to every key's score, ``[batch, keys]``; higher = keep.
 
         Args:
-            rows: attention probabilities of the raters, ``[batch, heads, raters, keys]``, float32,
-                softmax over all keys; all-zero rows where ``is_rater`` is False.
-            raters: position of each rater among the keys, ``[batch, raters]``.
-            is_rater: False for filler entries of ``raters``, ``[batch, raters]``.
+            rows: attention probabilities of the text queries, ``[batch, heads, text queries, keys]``, float32,
+                softmax over all keys; all-zero rows where ``is_text_query`` is False.
+            text_queries: position of each text query among the keys, ``[batch, text queries]``.
+            is_text_query: False for padding entries of ``text_queries``, ``[batch, text queries]``.
         """
 
 
 class PositionScorer(ABC):
-    """Scores vision tokens by where they stand; a control, and usable before the decoder."""
+    """Scores vision tokens by where they stand; a baseline, and usable before the decoder."""
 
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = False

@@ -1,6 +1,6 @@
-"""Latency and memory by part, ours and its competitors in the same run: one subject per file.
+"""Latency and memory by part, ours and its baselines in the same run: one subject per file.
 
-Every competitor gets the same inputs, in rounds whose order rotates, so that a machine that slows down slows all
+Every baseline gets the same inputs, in rounds whose order rotates, so that a machine that slows down slows all
 alike. What is timed is `generate` with a fixed number of new tokens: its first forward is the prefill, the others
 are decoding. Each moment in between belongs to exactly one part, so the parts of a run add up to its total.
 

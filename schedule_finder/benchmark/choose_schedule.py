@@ -7,7 +7,7 @@ from pathlib import Path
 from pruning_runtime import Schedule, ScheduleError, Stage
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.schedule import BackboneIdentity
-from schedule_finder.shapes import is_shape
+from schedule_finder.models.shapes import is_shape
 
 DEFAULT_PRESET = "adaptinfer/llava-1.5-7b-64"
 
@@ -64,6 +64,6 @@ def _moved(schedule: Schedule, backbone: Backbone) -> Schedule:
         stages=tuple(stages.values()),
         scorer=schedule.scorer,
         positions=schedule.positions,
-        separators=schedule.separators,
-        residual=schedule.residual,
+        image_newlines=schedule.image_newlines,
+        dropped_tokens=schedule.dropped_tokens,
     )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pruning_runtime import Schedule
 from pruning_runtime.backbone import Backbone
+from schedule_finder.benchmark.baselines import kept_per_layer
 from schedule_finder.benchmark.clock import PartClock
-from schedule_finder.benchmark.competitors import kept_per_layer
 
 
 @contextmanager

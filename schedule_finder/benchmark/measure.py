@@ -1,4 +1,4 @@
-"""All competitors on the same inputs, in rounds; the result is one document."""
+"""All baselines on the same inputs, in rounds; the result is one document."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from pruning_runtime import Schedule
-from pruning_runtime.accounting import prefill_flops
 from pruning_runtime.backbone import Backbone
-from schedule_finder.benchmark.competitors import SCHEDULE, UNPRUNED, Competitor, competitors
+from pruning_runtime.costs import prefill_flops
+from schedule_finder.benchmark.baselines import SCHEDULE, UNPRUNED, Baseline, baselines
 from schedule_finder.benchmark.memory import peak_bytes
 from schedule_finder.benchmark.one_run import Bench, Run
 from schedule_finder.benchmark.roofline import Rates, measure_rates, roofline_ms
 from schedule_finder.benchmark.summary import times
 from schedule_finder.errors import InputError
+from schedule_finder.models.shapes import RANDOM_WEIGHTS, is_shape
+from schedule_finder.models.synthetic_inputs import DEFAULT_TEXT_TOKENS, synthetic_inputs
 from schedule_finder.provenance import provenance
-from schedule_finder.shapes import RANDOM_WEIGHTS, is_shape
-from schedule_finder.synthetic_inputs import DEFAULT_TEXT_TOKENS, synthetic_inputs
 
 FORMAT, VERSION = "adaptinfer-bench", 1
 LENGTHS = (1, 16, 128)
@@ -44,7 +44,7 @@ def run_benchmark(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     before_run: Callable[[str], None] = lambda _name: None,
 ) -> dict[str, Any]:
-    """Measure ours and its competitors; the result is a JSON-able document.
+    """Measure ours and its baselines; the result is a JSON-able document.
 
     The first three rounds generate as many tokens as the longest of ``lengths``; the others, and where time is up all
     but the first, only prefill, which is where the differences are, until ``rounds`` or ``seconds`` are over.
@@ -62,9 +62,9 @@ def run_benchmark(
         rounds: at most so many per batch size, and at least three.
         seconds: for all batch sizes together; three rounds are run however long they take.
         fast: whether to measure the fast path, too; None: on a GPU, where it captures graphs.
-        without: names of rivals to leave out.
+        without: names of baselines to leave out.
         progress: called with the rounds done and the most that there can be.
-        before_run: called with each competitor's name before it runs.
+        before_run: called with each baseline's name before it runs.
 
     Raises:
         InputError: inputs that this backbone cannot take.
@@ -78,8 +78,8 @@ def run_benchmark(
     results, rates, failed = [], [], []
     for done, batch in enumerate(batches):
         bench = Bench(backbone, synthetic_inputs(backbone, batch, num_vision, num_text))
-        rivals = competitors(schedule, bench.num_vision, fast=parameter.is_cuda if fast is None else fast)
-        every = [one for one in rivals if one.name not in without]
+        alternatives = baselines(schedule, bench.num_vision, fast=parameter.is_cuda if fast is None else fast)
+        every = [one for one in alternatives if one.name not in without]
         until = time.monotonic() + seconds / len(batches)
 
         def count(number: int, before: int = done * rounds) -> None:
@@ -96,9 +96,7 @@ def run_benchmark(
         )
         rates.append({"batch": batch, **asdict(measured.rate)})
         results += _results(bench, every, measured, lengths)
-        failed += [
-            {"batch": batch, "competitor": name, "reason": why} for name, why in measured.failed.items()
-        ]
+        failed += [{"batch": batch, "baseline": name, "reason": why} for name, why in measured.failed.items()]
     progress(total, total)
     return {
         "format": FORMAT,
@@ -118,10 +116,10 @@ def run_benchmark(
             "stages": [[stage.layer, stage.kept(bench.num_vision)] for stage in schedule.stages],
             "scorer": schedule.scorer.name,
             "positions": schedule.positions,
-            "residual": schedule.residual,
+            "dropped_tokens": schedule.dropped_tokens,
         },
         "lengths": lengths,
-        "competitors": {one.name: one.what for one in every},
+        "baselines": {one.name: one.what for one in every},
         "rates": rates,
         "results": results,
         "failed": failed,
@@ -142,13 +140,13 @@ class _Measured:
     rate: Rates
     peaks: dict[str, int]
     runs: dict[str, list[Run]]
-    """By competitor, without those that failed."""
+    """By baseline, without those that failed."""
     failed: dict[str, str]
 
 
 def _measure(
     bench: Bench,
-    every: Sequence[Competitor],
+    every: Sequence[Baseline],
     *,
     longest: int,
     rounds: int,
@@ -156,7 +154,7 @@ def _measure(
     progress: Callable[[int], None],
     before_run: Callable[[str], None],
 ) -> _Measured:
-    """All competitors on one batch: first their memory, then rounds until ``until``."""
+    """All baselines on one batch: first their memory, then rounds until ``until``."""
     backbone, length = bench.backbone, 2
     parameter = next(backbone.model.parameters())
     rates: list[Rates] = []
@@ -164,13 +162,13 @@ def _measure(
     runs: dict[str, list[Run]] = {one.name: [] for one in every}
     failed: dict[str, str] = {}
 
-    def note_peak(one: Competitor) -> None:
+    def note_peak(one: Baseline) -> None:
         peaks[one.name] = peak_bytes(lambda: bench.run(one, length), bench.device)
 
-    def note_run(one: Competitor) -> None:
+    def note_run(one: Baseline) -> None:
         runs[one.name].append(bench.run(one, length))
 
-    def attempt(note: Callable[[Competitor], None], one: Competitor) -> None:
+    def attempt(note: Callable[[Baseline], None], one: Baseline) -> None:
         if one.name in failed:
             return
         before_run(one.name)
@@ -209,9 +207,9 @@ def _measure(
 
 
 def _results(
-    bench: Bench, every: Sequence[Competitor], measured: _Measured, lengths: Sequence[int]
+    bench: Bench, every: Sequence[Baseline], measured: _Measured, lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A row for each competitor that did not fail."""
+    """A row for each baseline that did not fail."""
     backbone, runs = bench.backbone, measured.runs
     batch, full_length = bench.inputs["input_ids"].shape
     full = runs[UNPRUNED]
@@ -222,17 +220,19 @@ def _results(
         if one.name not in runs:
             continue
         own = runs[one.name]
-        tokens, looked = own[0].tokens_per_layer, own[0].looked
+        tokens, pre_decoder_cost = own[0].tokens_per_layer, own[0].pre_decoder_cost
         results.append(
             {
                 "batch": batch,
-                "competitor": one.name,
+                "baseline": one.name,
                 "fast": one.fast,
                 "processed": (sum(tokens) / len(tokens) - full_length) / bench.num_vision
                 + 1
-                + looked / len(tokens),
+                + pre_decoder_cost / len(tokens),
                 "tokens_per_layer": tokens,
-                "flops_ratio": prefill_flops(backbone.shape, tokens, looked_at=full_length if looked else 0)
+                "flops_ratio": prefill_flops(
+                    backbone.shape, tokens, pre_decoder_tokens=full_length if pre_decoder_cost else 0
+                )
                 / full_flops,
                 "roofline_ms": roofline_ms(backbone.shape, tokens, batch, measured.rate, value_bytes),
                 "cache_bytes": own[0].cache_bytes,

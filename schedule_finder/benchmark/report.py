@@ -13,7 +13,7 @@ from schedule_finder.files import write_text
 
 
 def table(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per batch size and competitor: medians, with quartiles as ``..._q1`` and ``..._q3``, and parts."""
+    """One flat row per batch size and baseline: medians, with quartiles as ``..._q1`` and ``..._q3``, and parts."""
     return [_flat(result) for result in document["results"]]
 
 

@@ -17,9 +17,9 @@ def times(
     """Medians and quartiles over rounds, ratios to the unpruned model round by round, and the rounds themselves.
 
     Args:
-        own: a competitor's rounds.
+        own: a baseline's rounds.
         full: those of the unpruned model.
-        same_path: those of the unpruned model on the path that this competitor takes; None where it did not run.
+        same_path: those of the unpruned model on the path that this baseline takes; None where it did not run.
         lengths: numbers of new tokens to report totals for.
     """
     decoded = [run for run in own if len(run.token_ms) > 1]

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-Split = Literal["train", "discovery", "held_out"]
+Split = Literal["train", "calibration", "held_out"]
 _T = TypeVar("_T")
 
 GRID = 8  # cells per side

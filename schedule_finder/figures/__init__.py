@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from schedule_finder.run_folder import Run
+    from schedule_finder.run.folder import Run
 
 FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
     "1_attention_map": attention_map,

@@ -45,7 +45,7 @@ _PART_LOOKS = {
 _LINE_LOOKS: dict[str, tuple[str, str, Any]] = {
     "unpruned": (BLACK, "o", "-"),
     "schedule": (BLUE, "s", "-"),
-    "oracle": (GREEN, "^", (0, (4, 1.5))),
+    "no-scoring bound": (GREEN, "^", (0, (4, 1.5))),
     "eager, syncs": (VERMILLION, "X", (0, (1, 1))),
     "FastV-like": (ORANGE, "v", (0, (4, 1, 1, 1))),
     "before decoder": (PURPLE, "D", (0, (2, 1))),
@@ -87,7 +87,7 @@ def latency(document: dict[str, Any]) -> Drawing:
 
 
 def _stacked_parts(axes: Axes, results: list[dict[str, Any]]) -> None:
-    names = [result["competitor"] for result in results]
+    names = [result["baseline"] for result in results]
     start = [0.0] * len(results)
     for part in PREFILL_PARTS:
         colour, hatch = _PART_LOOKS[part]
@@ -119,9 +119,9 @@ def _stacked_parts(axes: Axes, results: list[dict[str, Any]]) -> None:
 
 
 def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> None:
-    unpruned = next(result["total_ms"] for result in results if result["competitor"] == "unpruned")
+    unpruned = next(result["total_ms"] for result in results if result["baseline"] == "unpruned")
     for result in results:
-        colour, marker, line = _LINE_LOOKS[result["competitor"]]
+        colour, marker, line = _LINE_LOOKS[result["baseline"]]
         share = [
             100 * result["total_ms"][str(length)]["median"] / unpruned[str(length)]["median"]
             for length in lengths
@@ -133,7 +133,7 @@ def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> No
             marker=marker,
             markerfacecolor="white" if result["fast"] else colour,
             linestyle=line,
-            label=result["competitor"],
+            label=result["baseline"],
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
@@ -145,7 +145,7 @@ def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> No
 def _row(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "batch": result["batch"],
-        "competitor": result["competitor"],
+        "baseline": result["baseline"],
         **{f"{part}_ms": result["prefill"][part] for part in PREFILL_PARTS},
         "roofline_ms": result["roofline_ms"],
         **{f"total_ms_{length}": spread["median"] for length, spread in result["total_ms"].items()},

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from schedule_finder.convergence import SHOWN_BUDGET, TOLERANCE
 from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import BLUE, GREY, SINGLE, VERMILLION, Drawing, legend_above
+from schedule_finder.profiling.convergence import SHOWN_BUDGET, TOLERANCE
 
 
 def convergence(data: RunData) -> Drawing | None:

@@ -1,4 +1,4 @@
-"""What the schedule and its controls reach on held-out samples."""
+"""What the schedule and its baselines reach on held-out samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from schedule_finder.evaluate import wilson_interval
+from schedule_finder.evaluation.evaluate import wilson_interval
 from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import GREY, LOOKS, OPEN, SINGLE, SPARE_LOOKS, Drawing, legend_above, words
 
@@ -110,7 +110,7 @@ def _kind(method: str) -> str:
 
 
 def _methods_in_order(table: pd.DataFrame) -> list[str]:
-    """All but the full model: the schedule, its controls in their order, then whatever else there is."""
+    """All but the full model: the schedule, its baselines in their order, then whatever else there is."""
     there = [name for name in table.method.unique() if name != "full"]
     known = [name for name in LOOKS if name in there]
     return known + [name for name in there if name not in known]

@@ -11,14 +11,14 @@ from PIL import Image
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.sensitivity import SensitivityTable
+from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from schedule_finder.profile_store import Profile
-    from schedule_finder.run_folder import Run
+    from schedule_finder.profiling.store import Profile
+    from schedule_finder.run.folder import Run
 
 
 class RunData:

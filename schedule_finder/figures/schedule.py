@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pruning_runtime.accounting import looks_ahead, processed_ratios, published_ratios
+from pruning_runtime.costs import processed_ratios, published_ratios, scores_before_decoder
 from schedule_finder.errors import InputError
 from schedule_finder.figures.run_data import RunData, need
 from schedule_finder.figures.style import BLACK, BLUE, SINGLE, SKY, Drawing, layer_axis, legend_above
@@ -32,9 +32,9 @@ def staircase(data: RunData) -> Drawing | None:
             table[f"{name}_tokens"] = table[f"{name}_ratio"] * num_vision
     processed, published = whole * table.processed_ratio, whole * table.published_ratio
 
-    cost, looked = processed.mean(), ""
-    if looks_ahead(schedule.stages, schedule.scorer.name) and schedule.budget is not None:
-        cost, looked = whole * schedule.budget.processed, ", first scoring included"
+    cost, pre_decoder_cost = processed.mean(), ""
+    if scores_before_decoder(schedule.stages, schedule.scorer.name) and schedule.budget is not None:
+        cost, pre_decoder_cost = whole * schedule.budget.processed, ", first scoring included"
 
     def mean(value: float) -> str:
         share = f" ({value / whole:.1%})" if num_vision else ""
@@ -45,7 +45,12 @@ def staircase(data: RunData) -> Drawing | None:
     edges = np.arange(num_layers + 1) - 0.5
     axes.stairs(processed, edges, fill=True, color=SKY, alpha=0.35)
     axes.stairs(
-        processed, edges, baseline=None, color=BLUE, linewidth=1.4, label=f"Processed, {mean(cost)}{looked}"
+        processed,
+        edges,
+        baseline=None,
+        color=BLUE,
+        linewidth=1.4,
+        label=f"Processed, {mean(cost)}{pre_decoder_cost}",
     )
     axes.stairs(
         published,

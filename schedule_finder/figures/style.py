@@ -42,7 +42,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 )
 GREY = "#666666"
 
-# Colour, marker, line of the schedule and of its controls; those on other layers have open markers.
+# Colour, marker, line of the schedule and of its baselines; those on other layers have open markers.
 LOOKS = {
     "schedule": (BLUE, "o", "-"),
     "not merged": (SKY, "P", (0, (5, 1))),

@@ -46,7 +46,7 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
     for both uses gives a fifth of its rows (at least one) to evaluation.
     """
     parts = list(data.parts.values()) if isinstance(data, Mixture) else [data]
-    sizes = [part.size("discovery") for part in parts]
+    sizes = [part.size("calibration") for part in parts]
     total = sum(sizes)
     if total < 2:
         raise InputError(
@@ -62,7 +62,7 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
     ]
     return [
         entry
-        for use in ("discovery", "held_out")
+        for use in ("calibration", "held_out")
         for entry in _taking_turns([[entry for entry in part if entry.use == use] for part in drawn])
     ]
 
@@ -92,13 +92,13 @@ def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
 def _draw(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
     if isinstance(data, DemoData):
         return data.entries(count, held_out)
-    order = np.random.default_rng(seed).permutation(data.size("discovery"))[: count + held_out]
+    order = np.random.default_rng(seed).permutation(data.size("calibration"))[: count + held_out]
     return [
         SampleEntry(
             id=f"{data.source}:{row:06d}",
             source=data.source,
             row=int(row),
-            use="discovery" if place < count else "held_out",
+            use="calibration" if place < count else "held_out",
         )
         for place, row in enumerate(order)
     ]

@@ -16,7 +16,7 @@ class DemoData:
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
-        self._drawn: dict[Use, list[Sample]] = {"discovery": [], "held_out": []}
+        self._drawn: dict[Use, list[Sample]] = {"calibration": [], "held_out": []}
         self._streams: dict[Use, Iterator[Any]] = {}
 
     def size(self, use: Use) -> int:
@@ -25,7 +25,7 @@ class DemoData:
 
     def entries(self, count: int, held_out: int) -> list[SampleEntry]:
         """The first samples of both streams: they are drawn at random already."""
-        wanted: list[tuple[Use, int]] = [("discovery", count), ("held_out", held_out)]
+        wanted: list[tuple[Use, int]] = [("calibration", count), ("held_out", held_out)]
         return [
             SampleEntry(id=f"{use}-{self._seed}-{row:06d}", source=self.source, row=row, use=use)
             for use, number in wanted

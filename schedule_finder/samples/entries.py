@@ -14,7 +14,7 @@ from PIL import Image
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text, writing
 
-Use = Literal["discovery", "held_out"]
+Use = Literal["calibration", "held_out"]
 
 
 class BadSample(ValueError):

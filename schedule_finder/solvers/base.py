@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pruning_runtime.accounting import budget_of, look_share, looks_ahead, prefill_flops, processed_ratios
 from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.costs import (
+    budget_of,
+    pre_decoder_share,
+    prefill_flops,
+    processed_ratios,
+    scores_before_decoder,
+)
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.latency import LatencyModel
-from schedule_finder.profile_store import Profile
+from schedule_finder.measuring.latency_model import LatencyModel
+from schedule_finder.profiling.store import Profile
 
 if TYPE_CHECKING:
-    from schedule_finder.divergence import DivergenceMeter, Rule
-    from schedule_finder.sensitivity import SensitivityTable
+    from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+    from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
 _CLOSE = 1e-9
 
@@ -53,16 +59,18 @@ class BudgetTarget:
         """Cost of ``stages`` in every unit.
 
         ``scorer``: what scores tokens. All that solvers choose from need attention, so that a stage before the
-        decoder is charged with the look at layer 0 (`looks_ahead`).
+        decoder is charged with the look at layer 0 (`scores_before_decoder`).
         """
-        looks = looks_ahead(stages, scorer)
+        pre_decoder = scores_before_decoder(stages, scorer)
         latency = None
         if self.latency is not None:
             tokens = [
                 ratio * self.num_vision + self.num_other
                 for ratio in processed_ratios(stages, self.shape.num_layers)
             ]
-            took = self.latency.prefill_ms(tokens, len(stages)) + (self._look_ms if looks else 0.0)
+            took = self.latency.prefill_ms(tokens, len(stages)) + (
+                self._pre_decoder_ms if pre_decoder else 0.0
+            )
             latency = took / self.full_ms
         return budget_of(
             stages,
@@ -72,7 +80,7 @@ class BudgetTarget:
             kind=self.kind,
             target=self.target,
             latency=latency,
-            looks=looks,
+            pre_decoder=pre_decoder,
         )
 
     @property
@@ -86,10 +94,10 @@ class BudgetTarget:
         return self.num_vision + self.num_other
 
     @property
-    def _look_ms(self) -> float:
+    def _pre_decoder_ms(self) -> float:
         """Milliseconds of a look at layer 0: not measured, but its share of a layer's linear maps in that layer's time."""
         assert self.latency is not None
-        return look_share(self.shape) * self.latency.prefill_ms([self._prompt], 0)
+        return pre_decoder_share(self.shape) * self.latency.prefill_ms([self._prompt], 0)
 
     def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
         """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
@@ -102,7 +110,7 @@ class BudgetTarget:
         weights, look = np.ones(layers), 0.0
         if self.kind == "processed":
             one = ratios / layers
-            look = look_share(self.shape) / layers
+            look = pre_decoder_share(self.shape) / layers
         elif self.kind == "published":
             # A stage's own layer already counts at its size after pruning: each counts as the layer behind it.
             one = ratios / layers
@@ -112,11 +120,11 @@ class BudgetTarget:
         elif self.kind == "flops":
             full = prefill_flops(self.shape, [self._prompt] * layers)
             one = np.array([prefill_flops(self.shape, [count]) for count in tokens]) / full
-            look = prefill_flops(self.shape, [], looked_at=self._prompt) / full
+            look = prefill_flops(self.shape, [], pre_decoder_tokens=self._prompt) / full
         else:
             assert self.latency is not None
             one = np.array([self.latency.prefill_ms([count], 0) for count in tokens]) / self.full_ms
-            look = self._look_ms / self.full_ms
+            look = self._pre_decoder_ms / self.full_ms
         costs = weights[:, None] * one
         costs[0, ratios < 1] += look
         return costs
@@ -176,7 +184,7 @@ class Solution:
     """Stages, what they do with their tokens, and the solver's reasons (JSON-able)."""
 
     stages: tuple[Stage, ...]
-    rule: Rule
+    rule: TokenPolicy
     evidence: dict[str, Any]
 
 
@@ -189,7 +197,7 @@ class Problem:
         change_points: first layers of new regimes, as decoder layer indices; may be empty.
         budget: what the stages may cost.
         rule: what scores tokens (one of the profile's score fields), and what dropped ones leave behind.
-        rivals: rules that a solver which measures may choose instead.
+        baselines: rules that a solver which measures may choose instead.
         sensitivity: what single stages do to the answer; only for solvers that need it.
         meter: measures on the model; only for solvers that need it.
     """
@@ -197,10 +205,10 @@ class Problem:
     profile: Profile
     change_points: Sequence[int]
     budget: BudgetTarget
-    rule: Rule
-    rivals: Sequence[Rule] = ()
+    rule: TokenPolicy
+    alternatives: Sequence[TokenPolicy] = ()
     sensitivity: SensitivityTable | None = None
-    meter: DivergenceMeter | None = None
+    answer_kl: AnswerKL | None = None
 
 
 class Solver(ABC):

@@ -19,7 +19,7 @@ class FitPrune(Solver):
 
     One ``alpha`` for all layers, found by bisection so that the budget is met (FitPrune, arXiv 2409.10197). The
     published rule looks at attention from text and at attention among vision tokens; a profile holds the former,
-    from the raters. Ratios are means over samples.
+    from the text queries. Ratios are means over samples.
     """
 
     name = "fitprune"

@@ -29,14 +29,16 @@ class Grid(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        if problem.meter is None:
+        if problem.answer_kl is None:
             raise InputError("solver grid measures on the model; run it where the backbone can be loaded")
         earliest = problem.profile.earliest_stage
         problem.budget.deepest_layer(earliest)
         candidates = list(every_schedule(problem.budget, earliest))
         tried = len(candidates)
         for samples, left in ROUNDS:
-            values = [problem.meter.measure(stages, problem.rule, samples).mean() for stages in candidates]
+            values = [
+                problem.answer_kl.measure(stages, problem.rule, samples).mean() for stages in candidates
+            ]
             best = np.argsort(values, kind="stable")[:left]
             candidates = [candidates[place] for place in best]
         return Solution(

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.profile_store import Profile
+from schedule_finder.profiling.store import Profile
 from schedule_finder.signals import layer_shift
 from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
 
@@ -28,7 +28,7 @@ class Retained(Solver):
     """Spend the budget where it keeps most of the attention that later layers pay to vision tokens.
 
     The stages are replayed on the profile: which tokens would be kept, and what share of each layer's
-    rater -> vision attention they carry. A layer counts for half by being a layer and for half by how
+    text query -> vision attention they carry. A layer counts for half by being a layer and for half by how
     far its attention has moved from the layer before (Jensen-Shannon divergence): attention that only
     repeats itself brings the text little that is new. On the demo backbone that second half is what
     tells layers that need vision from layers that do not (LOG.md); without a change point there is
@@ -71,7 +71,7 @@ class Retained(Solver):
             problem.rule,
             {
                 "solver": self.name,
-                "objective": "share of rater -> vision attention carried by the tokens that layers compute, "
+                "objective": "share of text query -> vision attention carried by the tokens that layers compute, "
                 "layers weighted half evenly and half by how far their attention moves",
                 "retained": value,
                 "by_number_of_stages": {

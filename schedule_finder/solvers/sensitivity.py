@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pruning_runtime.accounting import processed_ratios
+from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
-from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
-from schedule_finder.sensitivity import SensitivityTable
+from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.signals import bootstrap_weights
 from schedule_finder.solvers.allocation import allocate
 from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
@@ -75,7 +75,7 @@ class Sensitivity(Solver):
             "placed_by": "measured sensitivity",
             "confidence": bands,
         }
-        if problem.meter is None:
+        if problem.answer_kl is None:
             return Solution(first, table.rule, evidence)
         candidates = _distinct([first, *(stages for _, stages in options.values()), *resampled])
         stages, rule, measured = _measure(problem, candidates, table.rule)
@@ -154,18 +154,18 @@ def _distinct(candidates: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]
 
 
 def _measure(
-    problem: Problem, candidates: Sequence[tuple[Stage, ...]], rule: Rule
-) -> tuple[tuple[Stage, ...], Rule, dict[str, Any]]:
+    problem: Problem, candidates: Sequence[tuple[Stage, ...]], rule: TokenPolicy
+) -> tuple[tuple[Stage, ...], TokenPolicy, dict[str, Any]]:
     """The schedule and the rule with the least measured divergence, and the evidence."""
-    meter, table = problem.meter, problem.sensitivity
-    assert meter is not None
+    answer_kl, table = problem.answer_kl, problem.sensitivity
+    assert answer_kl is not None
     assert table is not None
     measured: dict[tuple[Stage, ...], np.ndarray] = {}
 
     def best_of(some: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
         for stages in some:
             if stages not in measured:
-                measured[stages] = meter.measure(stages, rule)
+                measured[stages] = answer_kl.measure(stages, rule)
         return min(measured, key=lambda stages: measured[stages].mean())
 
     best = best_of(candidates)
@@ -178,17 +178,17 @@ def _measure(
         key=lambda stages: (len(stages), measured[stages].mean()),
     )
     by_rule = {rule: measured[best]}
-    by_rule |= {rival: meter.measure(best, rival) for rival in problem.rivals if rival != rule}
+    by_rule |= {rival: answer_kl.measure(best, rival) for rival in problem.alternatives if rival != rule}
     winner = min(by_rule, key=lambda rival: by_rule[rival].mean())
     if _level(by_rule[rule], by_rule[winner]):
         winner = rule
-    weights = bootstrap_weights(len(meter), 1000, seed=0) / len(meter)
+    weights = bootstrap_weights(len(answer_kl), 1000, seed=0) / len(answer_kl)
     return (
         best,
         winner,
         {
             "measured_kl": round(float(by_rule[winner].mean()), 5),
-            "chosen_on_samples": len(meter),
+            "chosen_on_samples": len(answer_kl),
             "measured_schedules": len(measured) + len(by_rule) - 1,
             "candidates": [
                 {"stages": _plain(stages), "measured_kl": round(float(measured[stages].mean()), 5)}

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
-from schedule_finder.cli import app
-from schedule_finder.evaluate import COLUMNS
-from tests.tiny_folder import write_jsonl, write_llava_folder
+from schedule_finder.cli.commands import app
+from schedule_finder.evaluation.evaluate import COLUMNS
+from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 runner = CliRunner()
 RUN_FILES = [
@@ -80,10 +80,10 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
 def test_discovery_and_evaluation_share_no_sample(made: dict[str, Path]) -> None:
     lines = [json.loads(line) for line in (made["run"] / "1_samples.jsonl").read_text().splitlines()]
     assert all(line["status"] == "done" for line in lines)
-    uses = {use: {line["row"] for line in lines if line["use"] == use} for use in ("discovery", "held_out")}
-    assert len(uses["discovery"]) == 24
+    uses = {use: {line["row"] for line in lines if line["use"] == use} for use in ("calibration", "held_out")}
+    assert len(uses["calibration"]) == 24
     assert len(uses["held_out"]) == 6
-    assert not uses["discovery"] & uses["held_out"]
+    assert not uses["calibration"] & uses["held_out"]
 
 
 @pytest.mark.parametrize("command", ["detect", "schedule", "evaluate", "plot"])
@@ -121,7 +121,7 @@ def test_a_run_resumes_where_it_stopped(made: dict[str, Path], tmp_path: Path) -
     shards[-1].unlink()
     result = call("profile", made["checkpoint"], "--dataset", made["data"], "--samples", 24, "--out", out)
     assert result["done"] == 24
-    from schedule_finder.profile_store import ProfileStore
+    from schedule_finder.profiling.store import ProfileStore
 
     again, first = ProfileStore(profile).read(), ProfileStore(made["run"] / "2_profile").read()
     assert again.ids == first.ids

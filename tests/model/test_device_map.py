@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.prompt import PrunedPrompt, Segment
+from pruning_runtime.sequence import PrunedPrompt, Segment
 from tests.model.test_pruned_contract import state_of
-from tests.schedules import schedule_for
-from tests.tiny_families_a import FAMILIES_A
-from tests.tiny_families_b import FAMILIES_B
-from tests.tiny_models import FAMILIES, LAYERS, Inputs
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_a import FAMILIES_A
+from tests.support.tiny_families_b import FAMILIES_B
+from tests.support.tiny_models import FAMILIES, LAYERS, Inputs
 
 accelerate = pytest.importorskip("accelerate")
 

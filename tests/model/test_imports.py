@@ -46,7 +46,7 @@ for name in sorted(HIDDEN):
 import torch
 from pruning_runtime import Schedule, Stage, pruned
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
-from tests.tiny_models import FAMILIES, LAYERS
+from tests.support.tiny_models import FAMILIES, LAYERS
 
 assert Schedule.preset("adaptinfer/llava-1.5-7b-64").stages[0].keep_tokens == 133
 torch.set_num_threads(1)
@@ -123,6 +123,6 @@ def test_the_runtime_imports_only_what_it_declares(path: Path) -> None:
 
 
 def test_imports_inside_functions_are_seen() -> None:
-    source = "def f():\n    from schedule_finder.cli import main\n    import pandas as pd\n"
+    source = "def f():\n    from schedule_finder.cli.commands.commands import main\n    import pandas as pd\n"
     assert imported_packages(source) == {"schedule_finder", "pandas"}
     assert len(RUNTIME_FILES) > 10

@@ -14,8 +14,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone, find_backbone, pruned
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES
 
 
 def state_of(model: nn.Module) -> list[Any]:

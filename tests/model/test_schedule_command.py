@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
-from schedule_finder.cli import app
-from schedule_finder.discovery import Discovery
-from schedule_finder.run_folder import Run
+from schedule_finder.cli.commands import app
+from schedule_finder.run.folder import Run
+from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
 from tests.model.test_command_line import call
-from tests.tiny_folder import write_jsonl, write_llava_folder
+from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 MEASURED = ("4_sensitivity.parquet", "4_latency.json")
 SCREEN = 24, 80
@@ -88,18 +88,18 @@ def test_every_solver_by_name(run: Path, solver: str) -> None:
     assert json.loads((run / "run.json").read_text())["steps"]["schedule"]["solver"] == solver
 
 
-@pytest.mark.parametrize("residual", ["none", "merged"])
-def test_what_dropped_tokens_leave_behind_can_be_said(run: Path, residual: str) -> None:
-    call("schedule", run, "--residual", residual, "--budget", "40%")
+@pytest.mark.parametrize("dropped_tokens", ["discard", "merge"])
+def test_what_dropped_tokens_leave_behind_can_be_said(run: Path, dropped_tokens: str) -> None:
+    call("schedule", run, "--dropped-tokens", dropped_tokens, "--budget", "40%")
     schedule = solved(run)
-    assert schedule.residual == residual
+    assert schedule.dropped_tokens == dropped_tokens
     rules = schedule.evidence["solver"]["rules"]
-    assert {name.endswith("merged") for name in rules} == {residual == "merged"}
+    assert {name.endswith("merge") for name in rules} == {dropped_tokens == "merge"}
 
 
 @pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
 def test_a_scorer_that_is_asked_for_has_no_rivals(run: Path, scorer: str) -> None:
-    call("schedule", run, "--scorer", scorer, "--residual", "none", "--budget", "40%")
+    call("schedule", run, "--scorer", scorer, "--dropped-tokens", "discard", "--budget", "40%")
     assert solved(run).scorer.name == scorer
     assert set(solved(run).evidence["solver"]["rules"]) == {scorer}
 
@@ -138,8 +138,8 @@ def test_latency_is_measured_once_and_then_serves_every_budget(tmp_path: Path) -
     assert found["budget"]["latency"] == pytest.approx(0.9, rel=0.01)
     assert times(out) == before
     # Milliseconds are a fraction of what the whole takes here.
-    discovery = Discovery(Run(out))
-    whole = discovery.target(1.0, "latency").full_ms
+    search = Search(Run(out))
+    whole = search.target(1.0, "latency").full_ms
     found = call(*asked, "--budget", f"{0.75 * whole}ms", "--no-model")
     assert found["budget"]["latency"] == pytest.approx(0.75, rel=0.01)
     # Every other schedule of the run says what it takes, too.
@@ -222,14 +222,14 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     for name in ("processed", "published", "flops", "kv"):
         assert f"{name} {100 * getattr(costs, name):.1f}" in said
     assert "asked for 40.0" in said
-    assert f"scorer {schedule.scorer.name}, residual {schedule.residual}" in said
+    assert f"scorer {schedule.scorer.name}, residual {schedule.dropped_tokens}" in said
     assert "layers chosen in 20 resamples" in said
     assert "other rules on these stages" in said
 
 
 def full_schedule(stages: int) -> Schedule:
     """Everything that a schedule's evidence can hold, at its longest."""
-    rules = ("text_guided, merged", "uniform_text, merged", "last_token, merged", "text_guided")
+    rules = ("text_guided, merge", "uniform_text, merge", "last_token, merge", "text_guided")
     return Schedule(
         backbone=BackboneIdentity(name="organisation/some-llava-1.5-7b-hf", model_type="llava", num_layers=32),
         stages=tuple(
@@ -237,7 +237,7 @@ def full_schedule(stages: int) -> Schedule:
             for layer in range(stages)
         ),
         scorer=ScorerChoice(name="text_guided"),
-        residual="merged",
+        dropped_tokens="merge",
         budget=Budget(
             kind="latency", target=0.1234, processed=0.1234, published=0.1123, flops=0.2345, kv=0.2345, latency=0.1234
         ),
@@ -277,6 +277,6 @@ def test_the_fullest_schedule_fits_one_screen(tmp_path: Path, stages: int) -> No
     assert max(map(len, lines)) <= SCREEN[1]
     said = " ".join(" ".join(lines).split())
     assert "exact match 98.7 % (98.1-99.1), full model 98.7 % (98.1-99.1), n = 2250" in said
-    assert "uniform_text, merged: 0.0012 (-0.0012 to 0.0012)" in said
+    assert "uniform_text, merge: 0.0012 (-0.0012 to 0.0012)" in said
     for stage in schedule.stages:
         assert f"{100 * stage.keep_ratio:.1f}" in said

@@ -10,11 +10,11 @@ import transformers
 from typer.testing import CliRunner
 
 from pruning_runtime import find_backbone
-from schedule_finder.cli import app
-from schedule_finder.families import VERIFIED
-from tests.tiny_families_a import FAMILIES_A
-from tests.tiny_families_b import FAMILIES_B
-from tests.tiny_models import FAMILIES
+from schedule_finder.cli.commands import app
+from schedule_finder.models.verified_families import VERIFIED
+from tests.support.tiny_families_a import FAMILIES_A
+from tests.support.tiny_families_b import FAMILIES_B
+from tests.support.tiny_models import FAMILIES
 
 TESTED: dict[str, Any] = {**FAMILIES, **FAMILIES_A, **FAMILIES_B}
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning_runtime.accounting import look_share, prefill_flops, processed_ratios
+from pruning_runtime.costs import pre_decoder_share, prefill_flops, processed_ratios
 from pruning_runtime.schedule import Stage
-from schedule_finder.latency import LatencyModel
+from schedule_finder.measuring.latency_model import LatencyModel
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.allocation import allocate
 from tests.unit.test_solvers import shape_of
@@ -120,7 +120,7 @@ def test_before_the_decoder_tokens_leave_where_the_first_layer_needs_few() -> No
     """A first layer that needs a quarter and others that need half: there is a budget for just that and the look."""
     loss = np.maximum(0.5 - RATIOS, 0) * np.ones((8, 1))
     loss[0] = np.maximum(0.25 - RATIOS, 0)
-    look = look_share(shape_of(8)) / 8
+    look = pre_decoder_share(shape_of(8)) / 8
     value, (stage,) = allocate(loss, RATIOS, target_of("processed", 0.5 + look, 8), 2)[1]
     assert (value, stage.layer) == (0, -1)
     assert stage.keep_ratio == pytest.approx(0.5, abs=1e-8)
@@ -144,12 +144,12 @@ def test_a_look_is_charged_to_what_it_costs(kind: str) -> None:
         "kv": (3 * three + 4 * four) / (7 * 120),
         "latency": LATENCY.prefill_ms([three] * 3 + [four] * 4, 2) / (7 * 1.7),
     }
-    looked = {
+    pre_decoder_cost = {
         "processed": share / 7,
         "flops": 2 * 120 * maps[0] / full,
         "latency": share * 1.7 / (7 * 1.7),
     }
-    assert target.cost(stages) == pytest.approx(free[kind] + looked.get(kind, 0.0), abs=1e-12)
+    assert target.cost(stages) == pytest.approx(free[kind] + pre_decoder_cost.get(kind, 0.0), abs=1e-12)
     # What needs no attention looks at nothing.
     assert getattr(target.account(stages, "strided"), kind) == pytest.approx(free[kind], abs=1e-12)
 

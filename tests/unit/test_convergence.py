@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
-from schedule_finder.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
-from schedule_finder.profile_store import ProfileStore
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
+from schedule_finder.profiling.store import ProfileStore
 from tests.unit.test_solvers import shape_of
 
 LAYERS = 8

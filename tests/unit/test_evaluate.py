@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from schedule_finder.evaluate import paired_interval, same_answer, wilson_interval
+from schedule_finder.evaluation.evaluate import paired_interval, same_answer, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "count"), [(0, 10), (3, 10), (10, 10), (871, 1000), (1, 1)])

@@ -14,14 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pruning_runtime import Schedule
-from pruning_runtime.accounting import budget_of, look_share, processed_ratios, published_ratios
 from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.costs import budget_of, pre_decoder_share, processed_ratios, published_ratios
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder import figures
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
-from schedule_finder.evaluate import COLUMNS, CONTROLS, wilson_interval
+from schedule_finder.evaluation.evaluate import BASELINE_SCORERS, COLUMNS, wilson_interval
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.attention import ranked_attention
 from schedule_finder.figures.convergence import convergence
@@ -32,7 +31,8 @@ from schedule_finder.figures.run_data import RunData, read_evaluation
 from schedule_finder.figures.schedule import confidence, staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
-from schedule_finder.run_folder import Run
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.run.folder import Run
 from schedule_finder.signals import band, layer_shift
 from tests.unit.test_sensitivity import table_from
 
@@ -63,7 +63,7 @@ CHECKS = """samples,change_points,first_half,second_half,standing,ratio_error,en
 256,4 9,4,4 9,False,0.03,False,2:0.5 6:0.1
 512,4,4,4,True,0.015,True,3:0.4
 """
-EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(CONTROLS, 0.7)}
+EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(BASELINE_SCORERS, 0.7)}
 
 
 @pytest.fixture(scope="module")
@@ -323,11 +323,11 @@ def test_staircase_of_a_schedule_that_begins_before_the_decoder_charges_its_look
     stages = (Stage(layer=-1, keep_ratio=0.25), *STAGES[1:])
     schedule = Schedule.load(run.schedule)
     shape = DecoderShape(LAYERS, 64, 4, 2, 16, 128, 1000)
-    budget = budget_of(stages, shape, TOKENS, 8, looks=True)
+    budget = budget_of(stages, shape, TOKENS, 8, pre_decoder=True)
     schedule.model_copy(update={"stages": stages, "budget": budget}).save(run.schedule)
     figure, rows = staircase(RunData(run))
     assert rows.processed_ratio.tolist() == [0.25] * 6 + [0.125] * 6
-    tokens = TOKENS * (0.1875 + look_share(shape) / LAYERS)
+    tokens = TOKENS * (0.1875 + pre_decoder_share(shape) / LAYERS)
     said, published = (text.get_text() for text in figure.legends[0].get_texts())
     assert said == f"Processed, mean {tokens:.1f} ({tokens / TOKENS:.1%}), first scoring included"
     assert published.startswith(f"Published, mean {rows.published_tokens.mean():.1f}")
@@ -449,9 +449,9 @@ def test_a_front_without_divergences_is_no_figure(run):
 
 
 def test_every_method_has_a_look_of_its_own():
-    looks = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
-    assert len(set(looks)) == len(looks)
-    assert {"schedule", "not merged", *CONTROLS} <= set(style.LOOKS)
+    pre_decoder = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
+    assert len(set(pre_decoder)) == len(pre_decoder)
+    assert {"schedule", "not merged", *BASELINE_SCORERS} <= set(style.LOOKS)
     assert set(style.OPEN) <= set(style.LOOKS)
 
 

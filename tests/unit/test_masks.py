@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
-from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
+from pruning_runtime.masks import AttentionSpan, kernel_mask, shortened_mask, weighted_mask
+from pruning_runtime.sequence import PrunedPrompt, Segment, restore_length
 
 LENGTH = 9
 # Two rows; the second begins with two places of padding and is filled up with one of them.
@@ -30,13 +30,13 @@ def may_see(
 @pytest.mark.parametrize("limits", [{}, {"window": 3}, {"chunk": 4}, {"window": 1}])
 def test_reach_counts_original_positions(limits: dict[str, int]) -> None:
     first = torch.tensor([[0], [2]])
-    allowed = Reach(**limits).allows(INDEX, INDEX, first)
+    allowed = AttentionSpan(**limits).allows(INDEX, INDEX, first)
     for row in range(2):
         for q, query in enumerate(INDEX[row].tolist()):
             for k, key in enumerate(INDEX[row].tolist()):
                 expected = may_see(query, key, **limits, first=int(first[row]))
                 assert bool(allowed[row, q, k]) == expected, (row, query, key)
-    assert Reach(**limits).limited is bool(limits)
+    assert AttentionSpan(**limits).limited is bool(limits)
 
 
 @pytest.mark.parametrize("additive", [False, True])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
-from schedule_finder.profile_store import ProfileStore, StoreError
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.store import ProfileStore, StoreError
 
 LAYERS = 5
 META = {"backbone": {"name": "x", "num_layers": LAYERS}, "layers": list(range(LAYERS)), "dtype": "float32"}
@@ -23,7 +23,7 @@ def rows_of(count: int, seed: int = 0) -> list[ProfileRow]:
         rows.append(
             ProfileRow(
                 num_vision=vision,
-                num_raters=int(rng.integers(1, 9)),
+                num_text_queries=int(rng.integers(1, 9)),
                 num_other=int(rng.integers(9, 20)),
                 scores={
                     name: np.exp(rng.uniform(-18, 0, (LAYERS, vision))).astype(np.float32)
@@ -51,7 +51,7 @@ def test_round_trip(tmp_path: Path) -> None:
     by_name = dict(zip(names, rows, strict=True))
     for place, name in enumerate(profile.ids):
         row = by_name[name]
-        for count in ("num_vision", "num_raters", "num_other"):
+        for count in ("num_vision", "num_text_queries", "num_other"):
             assert profile.counts[count][place] == getattr(row, count)
         for field in SCORE_FIELDS:
             found, expected = profile.scores[field][place], row.scores[field]

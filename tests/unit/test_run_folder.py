@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from schedule_finder.errors import InputError
-from schedule_finder.run_folder import Run
+from schedule_finder.run.folder import Run
 
 ROOT = Path(__file__).parents[2]
 HOLDS = """
 import sys, time
 import tests.conftest  # torchvision beside a CPU build of torch
 from pathlib import Path
-from schedule_finder.run_folder import Run
+from schedule_finder.run.folder import Run
 with Run(Path(sys.argv[1])).step("profile"):
     print("begun", flush=True)
     time.sleep(60)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DOCUMENT: dict[str, Any] = {
     "format": "adaptinfer-schedule",
-    "version": 1,
+    "version": 2,
     "backbone": {
         "name": "some/backbone",
         "revision": "abc",
@@ -35,8 +35,8 @@ DOCUMENT: dict[str, Any] = {
     ],
     "scorer": {"name": "text_guided", "options": {}},
     "positions": "renumbered",
-    "separators": "ranked",
-    "residual": "merged",
+    "image_newlines": "ranked",
+    "dropped_tokens": "merge",
     "budget": {
         "kind": "processed",
         "target": 0.4,
@@ -107,7 +107,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
             )
         ),
         positions=draw(st.sampled_from(["original", "renumbered"])),
-        separators=draw(st.sampled_from(["protected", "ranked"])),
+        image_newlines=draw(st.sampled_from(["protected", "ranked"])),
         budget=draw(st.none() | st.just(Budget(kind="flops", target=0.1, processed=0.2, published=0.3))),
     )
 
@@ -124,8 +124,8 @@ def test_positions_default_to_the_original_ones() -> None:
 
 
 def test_separators_are_protected_where_a_file_does_not_name_them() -> None:
-    document = {key: value for key, value in DOCUMENT.items() if key != "separators"}
-    assert Schedule.from_json(json.dumps(document)).separators == "protected"
+    document = {key: value for key, value in DOCUMENT.items() if key != "image_newlines"}
+    assert Schedule.from_json(json.dumps(document)).image_newlines == "protected"
 
 
 # ---- wrong files
@@ -143,7 +143,7 @@ def test_a_json_file_that_is_no_schedule_is_refused(text: str) -> None:
     assert "`format` must be 'adaptinfer-schedule'" in refusal(text)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", "2", None, True])
 def test_an_unknown_version_is_refused(version: Any) -> None:
     message = refusal(with_changes("version", version))
     assert f"version {version!r}" in message

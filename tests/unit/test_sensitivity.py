@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning_runtime.accounting import look_share, processed_ratios
+from pruning_runtime.costs import pre_decoder_share, processed_ratios
 from pruning_runtime.schedule import Stage
-from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.sensitivity import RATIOS, SensitivityTable
+from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.measuring.sensitivity_table import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.sensitivity import neighbours, predict
 from tests.unit.test_solvers import random_profile, shape_of
 
 LAYERS = 10
-RULE = Rule("text_guided", "merged")
+RULE = TokenPolicy("text_guided", "merged")
 
 
 def table_from(
@@ -162,7 +162,7 @@ def test_a_look_that_does_not_pay_is_not_taken(first_needs: float) -> None:
 
 def test_without_a_look_a_budget_below_the_first_layer_is_refused_and_with_it_below_the_look() -> None:
     need = np.full(LAYERS, 0.5)
-    least = look_share(shape_of(LAYERS)) / LAYERS
+    least = pre_decoder_share(shape_of(LAYERS)) / LAYERS
     assert least < 0.05 < 0.1  # a layer
     with pytest.raises(OutOfReach, match=r"the first layer whole, which costs 0\.1 "):
         solved(table_from(need), target_of(0.09))

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.schedule import Stage
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS
-from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
-from schedule_finder.profile_store import Profile
+from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS
+from schedule_finder.profiling.store import Profile
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.grid import every_schedule
 from schedule_finder.solvers.retained import Replay, Retained, layer_weights
 
 KINDS = ("processed", "published", "flops", "kv")
-RULE = Rule("text_guided")
+RULE = TokenPolicy("text_guided")
 PROFILE_ONLY = sorted(name for name, solver in SOLVERS.items() if not solver.measures)
 
 
@@ -36,7 +36,7 @@ def profile_of(maps: list[np.ndarray], scores: list[np.ndarray] | None = None) -
         ids=[f"{i:03d}" for i in range(count)],
         counts={
             "num_vision": np.array([sample.shape[1] for sample in maps]),
-            "num_raters": np.full(count, 5),
+            "num_text_queries": np.full(count, 5),
             "num_other": np.full(count, 8),
         },
         scores=fields,

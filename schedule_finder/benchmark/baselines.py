@@ -1,0 +1,95 @@
+"""What is measured beside the schedule, and why each is a fair rival."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pruning_runtime import Schedule, Stage
+from pruning_runtime.schedule import ScorerChoice
+
+UNPRUNED, SCHEDULE = "unpruned", "schedule"
+UNPRUNED_FAST, SCHEDULE_FAST = "unpruned, fast", "schedule, fast"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way to run the same prompt.
+
+    ``schedule`` None: the model as it is, outside `pruned`. ``eager_stages``: stage layers run `eager_stages`.
+    ``fast``: the decoder's prefill takes `pruned`'s fast path.
+    """
+
+    name: str
+    what: str
+    schedule: Schedule | None = None
+    eager_stages: bool = False
+    fast: bool = False
+
+    @property
+    def baseline(self) -> str:
+        """The baseline that drops nothing on the same path."""
+        return UNPRUNED_FAST if self.fast else UNPRUNED
+
+
+def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> list[Baseline]:
+    """Ours and what it is held against; those at the same cost keep as many tokens as whole tokens allow.
+
+    Args:
+        schedule: ours.
+        num_vision: vision tokens of the prompt.
+        fast: with the schedule on `pruned`'s fast path, and the model on that path with nothing dropped.
+    """
+    layers = schedule.backbone.num_layers
+    processed = sum(kept_per_layer(schedule.stages, num_vision, layers)) / (layers * num_vision)
+    strided = ScorerChoice(name="strided")
+    found = [
+        Baseline(UNPRUNED, "the model as it is, outside `pruned`"),
+        Baseline(SCHEDULE, f"the schedule, scorer {schedule.scorer.name}", schedule),
+        Baseline(
+            "no-scoring bound",
+            "same stages and kept counts, evenly strided tokens: no attention is read, selection and gathering are ours",
+            schedule.model_copy(update={"scorer": strided}),
+        ),
+        Baseline(
+            "eager, syncs",
+            "same stages and kept counts; stage layers run eager attention and return whole maps, which are scored row "
+            "by row, read to the host and made into lists of positions there; the tokens that leave are strided ones",
+            schedule.model_copy(update={"scorer": strided}),
+            eager_stages=True,
+        ),
+    ]
+    last = min(1, layers - 2)
+    for layer in range(last, -1, -1):
+        ratio = (processed * layers - (layer + 1)) / (layers - layer - 1)
+        if ratio >= 0:
+            stages = (Stage(layer=layer, keep_ratio=ratio),)
+            what = f"FastV's rule: the last token's attention, one stage after layer {layer}, as many tokens processed"
+            fastv = {"stages": stages, "scorer": ScorerChoice(name="last_token"), "dropped_tokens": "discard"}
+            found.append(Baseline("FastV-like", what, schedule.model_copy(update=fastv)))
+            break
+    before = {
+        "stages": (Stage(layer=-1, keep_ratio=processed),),
+        "scorer": strided,
+        "dropped_tokens": "discard",
+    }
+    what = "strided tokens dropped before the decoder, as many tokens processed"
+    found.append(Baseline("before decoder", what, schedule.model_copy(update=before)))
+    if fast:
+        # A rule without attention, so that nothing listens to any layer.
+        whole = {"stages": (), "scorer": strided, "positions": "original", "dropped_tokens": "discard"}
+        what = "nothing dropped, prefill on the fast path: what `schedule, fast` is fairly held against"
+        found += [
+            Baseline(UNPRUNED_FAST, what, schedule.model_copy(update=whole), fast=True),
+            Baseline(SCHEDULE_FAST, "the schedule, prefill on the fast path", schedule, fast=True),
+        ]
+    return found
+
+
+def kept_per_layer(stages: Sequence[Stage], num_vision: int, num_layers: int) -> list[int]:
+    """Vision tokens that each layer computes."""
+    counts = []
+    for layer in range(num_layers):
+        done = [stage.kept(num_vision) for stage in stages if stage.layer < layer]
+        counts.append(done[-1] if done else num_vision)
+    return counts

@@ -1,0 +1,160 @@
+"""When a profile has seen enough samples: what it says stands, to a stated tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.schedule import Stage
+from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from schedule_finder.errors import InputError
+from schedule_finder.files import write_text
+from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.profiling.store import Profile, ProfileStore
+from schedule_finder.signals import band, carried_by_best, tokens_to_carry
+from schedule_finder.solvers import BudgetTarget, Problem
+from schedule_finder.solvers.retained import Retained
+
+FIRST_CHECK = 128
+"""Samples before the first check; each further check waits for twice as many."""
+TOLERANCE = 0.02
+"""How far the ratios may still be off: half the width of their 95 % interval, as a fraction of all tokens."""
+CARRIED = 0.9
+"""A layer needs as many tokens as carry this share of its attention on vision."""
+SHOWN_BUDGET = 0.35
+"""Processed, of the schedules that the figure shows."""
+_DTYPES = {
+    "samples": int,
+    "change_points": str,
+    "first_half": str,
+    "second_half": str,
+    "standing": bool,
+    "ratio_error": float,
+    "enough": bool,
+    "stages": str,
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a profile says so far.
+
+    Attributes:
+        samples: in the profile.
+        change_points: by the default detector, on all of them.
+        halves: the same on either half, drawn at random.
+        ratio_error: half the width of the 95 % interval (bootstrap over samples) of the share of tokens that a
+            layer needs, at the layer where it is widest.
+        stages: what the solver ``retained`` makes of it at a budget of 35 %; empty where that is out of reach.
+    """
+
+    samples: int
+    change_points: list[int]
+    halves: tuple[list[int], list[int]]
+    ratio_error: float
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def standing(self) -> bool:
+        """Whether both halves have the change points of the whole, to within a layer."""
+        return all(
+            len(half) == len(self.change_points)
+            and all(abs(a - b) <= 1 for a, b in zip(half, self.change_points, strict=True))
+            for half in self.halves
+        )
+
+    @property
+    def enough(self) -> bool:
+        """Whether more samples would hardly change anything."""
+        return self.standing and self.ratio_error <= TOLERANCE
+
+    def row(self) -> dict[str, object]:
+        """As a row of the CSV file."""
+
+        def plain(points: list[int]) -> str:
+            return " ".join(map(str, points))
+
+        return {
+            "samples": self.samples,
+            "change_points": plain(self.change_points),
+            "first_half": plain(self.halves[0]),
+            "second_half": plain(self.halves[1]),
+            "standing": self.standing,
+            "ratio_error": round(self.ratio_error, 5),
+            "enough": self.enough,
+            "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.3f}" for stage in self.stages),
+        }
+
+
+class Convergence:
+    """Checks a growing profile at doubling sizes, and keeps the checks in a CSV file, over interruptions as well.
+
+    Called before the first shard and after each; True: it is enough.
+    """
+
+    def __init__(self, path: Path, *, seed: int = 0) -> None:
+        self._path = path
+        self._seed = seed
+        self._table = pd.read_csv(path, dtype=_DTYPES, keep_default_na=False) if path.exists() else None
+
+    def __call__(self, store: ProfileStore) -> bool:
+        """Check if it is time to, and say whether the last check found enough."""
+        count, due = len(store.ids()), FIRST_CHECK
+        known = pd.DataFrame() if self._table is None else self._table[self._table.samples <= count]
+        while len(known) and due <= known.samples.max():
+            due *= 2
+        if count >= due:
+            row = pd.DataFrame([check_profile(store.read(), seed=self._seed).row()]).astype(_DTYPES)
+            self._table = known = pd.concat([known, row], ignore_index=True)
+            write_text(self._path, self._table.to_csv(index=False))
+        return bool(len(known)) and bool(known.enough.iloc[-1])
+
+    def __str__(self) -> str:
+        """The last check in words."""
+        if self._table is None or not len(self._table):
+            return f"fewer than {FIRST_CHECK} samples: not checked"
+        last = self._table.iloc[-1]
+        agree = "the same" if last.standing else "not the same"
+        return (
+            f"{last.samples} samples: change points {last.change_points or 'none'}, {agree} in both halves; ratios "
+            f"known to +-{last.ratio_error:.3f} (tolerance {TOLERANCE})"
+        )
+
+
+def check_profile(profile: Profile, *, seed: int = 0) -> Check:
+    """What the profile says so far, and how firmly."""
+    order = np.random.default_rng(seed).permutation(len(profile))
+    middle = len(order) // 2
+    first, second = (
+        _change_points(profile.subset(np.sort(some)), seed) for some in (order[:middle], order[middle:])
+    )
+    needed = band(np.stack([tokens_needed(sample) for sample in profile.maps]), seed=seed)
+    return Check(
+        samples=len(profile),
+        change_points=(points := _change_points(profile, seed)),
+        halves=(first, second),
+        ratio_error=float((needed.high - needed.low).max() / 2),
+        stages=_stages(profile, points),
+    )
+
+
+def tokens_needed(sample: np.ndarray) -> np.ndarray:
+    """Share of the vision tokens that carry `CARRIED` of each layer's attention on vision, ``[layers]``."""
+    return tokens_to_carry(carried_by_best(sample), CARRIED) / sample.shape[1]
+
+
+def _change_points(profile: Profile, seed: int) -> list[int]:
+    return DETECTORS[DEFAULT_DETECTOR]().detect(profile.maps, seed=seed).change_points
+
+
+def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:
+    shape = DecoderShape(**profile.meta["shape"])
+    budget = BudgetTarget("processed", SHOWN_BUDGET, shape, profile.mean_vision, profile.mean_other)
+    try:
+        return Retained().solve(Problem(profile, change_points, budget, TokenPolicy("text_guided"))).stages
+    except InputError:
+        return ()

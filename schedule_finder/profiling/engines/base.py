@@ -1,0 +1,110 @@
+"""What an engine is given and gives back, and the limits of a batch.
+
+Samples go through an engine in *chunks*: fixed results of the run's list of samples. How a chunk is cut into
+batches depends on its own samples alone, never on what is already done, and a chunk that is done again makes
+the same batches: padding, and with it every rounding, is the same however often a run was interrupted, and
+whichever worker does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pruning_runtime.backbone import DecoderShape
+from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.profiling.capture import ProfileRow
+from schedule_finder.samples import SampleEntry
+
+CHUNK_SIZE = 64
+"""Samples in a chunk: enough to group by length, few enough to hold, and to do again."""
+
+Report = Callable[[str], None]
+"""Takes a line for the user about something unusual that was dealt with."""
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """What a batch may hold at most.
+
+    Attributes:
+        samples: samples.
+        tokens: tokens, padding included: what the memory of a forward grows with.
+    """
+
+    samples: int = 32
+    tokens: int = 16384
+
+
+@dataclass(frozen=True)
+class SampleChunk:
+    """A fixed result of the list of samples, and the ids in it that are still to be done."""
+
+    number: int
+    entries: tuple[SampleEntry, ...]
+    wanted: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One sample's entry as it is now, and its row where it could be profiled."""
+
+    entry: SampleEntry
+    row: ProfileRow | None = None
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Outcomes of some wanted samples of one chunk; ``last`` ends the chunk."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    last: bool = False
+
+
+class Engine(Protocol):
+    """Runs chunks through one backbone, or copies of it. Used inside a ``with``, which ends its workers.
+
+    Attributes:
+        meta: what the profile's ``meta.json`` says of the backbone.
+        loaded: the backbone, where it is in this process and stays there.
+        place: where it runs, for people.
+    """
+
+    meta: dict[str, Any]
+    loaded: LoadedBackbone | None
+    place: str
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def profile(self, chunks: Iterable[SampleChunk], report: Report) -> Iterator[BatchResult]:
+        """Every wanted sample of every chunk once, chunks in any order.
+
+        Chunks that are begun later may be left out when the caller stops iterating.
+        """
+
+
+def describe_backbone(loaded: LoadedBackbone) -> dict[str, Any]:
+    """What must be alike for two profiles to be about the same thing."""
+    shape = loaded.backbone.shape
+    return {
+        "backbone": loaded.identity.model_dump(),
+        "shape": {name: getattr(shape, name) for name in DecoderShape.__slots__},
+        "layers": list(range(shape.num_layers)),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "prompt_digest": loaded.prompt_digest,
+    }
+
+
+def cut_chunks(
+    entries: Sequence[SampleEntry], pending: frozenset[str], size: int = CHUNK_SIZE
+) -> list[SampleChunk]:
+    """The chunks of a list of samples that hold pending ones."""
+    chunks = []
+    for number, first in enumerate(range(0, len(entries), size)):
+        some = tuple(entries[first : first + size])
+        if wanted := frozenset(entry.id for entry in some) & pending:
+            chunks.append(SampleChunk(number, some, wanted))
+    return chunks

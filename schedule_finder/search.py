@@ -1,0 +1,292 @@
+"""From a run's profile, and from the model where a solver asks for it, to a schedule for any budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from pruning_runtime import Schedule
+from pruning_runtime.backbone import Backbone, DecoderShape
+from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
+from schedule_finder.errors import InputError
+from schedule_finder.files import write_text
+from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
+from schedule_finder.measuring.sensitivity_table import (
+    SensitivityTable,
+    better_dropped_tokens,
+    measure_sensitivity,
+)
+from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.profiling.store import Profile
+from schedule_finder.provenance import provenance
+from schedule_finder.run.folder import Run
+from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
+from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
+
+AUTO = "auto"
+"""Scorer and residual are the solver's to choose; the paper's rule where it cannot tell."""
+PAPERS = TokenPolicy("text_guided")
+TABLE_SAMPLES = 32
+CHOICE_SAMPLES = 64
+"""Samples for the sensitivity table, and others for the choice among whole schedules."""
+MEASURED_LAYERS = 16
+"""Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
+LATENCY_SAMPLES = 8
+
+Progress = Callable[[int, int], None]
+
+
+class Search:
+    """Solves for budgets over one run's profile; what is measured on the model is measured once.
+
+    Args:
+        run: a run with a profile and change points.
+        model: backbone and data set, for solvers and budgets that measure; None: use what is stored.
+        batch_size: samples per forward pass when measuring.
+        progress: called with (done, total) layers while the sensitivity table is measured.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: tuple[LoadedBackbone, DataSet] | None = None,
+        *,
+        batch_size: int = 32,
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._batch_size = batch_size
+        self._progress = progress
+        self._answer_kl: AnswerKL | None = None
+
+    def solve(
+        self,
+        budget: float,
+        kind: BudgetKind,
+        *,
+        solver: str = DEFAULT_SOLVER,
+        scorer: str = AUTO,
+        dropped_tokens: str = AUTO,
+    ) -> Schedule:
+        """A schedule for one budget with its evidence, not written anywhere. Raises `InputError`."""
+        if solver not in SOLVERS:
+            raise InputError(f"--solver {solver!r}: choose {', '.join(SOLVERS)}")
+        profile = self.profile
+        if scorer not in (AUTO, *profile.scores):
+            raise InputError(f"--scorer {scorer!r}: choose {AUTO}, {', '.join(profile.scores)}")
+        if dropped_tokens not in (AUTO, *get_args(DroppedTokens)):
+            raise InputError(
+                f"--dropped-tokens {dropped_tokens!r}: choose {AUTO}, {', '.join(get_args(DroppedTokens))}"
+            )
+        target = self.target(budget, kind)
+        chosen = SOLVERS[solver]
+        detector = chosen.detector or self.detections["default"]
+        change_points = self.detections["detectors"][detector]["change_points"]
+        table = self.sensitivity_table(scorer, dropped_tokens) if chosen.needs_sensitivity else None
+        rule = _rule(scorer, dropped_tokens) if table is None else table.rule
+        alternatives = [replace(rule, scorer=name) for name in profile.scores] if scorer == AUTO else []
+        alternatives += [replace(rule, dropped_tokens="discard")] if dropped_tokens == AUTO else []
+        solution = chosen().solve(
+            Problem(
+                profile,
+                change_points,
+                target,
+                rule,
+                alternatives=alternatives,
+                sensitivity=table,
+                answer_kl=self._choice_answer_kl() if chosen.measures else None,
+            )
+        )
+        return Schedule(
+            backbone=BackboneIdentity(**profile.meta["backbone"]),
+            stages=tuple(
+                stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
+                for stage in solution.stages
+            ),
+            scorer=solution.rule.choice,
+            dropped_tokens=solution.rule.dropped_tokens,
+            budget=target.account(solution.stages, solution.rule.scorer),
+            evidence={
+                "samples": len(profile),
+                "dataset": self._run.options["dataset"],
+                "typical_prompt": {
+                    "vision_tokens": round(profile.mean_vision, 1),
+                    "other_tokens": round(profile.mean_other, 1),
+                },
+                "question_types": self._question_types,
+                "detector": {"name": detector},
+                "change_points": change_points,
+                "solver": solution.evidence,
+            },
+            provenance=provenance(
+                revision=profile.meta["backbone"].get("revision"),
+                profile_dtype=profile.meta["dtype"],
+                prompt_digest=profile.meta["prompt_digest"],
+                seed=self._run.options["seed"],
+            ),
+        )
+
+    def target(self, budget: float, kind: BudgetKind) -> BudgetTarget:
+        """The budget on this run's backbone and typical prompt. Raises `InputError`."""
+        if not 0 < budget <= 1:
+            raise InputError(
+                f"--budget {budget}: a fraction of the unpruned cost, above 0 and at most 1 (or 15%)"
+            )
+        profile = self.profile
+        return BudgetTarget(
+            kind,
+            budget,
+            DecoderShape(**profile.meta["shape"]),
+            profile.mean_vision,
+            profile.mean_other,
+            self._latency if kind == "latency" or self._run.latency.exists() else None,
+        )
+
+    def share_of_prefill(self, milliseconds: float) -> float:
+        """What fraction of the unpruned decoder's prefill of a typical prompt that is, on this device.
+
+        Raises `InputError` where it is more than the whole.
+        """
+        whole = self.target(1.0, "latency").full_ms
+        if not 0 < milliseconds <= whole:
+            raise InputError(
+                f"--budget {milliseconds:g}ms: the unpruned decoder takes {whole:.3g} ms for a typical prompt; ask for "
+                "less, and more than 0"
+            )
+        return milliseconds / whole
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The run's profile."""
+        return self._run.profile.read()
+
+    @cached_property
+    def detections(self) -> dict[str, Any]:
+        """What `detect` wrote. Raises `InputError`."""
+        path = self._run.change_points
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: not there; run `adaptinfer-profile detect {self._run.folder}` first"
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path}: not readable ({error}); detect again") from error
+
+    @cached_property
+    def _entries(self) -> dict[str, SampleEntry]:
+        return {entry.id: entry for entry in read_entries(self._run.samples)}
+
+    @property
+    def _question_types(self) -> list[str]:
+        found = {self._entries[name].question_type for name in self.profile.ids if name in self._entries}
+        return sorted(found)
+
+    # ---- what is measured
+
+    def sensitivity_table(self, scorer: str = AUTO, dropped_tokens: str = AUTO) -> SensitivityTable:
+        """The stored table, or a new one where there is none or it was measured for another rule."""
+        path = self._run.sensitivity
+        if path.exists():
+            table = SensitivityTable.load(path)
+            if scorer in (AUTO, table.rule.scorer) and dropped_tokens in (AUTO, table.rule.dropped_tokens):
+                return table
+        samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
+        answer_kl = AnswerKL.for_samples(self._loaded, samples, self._batch_size)
+        places = measured_places(self._loaded.backbone)
+        rule = _rule(scorer, dropped_tokens)
+        if dropped_tokens == AUTO:
+            rule = replace(rule, dropped_tokens=better_dropped_tokens(answer_kl, rule.scorer, places))
+        table = measure_sensitivity(answer_kl, rule, places, self._progress)
+        table.save(path)
+        return table
+
+    def _choice_answer_kl(self) -> AnswerKL | None:
+        if self._answer_kl is None and self._model is not None:
+            samples = self._load_samples(TABLE_SAMPLES, CHOICE_SAMPLES, "choice")
+            self._answer_kl = AnswerKL.for_samples(self._loaded, samples, self._batch_size)
+        return self._answer_kl
+
+    @cached_property
+    def _latency(self) -> LatencyModel:
+        path = self._run.latency
+        if path.exists():
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return LatencyModel(**document | {name: tuple(document[name]) for name in ("tokens", "layer_ms")})
+        samples = self._load_samples(0, LATENCY_SAMPLES, "latency model")
+        found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPERS.scorer)
+        write_text(path, json.dumps(asdict(found), indent=2) + "\n")
+        return found
+
+    @property
+    def _loaded(self) -> LoadedBackbone:
+        return self._need_model("measuring")[0]
+
+    def _need_model(self, what: str) -> tuple[LoadedBackbone, DataSet]:
+        if self._model is None:
+            raise InputError(
+                f"{self._run.folder}: {what} is not measured yet and needs the backbone; run without --no-model"
+            )
+        return self._model
+
+    def _load_samples(self, first: int, count: int, what: str) -> list[Sample]:
+        """Profiled samples ``first`` to ``first + count`` in an order that takes question types in turn.
+
+        A short profile is shared: half of it for what comes first, the rest for what comes later.
+        """
+        _, data = self._need_model(what)
+        names = self._in_turn()
+        if len(names) < TABLE_SAMPLES + CHOICE_SAMPLES:
+            half = max(1, len(names) // 2)
+            names = names[:half] if first == 0 else names[half:] or names
+        else:
+            names = names[first:]
+        samples: list[Sample] = []
+        for name in names:
+            if len(samples) == count:
+                break
+            try:
+                samples.append(data.load(self._entries[name]))
+            except BadSample:
+                continue  # it was there when it was profiled; another one stands in
+        if not samples:
+            raise InputError(f"{self._run.folder}: none of the profiled samples can be loaded for the {what}")
+        return samples
+
+    def _in_turn(self) -> list[str]:
+        """Ids of profiled samples, seeded order, question types in turn."""
+        order = np.random.default_rng(self._run.options["seed"]).permutation(len(self.profile.ids))
+        by_type: dict[str, list[str]] = {}
+        for place in order:
+            name = self.profile.ids[place]
+            if name in self._entries:
+                by_type.setdefault(self._entries[name].question_type, []).append(name)
+        ranked = [
+            (rank, kind, name) for kind, names in sorted(by_type.items()) for rank, name in enumerate(names)
+        ]
+        return [name for _, _, name in sorted(ranked)]
+
+
+def measured_places(backbone: Backbone) -> list[int]:
+    """Where single stages are measured: layers with attention of their own, few enough, not the last one.
+
+    Before all of them -1, where layer 0 has attention to score with before the decoder.
+    """
+    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
+    return [-1, *spread] if usable[0] == 0 else spread
+
+
+def _rule(scorer: str, dropped_tokens: str) -> TokenPolicy:
+    """What is asked for, and the paper's choice where nothing is."""
+    return TokenPolicy(
+        PAPERS.scorer if scorer == AUTO else scorer,
+        PAPERS.dropped_tokens if dropped_tokens == AUTO else cast("DroppedTokens", dropped_tokens),
+    )
