@@ -43,8 +43,8 @@ Dataset = Annotated[
     list[str] | None,
     typer.Option(
         "--dataset",
-        help="`demo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset (pope, mmmu, ...) or "
-        "PRESET=FILE. Again for a mixture in equal shares.",
+        help="`demo`, `photo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset (pope, "
+        "mmmu, ...) or PRESET=FILE. Again for a mixture in equal shares.",
     ),
 ]
 Samples = Annotated[

@@ -22,6 +22,7 @@ from schedule_finder.samples.entries import (
     update_entries,
     write_entries,
 )
+from schedule_finder.samples.photo import PhotoData
 from schedule_finder.samples.tables import DataOptions, TableData
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DataSet",
     "DemoData",
     "Mixture",
+    "PhotoData",
     "Sample",
     "SampleEntry",
     "TableData",
@@ -42,13 +44,15 @@ __all__ = [
     "write_entries",
 ]
 
+_GENERATED: dict[str, type[DemoData] | type[PhotoData]] = {"demo": DemoData, "photo": PhotoData}
+
 
 def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, **options: Any) -> DataSet:
     """The data set, or the mixture of several, that a command line names.
 
     Args:
-        sources: each ``demo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
-        seed: draws the demo's samples.
+        sources: each ``demo``, ``photo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
+        seed: draws the samples of ``demo`` and ``photo``.
         rows: samples that will be asked for (streaming reads no more than it needs).
         options: `DataOptions`, for every source that is a table.
 
@@ -57,7 +61,9 @@ def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, 
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     parts: list[DataSet] = [
-        DemoData(seed) if source == "demo" else TableData(source, DataOptions(**options), rows=rows)
+        _GENERATED[source](seed)
+        if source in _GENERATED
+        else TableData(source, DataOptions(**options), rows=rows)
         for source in given
     ]
     return parts[0] if len(parts) == 1 else Mixture(parts)

@@ -158,4 +158,6 @@ _ASKERS: dict[str, Callable[[PhotoScene, np.random.Generator], _Asked]] = {
     "two_hop": _ask_two_hop,
 }
 QUESTION_TYPES = tuple(_ASKERS)
-"""All types that can be asked; the model card of a backbone names those that it has learnt."""
+"""All types that can be asked."""
+LEARNT_TYPES = QUESTION_TYPES
+"""The types that the photo backbone has learnt, and that the data set `photo` asks."""

@@ -297,8 +297,8 @@ def _loading(place: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error.__cause__ or error).strip().splitlines()
         raise InputError(
-            f"data set {place!r} cannot be read: {lines[0] if lines else 'it holds no rows'} (known: `demo`, a local "
-            f"{', '.join(_FORMATS)} file or folder, a preset, or a hub name that can be reached)"
+            f"data set {place!r} cannot be read: {lines[0] if lines else 'it holds no rows'} (known: `demo`, `photo`, "
+            f"a local {', '.join(_FORMATS)} file or folder, a preset, or a hub name that can be reached)"
         ) from error
 
 

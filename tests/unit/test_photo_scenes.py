@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from schedule_finder.errors import InputError
+from schedule_finder.samples import choose_samples
+from schedule_finder.samples.photo import PhotoData
 from schedule_finder.samples.photo_assets import (
     BACKGROUNDS,
     HELD_OUT_BACKGROUNDS,
@@ -16,7 +18,7 @@ from schedule_finder.samples.photo_assets import (
     drawn_assets,
     load_photographs,
 )
-from schedule_finder.samples.photo_questions import QUESTION_TYPES, ask
+from schedule_finder.samples.photo_questions import LEARNT_TYPES, QUESTION_TYPES, ask
 from schedule_finder.samples.photo_scenes import (
     CELLS,
     IMAGE_SIZE,
@@ -203,3 +205,30 @@ def test_the_stand_in_covers_all_names_and_backgrounds_with_different_pictures()
 def test_missing_photographs_say_what_to_run(tmp_path: Path):
     with pytest.raises(InputError, match=re.escape("build_photo_backbone --photographs-only")):
         load_photographs(tmp_path)
+
+
+def test_the_data_set_asks_every_learnt_type_about_scenes_that_training_never_showed():
+    data = PhotoData(7, assets=drawn_assets())
+    entries = choose_samples(data, 30, 30, seed=7)
+    samples = [data.load(entry) for entry in entries]
+    assert {sample.question_type for sample in samples} == set(LEARNT_TYPES)
+    assert len({sample.id for sample in samples}) == 60
+    calibration, held_out = entries[0], entries[30]
+    assert (calibration.use, held_out.use) == ("calibration", "held_out")
+    assert not np.array_equal(
+        np.asarray(data.load(calibration).images[0]), np.asarray(data.load(held_out).images[0])
+    )
+    for sample, entry in zip(samples, entries, strict=True):
+        rng = scene_generator(entry.use, 7, entry.row)
+        grid = grid_of(draw_scene(rng, entry.use))
+        assert sample.answer == answer_from_grid(grid, sample.question)
+
+
+def test_a_sample_does_not_depend_on_those_before_it():
+    data, again = PhotoData(0, assets=drawn_assets()), PhotoData(0, assets=drawn_assets())
+    entries = data.entries(3, 0)
+    first = [data.load(entry) for entry in entries]
+    second = [again.load(entry) for entry in reversed(entries)][::-1]
+    for one, other in zip(first, second, strict=True):
+        assert (one.question, one.answer) == (other.question, other.answer)
+        assert np.array_equal(np.asarray(one.images[0]), np.asarray(other.images[0]))
