@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaForCausalLM
 
 from pruning_runtime.backbone import find_backbone
 from schedule_finder.errors import InputError
@@ -32,172 +34,24 @@ from scripts.photo.assembly import (
 from scripts.photo.feature_pool import FeaturePool, pixels
 from scripts.photo.packing import IGNORED, Packer, draw_questions
 from scripts.photo.training import PhotoTrainer, exact_matches
-from scripts.photo.weights import DECODER, WeightPackage, convert_tower, fetch_weights, tower_config
-
-gguf = pytest.importorskip("gguf", reason="reading GGUF files needs the extra `photo`")
-
-LAYERS, WIDTH, INNER, HEADS, KV_HEADS = 2, 64, 96, 4, 2
-TOWER_WIDTH = 1280
-
-
-def bytes_to_text() -> dict[int, str]:
-    """The printable stand-ins of byte-level BPE for the 256 bytes."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in kept]
-    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-def write_gguf(file: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A decoder as a GGUF file: byte-level tokens and one merge, one matrix quantized as Q8_0, the rest as floats."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_text().values(), "zq"]
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(1024)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * 257)
-    writer.add_token_merges(["z q"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    for name, tensor in state.items():
-        if name == "token_embd.weight":
-            quantized = gguf.quants.quantize(tensor.numpy(), gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
-
-
-def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key matrix in GGUF's order, in which the two halves of a rotary pair are neighbours."""
-    return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape).contiguous()
-
-
-def gguf_state(decoder: LlamaForCausalLM) -> dict[str, torch.Tensor]:
-    names = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    state = {
-        "token_embd.weight": decoder.model.embed_tokens.weight,
-        "output_norm.weight": decoder.model.norm.weight,
-    }
-    for number, layer in enumerate(decoder.model.layers):
-        for own, foreign in names.items():
-            weight = layer.get_submodule(own).weight
-            heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(foreign)
-            state[f"blk.{number}.{foreign}.weight"] = interleaved(weight, heads) if heads else weight
-    return {name: weight.detach().clone() for name, weight in state.items()}
-
-
-def lite_state() -> dict[str, torch.Tensor]:
-    """Random weights of EfficientNet-Lite0 under its own names, with batch statistics that keep signals alive."""
-    generator = torch.Generator().manual_seed(1)
-    shapes: dict[str, tuple[int, ...]] = {
-        "_conv_stem.weight": (32, 3, 3, 3),
-        "_conv_head.weight": (1280, 320, 1, 1),
-    }
-    norms = {"_bn0": 32, "_bn1": 1280}
-    plan = [
-        (1, 16, 1, 3),
-        (6, 24, 2, 3),
-        (6, 40, 2, 5),
-        (6, 80, 3, 3),
-        (6, 112, 3, 5),
-        (6, 192, 4, 5),
-        (6, 320, 1, 3),
-    ]
-    width, number = 32, 0
-    for expand, out, repeats, kernel in plan:
-        for _ in range(repeats):
-            block, inner = f"_blocks.{number}", width * expand
-            if expand != 1:
-                shapes[f"{block}._expand_conv.weight"] = (inner, width, 1, 1)
-                norms[f"{block}._bn0"] = inner
-            shapes[f"{block}._depthwise_conv.weight"] = (inner, 1, kernel, kernel)
-            shapes[f"{block}._project_conv.weight"] = (out, inner, 1, 1)
-            norms |= {f"{block}._bn1": inner, f"{block}._bn2": out}
-            width, number = out, number + 1
-    state = {
-        name: torch.randn(shape, generator=generator) * (2 / np.prod(shape[1:])) ** 0.5
-        for name, shape in shapes.items()
-    }
-    for name, channels in norms.items():
-        state |= {f"{name}.weight": torch.rand(channels, generator=generator) + 0.5}
-        state |= {f"{name}.bias": torch.randn(channels, generator=generator) * 0.2}
-        state |= {f"{name}.running_mean": torch.randn(channels, generator=generator) * 0.1}
-        state |= {f"{name}.running_var": torch.rand(channels, generator=generator) + 0.5}
-    return state
-
-
-def lite_reference(state: dict[str, torch.Tensor], picture: torch.Tensor) -> torch.Tensor:
-    """EfficientNet-Lite0 with TensorFlow's padding, written from its definition."""
-
-    def norm(hidden: torch.Tensor, name: str) -> torch.Tensor:
-        parts = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        return functional.batch_norm(hidden, *parts, eps=1e-3)
-
-    def convolve(hidden: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:
-        weight = state[f"{name}.weight"]
-        kernel, size = weight.shape[-1], hidden.shape[-1]
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        hidden = functional.pad(hidden, (total // 2, total - total // 2) * 2)
-        return functional.conv2d(hidden, weight, stride=stride, groups=hidden.shape[1] // weight.shape[1])
-
-    hidden = functional.relu6(norm(convolve(picture, "_conv_stem", 2), "_bn0"))
-    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
-    for number, stride in enumerate(strides):
-        block, before = f"_blocks.{number}", hidden
-        if f"{block}._expand_conv.weight" in state:
-            hidden = functional.relu6(norm(convolve(hidden, f"{block}._expand_conv"), f"{block}._bn0"))
-        hidden = functional.relu6(norm(convolve(hidden, f"{block}._depthwise_conv", stride), f"{block}._bn1"))
-        hidden = norm(convolve(hidden, f"{block}._project_conv"), f"{block}._bn2")
-        hidden = hidden + before if hidden.shape == before.shape and stride == 1 else hidden
-    return functional.relu6(norm(convolve(hidden, "_conv_head"), "_bn1"))
+from scripts.photo.weights import DECODER, TOWER, WeightPackage, convert_tower, fetch_weights, tower_config
+from scripts.train_photo_backbone import Run, parse_options, rate_factor
+from tests.support.photo_weights import (
+    INNER,
+    LAYERS,
+    TOWER_WIDTH,
+    WIDTH,
+    gguf_state,
+    lite_reference,
+    lite_state,
+    tiny_decoder,
+    write_gguf,
+)
 
 
 @pytest.fixture(scope="module")
 def decoder() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        rms_norm_eps=1e-5,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    for weight in model.parameters():
-        if weight.dim() == 2:
-            torch.nn.init.normal_(weight, std=0.2)
-    return model
+    return tiny_decoder()
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +263,60 @@ def test_the_feature_pool_goes_on_where_it_was_stopped(tmp_path):
     with torch.no_grad():
         alone = tower(pixels(picture)[None]).last_hidden_state[0].flatten(1).T
     torch.testing.assert_close(whole.features(11).float(), alone, rtol=2e-3, atol=2e-3)
+
+
+@pytest.fixture
+def training_options(tmp_path, decoder) -> argparse.Namespace:
+    """Options of a tiny run: stand-in weights where the downloads would be, and features of the drawn scenes."""
+    (tmp_path / "weights").mkdir()
+    write_gguf(tmp_path / "weights" / Path(DECODER.member).name, gguf_state(decoder))
+    torch.save(lite_state(), tmp_path / "weights" / Path(TOWER.member).name)
+    arguments = ["--cache", str(tmp_path), "--scenes", "4", "--checked-scenes", "1", "--dtype", "float32"]
+    options = parse_options([*arguments, "--steps", "4", "--rank", "2"])
+    tower, assets = convert_tower(lite_state(), 320), drawn_assets()
+    FeaturePool(options.work, "train", 4).fill(tower, assets)
+    FeaturePool(options.work, "calibration", 1).fill(tower, assets)
+    return options
+
+
+def trained_weights(
+    options: argparse.Namespace, steps: int, stop_at: int | None = None
+) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    options.steps = steps
+    run = Run(options)
+    run.prepare()
+    if stop_at is not None:
+        while run.progress.step < stop_at:
+            run.step()
+            run.progress.step += 1
+        run.save()
+    else:
+        run.train()
+    return [weight.detach().clone() for weight in run.trainer.adapter_parameters()]
+
+
+def test_a_stopped_training_run_goes_on_to_the_same_weights(training_options, monkeypatch):
+    monkeypatch.setattr("scripts.train_photo_backbone.ALIGNMENT_STEPS", 3)
+    options = training_options
+    whole = trained_weights(options, 4)
+    lines = (options.work / "log.txt").read_text()
+    assert "exact match" in lines
+    assert (options.work / "adapters.safetensors").exists()
+    (options.work / "checkpoint.pt").unlink()
+    part = trained_weights(options, 4, stop_at=2)
+    resumed = trained_weights(options, 4)
+    assert not all(torch.equal(one, other) for one, other in zip(whole, part, strict=True))
+    for one, other in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    factors = [rate_factor(step, 1000) for step in range(1001)]
+    assert factors[0] < 0.1
+    assert set(factors[50:700]) == {1.0}
+    assert all(one > other for one, other in itertools.pairwise(factors[700:]))
+    assert factors[-1] == pytest.approx(0.02)
 
 
 def test_a_wheel_with_another_checksum_is_refused(tmp_path):
