@@ -18,7 +18,7 @@ def tiny_decoder() -> LlamaForCausalLM:
     """Random weights, large enough that every layer matters."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=260,
+        vocab_size=261,
         hidden_size=WIDTH,
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,
@@ -46,8 +46,8 @@ def bytes_to_text() -> dict[int, str]:
 
 
 def write_gguf(file: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A decoder as a GGUF file: byte-level tokens and one merge, one matrix quantized as Q8_0, the rest as floats."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_text().values(), "zq"]
+    """A decoder as a GGUF file: byte-level tokens and two merges, one matrix quantized as Q8_0, the rest as floats."""
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_text().values(), "zq", "qz"]
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(1024)
@@ -61,8 +61,8 @@ def write_gguf(file: Path, state: dict[str, torch.Tensor]) -> Path:
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * 257)
-    writer.add_token_merges(["z q"])
+    writer.add_token_types([3, 3, 3] + [1] * 258)
+    writer.add_token_merges(["z q", "q z"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
