@@ -97,9 +97,13 @@ def draw_scene(rng: np.random.Generator, split: Split) -> PhotoScene:
         pairs = [is_held_out(name, cell) for name, cell in zip(names, cells, strict=True)]
         if any(pairs) == held_out:
             break
-    backgrounds = [name for name in BACKGROUNDS if (name in HELD_OUT_BACKGROUNDS) == held_out]
+    backgrounds = _backgrounds_of(split)
     objects = tuple(PhotoObject(cell, name) for name, cell in zip(names, cells, strict=True))
     return PhotoScene(objects, backgrounds[int(rng.integers(len(backgrounds)))], split)
+
+
+def _backgrounds_of(split: Split) -> list[str]:
+    return [name for name in BACKGROUNDS if (name in HELD_OUT_BACKGROUNDS) == (split != "train")]
 
 
 def _draw_names(rng: np.random.Generator, count: int) -> list[str]:
@@ -120,8 +124,13 @@ def cell_tokens(cell: int) -> tuple[int, ...]:
 
 
 def render_scene(scene: PhotoScene, assets: PhotoAssets, rng: np.random.Generator) -> Image.Image:
-    """The picture, RGB of `IMAGE_SIZE` squared: a random cutting of the background, objects at random angles."""
+    """The picture, RGB of `IMAGE_SIZE` squared: a random cutting of the background, objects at random angles.
+
+    The few backgrounds of training scenes are varied in colour, too, and half of them blended with another one.
+    """
     picture = _draw_background(assets.backgrounds[scene.background], rng)
+    if scene.split == "train":
+        picture = _vary_background(picture, assets, rng)
     side = IMAGE_SIZE / CELLS_PER_SIDE
     for one in scene.objects:
         pictures = assets.objects[one.name]
@@ -143,6 +152,20 @@ def _draw_background(background: Image.Image, rng: np.random.Generator) -> Image
         (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
     )
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+
+
+def _vary_background(picture: Image.Image, assets: PhotoAssets, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.5:
+        others = _backgrounds_of("train")
+        other = _draw_background(assets.backgrounds[others[int(rng.integers(len(others)))]], rng)
+        picture = Image.blend(picture, other, rng.uniform(0.2, 0.8))
+    if rng.random() < 0.5:
+        bands = picture.split()
+        picture = Image.merge("RGB", [bands[int(band)] for band in rng.permutation(3)])
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    gain, offset = rng.uniform(0.6, 1.3), rng.uniform(-30, 30)
+    return picture.point(lambda level: (level - 128) * gain + 128 + offset)
 
 
 def _vary(stamp: Image.Image, longer_side: float, rng: np.random.Generator) -> Image.Image:
