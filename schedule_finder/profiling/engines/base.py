@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pruning_runtime.backbone import DecoderShape
 from schedule_finder.models.loading import LoadedBackbone
-from schedule_finder.profiling.capture import ProfileRow
+from schedule_finder.profiling.capture import ProfileRow, layers_to_profile
 from schedule_finder.samples import SampleEntry
 
 CHUNK_SIZE = 64
@@ -87,12 +87,14 @@ class Engine(Protocol):
 
 
 def describe_backbone(loaded: LoadedBackbone) -> dict[str, Any]:
-    """What must be alike for two profiles to be about the same thing."""
+    """Meta of a profile: equal for all profiles that can be merged."""
     shape = loaded.backbone.shape
+    layers, left_out = layers_to_profile(loaded.backbone)
     return {
         "backbone": loaded.identity.model_dump(),
         "shape": {name: getattr(shape, name) for name in DecoderShape.__slots__},
-        "layers": list(range(shape.num_layers)),
+        "layers": layers,
+        "left_out": {str(layer): reason for layer, reason in left_out.items()},
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "prompt_digest": loaded.prompt_digest,
     }
