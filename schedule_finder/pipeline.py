@@ -159,13 +159,13 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
     profile = run.profile.read()
-    layers = profile.meta["layers"]
+    layers = profile.layers
     with run.step("detect", detector=default):
         found = {}
         for name, make in DETECTORS.items():
             detection = make().detect(profile.maps, seed=run.options["seed"])
             found[name] = {
-                "change_points": [layers[place] for place in detection.change_points],
+                "change_points": [layers[index] for index in detection.change_points],
                 "evidence": detection.evidence,
             }
         document = {"default": default, "samples": len(profile), "layers": layers, "detectors": found}

@@ -147,6 +147,7 @@ class Search:
             profile.mean_vision,
             profile.mean_other,
             self._latency if kind == "latency" or self._run.latency.exists() else None,
+            profile.layers,
         )
 
     def share_of_prefill(self, milliseconds: float) -> float:

@@ -175,7 +175,9 @@ class _BatchReducer:
         chunks = [slice(first, first + at_once) for first in range(0, batch, at_once)]
         parts = [_reduce(call, chunk, self._queries.part(chunk, device)) for chunk in chunks]
         # The layers of a model may be on several devices; the results are collected on the first.
-        scores, curves = (torch.cat(tensors, 1).to(self._vision.device) for tensors in zip(*parts, strict=True))
+        scores, curves = (
+            torch.cat(tensors, 1).to(self._vision.device) for tensors in zip(*parts, strict=True)
+        )
         self._results[call.layer] = scores, curves
 
     def to_host(self, most_vision: int) -> tuple[np.ndarray, np.ndarray]:

@@ -153,7 +153,14 @@ def _change_points(profile: Profile, seed: int) -> list[int]:
 
 def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:
     shape = DecoderShape(**profile.meta["shape"])
-    budget = BudgetTarget("processed", SHOWN_BUDGET, shape, profile.mean_vision, profile.mean_other)
+    budget = BudgetTarget(
+        "processed",
+        SHOWN_BUDGET,
+        shape,
+        profile.mean_vision,
+        profile.mean_other,
+        scoring_layers=profile.layers,
+    )
     try:
         return Retained().solve(Problem(profile, change_points, budget, TokenPolicy("text_guided"))).stages
     except InputError:

@@ -28,6 +28,7 @@ FORMAT, VERSION = "adaptinfer-profile", 2
 _COUNTS = ("num_vision", "num_text_queries", "num_other")
 _VERSION_1_NAMES = {"num_raters": "num_text_queries"}
 
+
 @dataclass
 class Profile:
     """A whole profile in memory.

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pruning_runtime import find_backbone, pruned
 from schedule_finder import pipeline
 from schedule_finder.cli.commands import app
+from schedule_finder.errors import InputError
 from schedule_finder.models.verified_families import VERIFIED
 from schedule_finder.profiling.engines.base import BatchLimits
 from schedule_finder.profiling.engines.local import LocalEngine
@@ -53,7 +54,9 @@ def layers_that_score(config: Any) -> list[int]:
     count = text.num_hidden_layers
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * count
     own = count - (getattr(text, "num_kv_shared_layers", None) or 0)
-    return [layer for layer in range(own) if kinds[layer].endswith("_attention") and "linear" not in kinds[layer]]
+    return [
+        layer for layer in range(own) if kinds[layer].endswith("_attention") and "linear" not in kinds[layer]
+    ]
 
 
 @pytest.mark.parametrize("key", VERIFIED)
@@ -86,12 +89,21 @@ def test_every_family_from_profile_to_pruned_generation(key: str, tmp_path: Path
     # Nothing can leave before the first layer that scores: its share of the decoder is the smallest budget.
     least = (scoring[0] + 1) / profile.num_layers
     budget = least + 0.5 * (1 - least)
-    schedule = pipeline.schedule_step(run, Search(run), budget=budget, solver="retained")
+    search = Search(run)
+    for solver in ("paper", "pyramid", "fitprune"):
+        assert {stage.layer for stage in search.solve(budget, "processed", solver=solver).stages} <= set(
+            scoring
+        )
+    schedule = pipeline.schedule_step(run, search, budget=budget, solver="retained")
     assert schedule.budget is not None
     assert schedule.budget.processed == pytest.approx(budget, abs=0.01)
     assert {stage.layer for stage in schedule.stages} <= set(scoring)
+    with pytest.raises(InputError, match=rf"out of reach.*at least {least:.3g}"):
+        search.solve(0.9 * least, "processed", solver="retained")
 
-    inputs = loaded.inputs([data.load(engine_entry) for engine_entry in pipeline.read_entries(run.samples)[:2]])
+    inputs = loaded.inputs(
+        [data.load(engine_entry) for engine_entry in pipeline.read_entries(run.samples)[:2]]
+    )
     vision = loaded.backbone.vision_mask(inputs["input_ids"])
     with torch.no_grad(), pruned(model, schedule, vision_mask=vision) as record:
         generated = loaded.generate(inputs, 3)
