@@ -141,7 +141,13 @@ DATA_OPTIONS: dict[str, Any] = {
     ],
 }  # fmt: skip
 """How a data set is read: options by their names in `DataOptions`, which has the defaults."""
-Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate a curve over budgets.")]
+Baselines = Annotated[
+    str | None,
+    typer.Option(
+        "--baselines", help="all, none, or names with commas between; default random, strided and last_token."
+    ),
+]
+Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate schedules for other budgets.")]
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout: one JSON document.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -228,7 +234,8 @@ def run(
     seed: Seed = 0,
     threads: Threads = None,
     max_new_tokens: Tokens = 16,
-    sweep: Sweep = True,
+    baselines: Baselines = None,
+    sweep: Sweep = False,
     *,
     columns: dict[str, Any],
 ) -> dict[str, Any]:
@@ -268,7 +275,7 @@ def run(
     tables.show_schedule(schedule)
     table = None
     if eval_samples:
-        table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
+        table = _evaluate(current, loaded, data, batch_size, max_new_tokens, baselines, sweep)
     figures = _plot(current)
     return _finish(current, table, figures)
 
@@ -383,12 +390,13 @@ def evaluate(
     batch_size: BatchSize = 32,
     threads: Threads = None,
     max_new_tokens: Tokens = 16,
-    sweep: Sweep = True,
+    baselines: Baselines = None,
+    sweep: Sweep = False,
 ) -> dict[str, Any]:
     """Step 5: the schedule and its baselines against the full model, on held-out samples."""
     current = _open(folder)
     loaded, data = _load_again(current, device, dtype, threads)
-    table = _evaluate(current, loaded, data, batch_size, max_new_tokens, sweep)
+    table = _evaluate(current, loaded, data, batch_size, max_new_tokens, baselines, sweep)
     tables.show_evaluation(table, current)
     return {"run": str(folder), "evaluation": str(current.evaluation)}
 
@@ -497,21 +505,25 @@ def inspect(
 ) -> dict[str, Any]:
     """What is in a run, a schedule file, a published preset or a backbone, as tables."""
     from pruning_runtime import Schedule
+    from schedule_finder.evidence import HeldOutSummary
+    from schedule_finder.run.folder import Run
 
     path = Path(what)
     if (path / "run.json").exists():
         current = _open(path)
         tables.show_run(current)
         return current.document()
+    held_out = None
     if path.is_file():
         found = Schedule.load(path)
+        held_out = HeldOutSummary.load(Run(path.parent).evaluation_summary)
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
         facts = _backbone_facts(_load(what, "cpu", "auto", None))
         tables.show_backbone(what, facts)
         return facts
-    tables.show_schedule(found)
+    tables.show_schedule(found, held_out)
     return found.model_dump(mode="json")
 
 
@@ -797,9 +809,16 @@ def _profile(current: Run, running: Engine, data: DataSet, max_skipped: float) -
 
 
 def _evaluate(
-    current: Run, loaded: LoadedBackbone, data: DataSet, batch_size: int, max_new_tokens: int, sweep: bool
+    current: Run,
+    loaded: LoadedBackbone,
+    data: DataSet,
+    batch_size: int,
+    max_new_tokens: int,
+    baselines: str | None,
+    sweep: bool,
 ) -> Any:
     from schedule_finder import pipeline
+    from schedule_finder.evaluation.methods import SWEEP
 
     with _progress("evaluate") as progress:
         return pipeline.evaluate_step(
@@ -809,7 +828,9 @@ def _evaluate(
             progress,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            sweep=pipeline.SWEEP if sweep else (),
+            baselines=baselines,
+            sweep=SWEEP if sweep else (),
+            report=_note,
         )
 
 

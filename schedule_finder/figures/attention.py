@@ -26,7 +26,8 @@ from schedule_finder.figures.style import (
     legend_above,
     mark_layers,
 )
-from schedule_finder.signals import band, layer_shift, vision_distribution
+from schedule_finder.intervals import band
+from schedule_finder.signals import layer_shift, vision_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from schedule_finder.evaluation.evaluate import wilson_interval
 from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import GREY, LOOKS, OPEN, SINGLE, SPARE_LOOKS, Drawing, legend_above, words
+from schedule_finder.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from pruning_runtime.schedule import Schedule

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
+from schedule_finder.evidence import Evidence
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class RunData:
     def schedule(self) -> Schedule | None:
         """The schedule."""
         return Schedule.load(self.run.schedule) if self.run.schedule.exists() else None
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The schedule's evidence; empty where there is no schedule."""
+        return Evidence() if self.schedule is None else Evidence.of(self.schedule, self.run.schedule)
 
     @cached_property
     def detections(self) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from pruning_runtime.costs import processed_ratios, published_ratios, scores_before_decoder
 from schedule_finder.errors import InputError
-from schedule_finder.figures.run_data import RunData, need
+from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import BLACK, BLUE, SINGLE, SKY, Drawing, layer_axis, legend_above
 
 if TYPE_CHECKING:
     from pruning_runtime.schedule import Schedule
+    from schedule_finder.evidence import Confidence
 
 
 def staircase(data: RunData) -> Drawing | None:
@@ -83,23 +84,17 @@ def staircase(data: RunData) -> Drawing | None:
 def confidence(data: RunData) -> Drawing | None:
     """What each layer keeps, with the band of what resampled samples would lead to."""
     schedule = data.schedule
-    solver = schedule.evidence.get("solver") if schedule else None
-    if schedule is None or not isinstance(solver, dict) or "confidence" not in solver:
+    solver = data.evidence.solver
+    if schedule is None or solver is None or solver.confidence is None:
         return None
-    bands, num_layers = solver["confidence"], schedule.backbone.num_layers
-    need(
-        bands,
-        ("resamples", "level", "ratio_low", "ratio_high", "layers"),
-        data.run.schedule,
-        "schedule again",
-    )
+    bands, num_layers = solver.confidence, schedule.backbone.num_layers
     table = pd.DataFrame({"layer": range(num_layers), "ratio": processed_ratios(schedule.stages, num_layers)})
-    for name in ("ratio_low", "ratio_high"):
-        if len(bands[name]) != num_layers:
+    for name, ratios in (("ratio_low", bands.ratio_low), ("ratio_high", bands.ratio_high)):
+        if len(ratios) != num_layers:
             raise InputError(
-                f"{data.run.schedule}: {name} has {len(bands[name])} entries for {num_layers} layers; schedule again"
+                f"{data.run.schedule}: {name} has {len(ratios)} entries for {num_layers} layers; schedule again"
             )
-        table[name] = bands[name]
+        table[name] = ratios
 
     figure = Figure(figsize=(SINGLE, 2.2), layout="constrained")
     axes = figure.subplots()
@@ -111,27 +106,31 @@ def confidence(data: RunData) -> Drawing | None:
         fill=True,
         color=SKY,
         alpha=0.45,
-        label=f"{bands['level']:.0%} of {bands['resamples']} resamples",
+        label=f"{bands.level:.0%} of {bands.resamples} resamples",
     )
     axes.stairs(100 * table.ratio, edges, baseline=None, color=BLUE, linewidth=1.4, label="Schedule")
     axes.set_ylabel("Vision tokens kept (%)")
     axes.set_ylim(0, 105)
     layer_axis(axes, num_layers)
-    legend_above(figure, axes.get_legend_handles_labels(), columns=2, title=_agreement(schedule, solver))
+    legend_above(
+        figure,
+        axes.get_legend_handles_labels(),
+        columns=2,
+        title=_agreement(schedule, bands, solver.measured_samples),
+    )
     return figure, table
 
 
-def _agreement(schedule: Schedule, solver: dict[str, Any]) -> str:
+def _agreement(schedule: Schedule, bands: Confidence, samples: int | None) -> str:
     """In words how many resamples lead to the schedule's layers."""
-    bands = solver["confidence"]
     layers = ",".join(str(stage.layer) for stage in schedule.stages)
-    same = bands["layers"].get(layers)
-    often, most = max(bands["layers"].items(), key=lambda one: one[1])
-    said = f"{same or 'Few'} of {bands['resamples']} resamples choose the schedule's layers"
+    same = bands.layers.get(layers)
+    often, most = max(bands.layers.items(), key=lambda one: one[1])
+    said = f"{same or 'Few'} of {bands.resamples} resamples choose the schedule's layers"
     if same is None:
         said += f",\n{most} choose ({often})"
-    if "measured_samples" in solver:
-        said += f"\nMeasured on {solver['measured_samples']} samples"
+    if samples is not None:
+        said += f"\nMeasured on {samples} samples"
     return said
 
 
@@ -139,6 +138,5 @@ def _typical_vision(data: RunData) -> float | None:
     """Vision tokens of a typical sample, None where neither profile nor schedule tells."""
     if data.profile is not None:
         return data.profile.mean_vision
-    evidence = data.schedule.evidence if data.schedule else {}
-    vision_tokens: float | None = evidence.get("typical_prompt", {}).get("vision_tokens")
-    return vision_tokens
+    prompt = data.evidence.typical_prompt
+    return None if prompt is None else prompt.vision_tokens

@@ -19,7 +19,7 @@ from schedule_finder.figures.style import (
     mark_layers,
     words,
 )
-from schedule_finder.signals import bootstrap_weights
+from schedule_finder.intervals import bootstrap_weights
 
 LOSS_RATIO = 0.1
 """At which share of the tokens the layers' losses are shown."""
@@ -32,7 +32,7 @@ def sensitivity(data: RunData) -> Drawing | None:
     measured, num_layers = data.sensitivity, data.num_layers
     if measured is None or num_layers is None:
         return None
-    mean = measured.divergence.mean(axis=2)
+    mean = measured.kl.mean(axis=2)
     table = pd.DataFrame(
         {
             "layer": np.repeat(measured.layers, len(measured.ratios)),
@@ -78,7 +78,9 @@ def sensitivity(data: RunData) -> Drawing | None:
     below.set_ylim(bottom=0)
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
-    title = f"{words(str(measured.rule)).capitalize()}; 95% intervals over {len(measured.sample_ids)} samples"
+    title = (
+        f"{words(str(measured.policy)).capitalize()}; 95% intervals over {len(measured.sample_ids)} samples"
+    )
     mark_layers(
         figure, [above, below], data, above.get_lines()[: len(measured.ratios)], columns=3, title=title
     )
