@@ -13,6 +13,7 @@ from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Evidence
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
+from schedule_finder.run.reader import read_change_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,13 +49,7 @@ class RunData:
     def detections(self) -> dict[str, Any] | None:
         """What the detectors found."""
         path = self.run.change_points
-        if not path.exists():
-            return None
-        document = read_json(path, "detect again")
-        need(document, ("default", "detectors"), path, "detect again")
-        if document["default"] not in document["detectors"]:
-            raise InputError(f"{path}: no detector {document['default']!r} in it; detect again")
-        return document
+        return read_change_points(path).model_dump() if path.exists() else None
 
     @cached_property
     def convergence(self) -> pd.DataFrame | None:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from schedule_finder.errors import InputError
-from schedule_finder.files import write_text
+from schedule_finder.files import write_json
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.provenance import provenance
 
@@ -181,4 +181,4 @@ class Run:
         self._write(document)
 
     def _write(self, document: dict[str, Any]) -> None:
-        write_text(self.path, json.dumps(document, indent=2) + "\n")
+        write_json(self.path, document)
