@@ -10,8 +10,13 @@ import pandas as pd
 import pytest
 
 from pruning_runtime import Schedule
+from pruning_runtime.schedule import ScorerChoice
 from schedule_finder.cli.commands import app
-from schedule_finder.evaluation.methods import BASELINES, SWEEP
+from schedule_finder.evaluation.evaluate import Evaluation
+from schedule_finder.evaluation.methods import BASELINES, SWEEP, Method
+from schedule_finder.measuring.unit_store import UnitStore
+from schedule_finder.models.loading import load_backbone
+from schedule_finder.samples import open_data, read_entries
 from tests.model.test_command_line import call, runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
@@ -121,3 +126,39 @@ def test_a_schedule_of_before_is_evaluated_with_what_its_solver_chooses(run: Pat
     schedule.model_copy(update={"evidence": evidence}).save(run / "4_schedule.json")
     table = evaluated(run, "--baselines", "paper")
     assert table.method.tolist() == ["full", "schedule", "paper"]
+
+
+def test_units_of_an_interrupted_evaluation_are_those_of_an_uninterrupted_one(
+    run: Path, tmp_path: Path
+) -> None:
+    """Half of the batches are stored, under other settings too: each is taken for what it is."""
+    options = json.loads((run / "run.json").read_text())["options"]
+    loaded, data = load_backbone(options["backbone"], device="cpu"), open_data(options["dataset"])
+    entries = [entry for entry in read_entries(run / "1_samples.jsonl") if entry.use == "held_out"]
+    samples = [data.load(entry) for entry in entries]
+    schedule = Schedule.load(run / "4_schedule.json")
+    other = schedule.model_copy(update={"dropped_tokens": "merge"})
+    methods = [
+        Method("schedule", schedule, 0.4),
+        Method("merge", other, 0.4),
+        Method("random", schedule.model_copy(update={"scorer": ScorerChoice(name="random")}), 0.4),
+        Method("small", schedule.model_copy(update={"stages": ()}), 0.4, image_scale=0.5),
+    ]
+
+    def table(folder: Path | None, batches: int, tokens: int = 3, size: int = 2) -> pd.DataFrame:
+        evaluation = Evaluation(loaded, methods, tokens, UnitStore(folder, {}))
+        for first in range(0, batches * size, size):
+            evaluation.run_batch(samples[first : first + size])
+        return evaluation.table().drop(columns="prefill_ms")
+
+    store = tmp_path / "parts"
+    table(store, 1, tokens=1)
+    table(store, 2, size=3)
+    table(store, 1)
+    whole = table(None, 3)
+    pd.testing.assert_frame_equal(table(store, 3), whole, check_exact=True)
+    timed = Evaluation(loaded, methods, 3, UnitStore(store, {}))
+    seconds: list[float | None] = []
+    timed.after_unit = lambda _samples, full: seconds.append(full)
+    timed.run_batch(samples[:2])
+    assert seconds == [None] * 5  # nothing ran

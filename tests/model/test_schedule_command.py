@@ -257,6 +257,9 @@ def full_schedule(stages: int) -> Schedule:
                     for index, name in enumerate(policies)
                 },
                 "confidence": {
+                    "level": 0.9,
+                    "ratio_low": [0.1234] * 32,
+                    "ratio_high": [0.9876] * 32,
                     "resamples": 20,
                     "layers": {f"{n},10,20,30": 4 for n in range(5)},
                 },
@@ -288,7 +291,10 @@ def test_an_evaluation_of_another_schedule_is_not_shown_as_this_ones(tmp_path: P
     schedule.save(tmp_path / "4_schedule.json")
     result = HeldOutResult(n=10, exact_match=0.5, ci_low=0.4, ci_high=0.6)
     other = HeldOutSummary(
-        schedule=digest(full_schedule(4)), budget=0.1, samples=10, methods={"schedule": result, "full": result}
+        schedule=digest(full_schedule(4)),
+        budget=0.1,
+        samples=10,
+        methods={"schedule": result, "full": result},
     )
     other.save(tmp_path / "5_evaluation.json")
     said = " ".join(screen_of("inspect", tmp_path / "4_schedule.json"))

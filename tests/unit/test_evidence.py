@@ -82,14 +82,18 @@ def test_a_solvers_own_facts_survive_the_file(tmp_path: Path) -> None:
 
 def test_evidence_of_another_shape_is_named() -> None:
     broken = schedule_with().model_copy(update={"evidence": {"solver": {"confidence": {"resamples": 20}}}})
-    with pytest.raises(InputError, match=r"4_schedule\.json: evidence `solver\.confidence\.level`.*schedule again"):
+    with pytest.raises(
+        InputError, match=r"4_schedule\.json: evidence `solver\.confidence\.level`.*schedule again"
+    ):
         Evidence.of(broken, "4_schedule.json")
 
 
 def test_a_schedule_is_known_by_what_it_does() -> None:
     schedule = schedule_with()
     budget = Budget(kind="processed", target=0.5, processed=0.5, published=0.5, flops=0.5)
-    assert digest(schedule.model_copy(update={"budget": budget, "provenance": {"seed": 1}})) == digest(schedule)
+    assert digest(schedule.model_copy(update={"budget": budget, "provenance": {"seed": 1}})) == digest(
+        schedule
+    )
     changes = {
         "stages": (Stage(layer=1, keep_ratio=0.4),),
         "scorer": ScorerChoice(name="random", options={"seed": 1}),

@@ -22,7 +22,6 @@ from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
 from schedule_finder.evaluation.metrics import COLUMNS
-from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.attention import ranked_attention
 from schedule_finder.figures.convergence import convergence
@@ -33,6 +32,7 @@ from schedule_finder.figures.run_data import RunData, read_evaluation
 from schedule_finder.figures.schedule import confidence, staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
+from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
