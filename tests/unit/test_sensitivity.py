@@ -180,7 +180,9 @@ def test_the_smallest_budget_is_the_first_layer_or_scoring_before_it() -> None:
     budget=st.floats(0.04, 0.9),
     kind=st.sampled_from(("processed", "flops", "kv", "published")),
 )
-def test_any_reachable_budget_is_met_with_a_stage_before_the_decoder(seed: int, budget: float, kind: str) -> None:
+def test_any_reachable_budget_is_met_with_a_stage_before_the_decoder(
+    seed: int, budget: float, kind: str
+) -> None:
     need = np.random.default_rng(seed).exponential(1.0, LAYERS)
     target = BudgetTarget(kind, budget, shape_of(LAYERS), 100, 20)
     table = table_from(need, samples=3, earliest=-1)
