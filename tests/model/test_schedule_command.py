@@ -257,6 +257,9 @@ def full_schedule(stages: int) -> Schedule:
                     for index, name in enumerate(policies)
                 },
                 "confidence": {
+                    "level": 0.9,
+                    "ratio_low": [0.1234] * 32,
+                    "ratio_high": [0.9876] * 32,
                     "resamples": 20,
                     "layers": {f"{n},10,20,30": 4 for n in range(5)},
                 },

@@ -20,7 +20,7 @@ from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder import figures
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
-from schedule_finder.evaluation.methods import DEFAULT_BASELINES
+from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
 from schedule_finder.evaluation.metrics import COLUMNS
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.attention import ranked_attention
@@ -453,7 +453,7 @@ def test_a_front_without_divergences_is_no_figure(run):
 def test_every_method_has_a_look_of_its_own():
     pre_decoder = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
     assert len(set(pre_decoder)) == len(pre_decoder)
-    assert {"schedule", "not merged", *BASELINE_SCORERS} <= set(style.LOOKS)
+    assert {"schedule", *(name.replace("-", " ") for name in BASELINES)} <= set(style.LOOKS)
     assert set(style.OPEN) <= set(style.LOOKS)
 
 
