@@ -191,7 +191,7 @@ def change_points(data: RunData) -> Drawing | None:
     axes.set_ylim(0, top)
     for layer in first[table.straight_ramp_percent > 0]:
         axes.axvline(layer, color="#BBBBBB", linewidth=4, zorder=0, label="Straight ramp")
-    found = detectors.get("distribution_shift", {}).get("change_points", [])
+    found = detectors.get("attention_shift", {}).get("change_points", [])
     for layer in found:
         axes.plot(
             [layer, layer],

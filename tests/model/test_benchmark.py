@@ -22,7 +22,7 @@ from schedule_finder.benchmark.clock import PartClock
 from schedule_finder.benchmark.one_run import Bench
 from schedule_finder.benchmark.report import table
 from schedule_finder.cli.commands import app
-from schedule_finder.cli.terminal import benchmark_rows, show_benchmark
+from schedule_finder.cli.terminal.benchmark import benchmark_rows, show_benchmark
 from schedule_finder.errors import InputError
 from schedule_finder.figures.benchmark import latency
 from schedule_finder.models.loading import load_backbone, load_to_measure

@@ -222,9 +222,9 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     for name in ("processed", "published", "flops", "kv"):
         assert f"{name} {100 * getattr(costs, name):.1f}" in said
     assert "asked for 40.0" in said
-    assert f"scorer {schedule.scorer.name}, residual {schedule.dropped_tokens}" in said
+    assert f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}" in said
     assert "layers chosen in 20 resamples" in said
-    assert "other rules on these stages" in said
+    assert "other scorers on these stages" in said
 
 
 def full_schedule(stages: int) -> Schedule:

@@ -92,7 +92,7 @@ def write_run(run):
     profile = run.profile.read()
     found = {name: make().detect(profile.maps) for name, make in DETECTORS.items()}
     document = {
-        "default": "distribution_shift",
+        "default": "attention_shift",
         "layers": profile.meta["layers"],
         "detectors": {
             name: {"change_points": detection.change_points, "evidence": detection.evidence}
@@ -302,7 +302,7 @@ def test_change_point_table_counts_every_break_at_the_first_layer_of_its_regime(
     assert rows.straight_ramp_percent.to_dict() == {layer: 100.0 * (layer == 6) for layer in range(1, LAYERS)}
     for name, detection in detectors.items():
         assert rows.index[rows[name] == 1].tolist() == detection["change_points"]
-    assert detectors["distribution_shift"]["change_points"] == list(SHIFTS)
+    assert detectors["attention_shift"]["change_points"] == list(SHIFTS)
 
 
 def test_staircase_is_the_accounting(drawn):
