@@ -33,7 +33,7 @@ $(OLD_VENV)/.done: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.done  ## The main job on the embedded backbone: profile, schedule, evaluation, figures
-	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --out outputs/demo
+	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines all --sweep --out outputs/demo
 
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo

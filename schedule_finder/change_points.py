@@ -20,9 +20,8 @@ import numpy as np
 import ruptures
 from ruptures.base import BaseCost
 
+from schedule_finder.intervals import band, bootstrap_weights
 from schedule_finder.signals import (
-    band,
-    bootstrap_weights,
     checked_maps,
     layer_shift,
     top_token_curves,

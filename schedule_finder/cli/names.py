@@ -21,6 +21,19 @@ SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "grid
 DETECTOR_NAMES = ("attention_shift", "token_curve")
 """`schedule_finder.change_points.DETECTORS`; the first is the default."""
 ENGINE_NAMES = ("local", "ray")
+BASELINE_NAMES = (
+    "random",
+    "strided",
+    "last_token",
+    "text_guided",
+    "uniform_text",
+    "not-merged",
+    "paper",
+    "pyramid",
+    "random-layers",
+    "smaller-images",
+)
+"""`schedule_finder.evaluation.methods.BASELINES`."""
 DTYPE_NAMES = (AUTO, "float32", "bfloat16", "float16")
 """`schedule_finder.models.loading.DTYPES` and `AUTO`."""
 

@@ -9,6 +9,7 @@ import typer
 
 from schedule_finder.cli.names import (
     AUTO,
+    BASELINE_NAMES,
     BUDGET_KINDS,
     DETECTOR_NAMES,
     DROPPED_TOKENS,
@@ -96,7 +97,14 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own."),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer.")]
-Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate a range of budgets.")]
+Baselines = Annotated[
+    str | None,
+    typer.Option(
+        "--baselines",
+        help=f"all, none, or names with commas between: {', '.join(BASELINE_NAMES)}; default three of them.",
+    ),
+]
+Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate schedules for other budgets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Residual = Annotated[str | None, typer.Option("--residual", hidden=True)]

@@ -46,10 +46,18 @@ def profile_samples(run: Run, engine: Engine, data: DataSet, max_skipped: float)
 
 
 def evaluate_schedule(
-    run: Run, loaded: LoadedBackbone, data: DataSet, *, batch_size: int, max_new_tokens: int, sweep: bool
+    run: Run,
+    loaded: LoadedBackbone,
+    data: DataSet,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    baselines: str | None,
+    sweep: bool,
 ) -> pd.DataFrame:
     """Step 5; returns its table."""
     from schedule_finder import pipeline
+    from schedule_finder.evaluation.methods import SWEEP
 
     with progress_bar("evaluate") as progress:
         return pipeline.evaluate_step(
@@ -59,7 +67,9 @@ def evaluate_schedule(
             progress,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            sweep=pipeline.SWEEP if sweep else (),
+            baselines=baselines,
+            sweep=SWEEP if sweep else (),
+            report=note,
         )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from schedule_finder.evaluation.evaluate import wilson_interval
 from schedule_finder.figures.style import GREY
+from schedule_finder.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

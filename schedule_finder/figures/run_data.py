@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
+from schedule_finder.evidence import Evidence
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class RunData:
     def schedule(self) -> Schedule | None:
         """The schedule."""
         return Schedule.load(self.run.schedule) if self.run.schedule.exists() else None
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The schedule's evidence; empty if there is no schedule."""
+        return Evidence() if self.schedule is None else Evidence.of(self.schedule, self.run.schedule)
 
     @cached_property
     def detections(self) -> dict[str, Any] | None:
@@ -149,9 +155,8 @@ class RunData:
         """Vision tokens of a typical sample; None if neither profile nor schedule states them."""
         if self.profile is not None:
             return self.profile.mean_vision
-        evidence = self.schedule.evidence if self.schedule else {}
-        vision_tokens: float | None = evidence.get("typical_prompt", {}).get("vision_tokens")
-        return vision_tokens
+        prompt = self.evidence.typical_prompt
+        return None if prompt is None else prompt.vision_tokens
 
 
 def read_evaluation(path: Path) -> pd.DataFrame:

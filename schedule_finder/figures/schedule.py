@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,15 @@ from matplotlib.figure import Figure
 
 from pruning_runtime.costs import processed_ratios, published_ratios, scores_before_decoder
 from schedule_finder.errors import InputError
-from schedule_finder.figures.run_data import need
 from schedule_finder.figures.style import BLACK, BLUE, SINGLE, SKY, Drawing, layer_axis, legend_above
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
 
-    from pruning_runtime.schedule import Schedule
+    from pruning_runtime.schedule import Schedule, Stage
+    from schedule_finder.evidence import Confidence
     from schedule_finder.figures.run_data import RunData
 
 
@@ -42,7 +44,7 @@ def staircase(data: RunData) -> Drawing | None:
     figure = Figure(figsize=(SINGLE, 2.4), layout="constrained")
     axes = figure.subplots()
     edges = np.arange(num_layers + 1) - 0.5
-    title = _draw_band(axes, schedule, table, edges, whole, data)
+    title = _draw_band(axes, data, table, edges, whole)
     processed, published = whole * table.processed_ratio, whole * table.published_ratio
     label = f"Processed, {mean(cost)}{suffix}"
     axes.stairs(processed, edges, baseline=None, color=BLUE, linewidth=1.4, label=label)
@@ -68,36 +70,29 @@ def _label_steps(axes: Axes, schedule: Schedule, whole: float, unit: str) -> Non
             axes.annotate(text, at, xytext=(3, 2), textcoords="offset points", fontsize=7)
 
 
-def _draw_band(
-    axes: Axes, schedule: Schedule, table: pd.DataFrame, edges: np.ndarray, whole: float, data: RunData
-) -> str | None:
+def _draw_band(axes: Axes, data: RunData, table: pd.DataFrame, edges: np.ndarray, whole: float) -> str | None:
     """Draw the band of resampled schedules and add it to ``table``; returns how many of them agree."""
-    solver = schedule.evidence.get("solver")
-    if not isinstance(solver, dict) or "confidence" not in solver:
+    solver = data.evidence.solver
+    if solver is None or solver.confidence is None:
         return None
-    bands, path = solver["confidence"], data.run.schedule
-    need(bands, ("resamples", "level", "ratio_low", "ratio_high", "layers"), path, "schedule again")
-    for name in ("ratio_low", "ratio_high"):
-        if len(bands[name]) != len(table):
+    bands = solver.confidence
+    for name, ratios in (("ratio_low", bands.ratio_low), ("ratio_high", bands.ratio_high)):
+        if len(ratios) != len(table):
             raise InputError(
-                f"{path}: {name} has {len(bands[name])} entries for {len(table)} layers; schedule again"
+                f"{data.run.schedule}: {name} has {len(ratios)} entries for {len(table)} layers; schedule again"
             )
-        table[name] = bands[name]
-    label = f"{bands['level']:.0%} band of {bands['resamples']} resamples"
+        table[name] = ratios
+    label = f"{bands.level:.0%} band of {bands.resamples} resamples"
     low, high = whole * table.ratio_low, whole * table.ratio_high
     axes.stairs(high, edges, baseline=low, fill=True, color=SKY, alpha=0.45, label=label)
-    return _agreement(schedule, solver)
+    return _agreement(data.stages, bands, solver.measured_samples)
 
 
-def _agreement(schedule: Schedule, solver: dict[str, Any]) -> str:
+def _agreement(stages: Sequence[Stage], bands: Confidence, samples: int | None) -> str:
     """How many resamples lead to the schedule's layers, in words."""
-    bands = solver["confidence"]
-    layers = ",".join(str(stage.layer) for stage in schedule.stages)
-    same = bands["layers"].get(layers, 0)
-    often, most = max(bands["layers"].items(), key=lambda one: one[1])
-    text = f"{same} of {bands['resamples']} resamples choose the schedule's layers"
+    same = bands.layers.get(",".join(str(stage.layer) for stage in stages), 0)
+    often, most = max(bands.layers.items(), key=lambda one: one[1])
+    text = f"{same} of {bands.resamples} resamples choose the schedule's layers"
     if most > same:
         text += f",\n{most} choose ({often})"
-    if "measured_samples" in solver:
-        text += f"\nMeasured on {solver['measured_samples']} samples"
-    return text
+    return text if samples is None else f"{text}\nMeasured on {samples} samples"

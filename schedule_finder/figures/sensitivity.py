@@ -21,7 +21,7 @@ from schedule_finder.figures.style import (
     mark_layers,
     words,
 )
-from schedule_finder.signals import bootstrap_weights
+from schedule_finder.intervals import bootstrap_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def sensitivity(data: RunData) -> Drawing | None:
     measured, num_layers = data.sensitivity, data.num_layers
     if measured is None or num_layers is None:
         return None
-    mean = measured.divergence.mean(axis=2)
+    mean = measured.kl.mean(axis=2)
     table = pd.DataFrame(
         {
             "layer": np.repeat(measured.layers, len(measured.ratios)),
@@ -56,7 +56,7 @@ def sensitivity(data: RunData) -> Drawing | None:
     _draw_losses(below, losses)
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
-    title = f"{words(str(measured.rule)).capitalize()}; {len(measured.sample_ids)} samples"
+    title = f"{words(str(measured.policy)).capitalize()}; {len(measured.sample_ids)} samples"
     if min(measured.layers) < 0:
         title += "\nLeft edge: stage before the decoder"
     title += "\nBlack bars: 95% bootstrap intervals"

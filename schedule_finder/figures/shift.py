@@ -20,7 +20,8 @@ from schedule_finder.figures.style import (
     legend_over,
     mark_layers,
 )
-from schedule_finder.signals import band, layer_shift
+from schedule_finder.intervals import band
+from schedule_finder.signals import layer_shift
 
 if TYPE_CHECKING:
     from schedule_finder.figures.run_data import RunData

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from schedule_finder.figures.run_data import RunData
-    from schedule_finder.signals import Band
+    from schedule_finder.intervals import Band
 
 Drawing = tuple[Figure, pd.DataFrame]
 """A figure and the table it was drawn from."""

@@ -65,6 +65,11 @@ class Run:
         return self.folder / "4_latency.json"
 
     @property
+    def measurements(self) -> Path:
+        """Every measurement on the model for step 4, so that an interrupted step continues."""
+        return self.folder / "4_measurements"
+
+    @property
     def schedule(self) -> Path:
         """Step 4's file."""
         return self.folder / "4_schedule.json"
@@ -78,6 +83,16 @@ class Run:
     def evaluation(self) -> Path:
         """Step 5's table."""
         return self.folder / "5_evaluation.csv"
+
+    @property
+    def evaluation_summary(self) -> Path:
+        """Step 5's result in short, and which schedule it is of."""
+        return self.folder / "5_evaluation.json"
+
+    @property
+    def evaluation_parts(self) -> Path:
+        """Finished batches of an interrupted step 5; removed when it is done."""
+        return self.folder / "5_evaluation.parts"
 
     @property
     def figures(self) -> Path:

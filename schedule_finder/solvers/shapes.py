@@ -1,4 +1,4 @@
-"""Published schedules as shapes, moved as little as possible to meet another budget; and random ones."""
+"""Published schedules, changed as little as possible to meet another budget; and random schedules."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.solvers.base import BudgetTarget
+from schedule_finder.solvers.budget import BudgetTarget
 
 _STEPS = 60
 
 
 def scaled_to_budget(
-    places: Sequence[float], ratios: Sequence[float], budget: BudgetTarget
+    depths: Sequence[float], ratios: Sequence[float], budget: BudgetTarget
 ) -> tuple[Stage, ...]:
     """Stages of a published shape that spend the budget.
 
@@ -21,13 +21,13 @@ def scaled_to_budget(
     even dropping everything at these layers costs too much, all layers first move towards the first by one factor.
 
     Args:
-        places: share of the layers that have run when tokens leave, rising.
+        depths: share of the layers that have run when tokens leave, rising.
         ratios: kept after each, falling, in (0, 1).
         budget: what the stages may cost. Raises `InputError` where no stages can meet it.
     """
     deepest = budget.deepest_layer()
     depth = budget.shape.num_layers
-    layers = _distinct([min(round(place * depth) - 1, depth - 2) for place in places])
+    layers = _distinct([min(round(share * depth) - 1, depth - 2) for share in depths])
     if layers[0] > deepest:
         shrink = (deepest + 1) / (layers[0] + 1)
         layers = _distinct([int((layer + 1) * shrink) - 1 for layer in layers])
@@ -48,7 +48,7 @@ def raised_to_budget(
         else:
             high = middle
     powers = [ratio**high for ratio in ratios]
-    # What bisection leaves over is spent by the last ratio.
+    # The last ratio spends what bisection leaves.
     return budget.spend_rest(layers, powers[:-1]) or _stages(layers, powers)
 
 
@@ -59,8 +59,8 @@ def random_stages(
     budget.deepest_layer(earliest)  # refuses what no stages can meet
     while True:
         number = int(rng.integers(1, most + 1))
-        places = np.arange(earliest, budget.shape.num_layers - 1)
-        layers = sorted(rng.choice(places, number, replace=False).tolist())
+        possible = np.arange(earliest, budget.shape.num_layers - 1)
+        layers = sorted(rng.choice(possible, number, replace=False).tolist())
         ratios = sorted(rng.uniform(0, 1, number - 1).tolist(), reverse=True)
         if (stages := budget.spend_rest(layers, ratios)) is not None:
             return stages

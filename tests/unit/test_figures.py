@@ -20,20 +20,22 @@ from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder import figures
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
-from schedule_finder.evaluation.evaluate import BASELINE_SCORERS, COLUMNS, wilson_interval
+from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
+from schedule_finder.evaluation.metrics import COLUMNS
 from schedule_finder.figures import make_figures, style
+from schedule_finder.figures.accuracy import accuracy
 from schedule_finder.figures.attention_map import ranked_attention
 from schedule_finder.figures.convergence import convergence
-from schedule_finder.figures.accuracy import accuracy
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
 from schedule_finder.figures.run_data import RunData, read_evaluation
 from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
+from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.run.folder import Run
-from schedule_finder.signals import band, layer_shift
+from schedule_finder.signals import layer_shift
 from tests.unit.test_sensitivity import table_from
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
@@ -63,7 +65,7 @@ CHECKS = """samples,change_points,first_half,second_half,standing,ratio_error,en
 256,4 9,4,4 9,False,0.03,False,2:0.5 6:0.1
 512,4,4,4,True,0.015,True,3:0.4
 """
-EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(BASELINE_SCORERS, 0.7)}
+EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(("uniform_text", *DEFAULT_BASELINES), 0.7)}
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +456,8 @@ def test_a_front_without_divergences_is_no_figure(run):
 def test_every_method_has_a_look_of_its_own():
     pre_decoder = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
     assert len(set(pre_decoder)) == len(pre_decoder)
-    assert {"schedule", "not merged", *BASELINE_SCORERS} <= set(style.LOOKS)
+    kinds = {name.replace("-", " ") for name in BASELINES}
+    assert {"schedule", *kinds} <= set(style.LOOKS)
     assert set(style.OPEN) <= set(style.LOOKS)
 
 

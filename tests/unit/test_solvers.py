@@ -18,7 +18,7 @@ from schedule_finder.solvers.grid import every_schedule
 from schedule_finder.solvers.retained import Replay, Retained, layer_weights
 
 KINDS = ("processed", "published", "flops", "kv")
-RULE = TokenPolicy("text_guided")
+POLICY = TokenPolicy("text_guided")
 PROFILE_ONLY = sorted(name for name, solver in SOLVERS.items() if not solver.measures)
 
 
@@ -75,11 +75,11 @@ def test_any_reachable_budget_is_met(
     least = target.cost((Stage(layer=0, keep_ratio=0.0),))
     if budget < least - 1e-6:
         with pytest.raises(InputError, match="out of reach"):
-            SOLVERS[solver]().solve(Problem(profile, change_points, target, RULE))
+            SOLVERS[solver]().solve(Problem(profile, change_points, target, POLICY))
         return
     if budget < least + 1e-6:
         return
-    stages = SOLVERS[solver]().solve(Problem(profile, change_points, target, RULE)).stages
+    stages = SOLVERS[solver]().solve(Problem(profile, change_points, target, POLICY)).stages
     assert target.cost(stages) == pytest.approx(budget, rel=0.01)
     assert [stage.layer for stage in stages] == sorted({stage.layer for stage in stages})
     ratios = [stage.keep_ratio for stage in stages]
@@ -151,10 +151,10 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
     # Exactly enough for all layers up to the change, and ten tokens of forty from then on.
     budget = ((change + 1) + (11 - change) * 0.25) / 12
     target = target_for(profile, "processed", budget)
-    solution = Retained().solve(Problem(profile, [change], target, RULE))
+    solution = Retained().solve(Problem(profile, [change], target, POLICY))
     assert solution.stages[0].layer >= change
-    assert solution.evidence["retained"] > 0.9
-    assert solution.evidence["placed_by"] == "attention shifts"
+    assert solution.evidence.retained > 0.9
+    assert solution.evidence.placed_by == "attention shifts"
     early = target.spend_rest([0], ())
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=True))
     assert replay.retained(early) < 0.6
@@ -162,9 +162,9 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
 
 def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     profile = planted_profile(6)
-    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), RULE))
-    assert solution.evidence["placed_by"] == "budget"
-    assert len(set(solution.evidence["layer_weights"])) == 1
+    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), POLICY))
+    assert solution.evidence.placed_by == "budget"
+    assert len(set(solution.evidence.layer_weights)) == 1
 
 
 def test_a_stage_that_gains_nothing_is_left_out() -> None:
@@ -173,8 +173,8 @@ def test_a_stage_that_gains_nothing_is_left_out() -> None:
     profile = profile_of(
         [np.tile(rng.dirichlet(np.full(40, 0.1)), (12, 1)).astype(np.float32) for _ in range(9)]
     )
-    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.4), RULE))
-    assert len(solution.evidence["by_number_of_stages"]) > 1
+    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.4), POLICY))
+    assert len(solution.evidence.by_number_of_stages) > 1
     assert len(solution.stages) == 1
 
 
@@ -182,11 +182,11 @@ def test_more_stages_never_retain_less() -> None:
     profile = random_profile(12, 3, samples=20)
     by_number = (
         Retained()
-        .solve(Problem(profile, [3, 6, 9], target_for(profile, "processed", 0.5), RULE))
-        .evidence["by_number_of_stages"]
+        .solve(Problem(profile, [3, 6, 9], target_for(profile, "processed", 0.5), POLICY))
+        .evidence.by_number_of_stages
     )
     assert set(by_number) == {"1", "2", "3"}
-    assert by_number["2"]["retained"] >= by_number["1"]["retained"] - 0.01
+    assert by_number["2"].retained >= by_number["1"].retained - 0.01
 
 
 def test_the_grid_begins_before_the_decoder_where_it_may() -> None:

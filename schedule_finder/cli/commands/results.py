@@ -16,6 +16,7 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.run import show_backbone, show_run
 from schedule_finder.cli.terminal.schedule import show_schedule
+from schedule_finder.run.folder import Run
 
 if TYPE_CHECKING:
     from schedule_finder.models.loading import LoadedBackbone
@@ -29,13 +30,20 @@ def evaluate(
     batch_size: opt.BatchSize = 32,
     threads: opt.Threads = None,
     max_new_tokens: opt.MaxNewTokens = 16,
-    sweep: opt.Sweep = True,
+    baselines: opt.Baselines = None,
+    sweep: opt.Sweep = False,
 ) -> dict[str, Any]:
     """Step 5: the schedule and its baselines against the full model, on held-out samples."""
     current = open_run(folder)
     loaded, data = load_again(current, device, dtype, threads)
     table = evaluate_schedule(
-        current, loaded, data, batch_size=batch_size, max_new_tokens=max_new_tokens, sweep=sweep
+        current,
+        loaded,
+        data,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        baselines=baselines,
+        sweep=sweep,
     )
     show_evaluation(table, current)
     return {"run": str(folder), "evaluation": str(current.evaluation)}
@@ -58,21 +66,24 @@ def inspect(
 ) -> dict[str, Any]:
     """The content of a run, a schedule file, a published preset or a backbone, as tables."""
     from pruning_runtime.schedule import Schedule
+    from schedule_finder.evidence import HeldOutSummary
 
     path = Path(what)
     if (path / "run.json").exists():
         current = open_run(path)
         show_run(current)
         return current.document()
+    held_out = None
     if path.is_file():
         found = Schedule.load(path)
+        held_out = HeldOutSummary.load(Run(path.parent).evaluation_summary)
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
         facts = _backbone_facts(BackboneOptions(what, "cpu", "auto", None).load())
         show_backbone(what, facts)
         return facts
-    show_schedule(found)
+    show_schedule(found, held_out)
     return found.model_dump(mode="json")
 
 

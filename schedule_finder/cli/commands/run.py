@@ -38,7 +38,8 @@ def run(
     seed: opt.Seed = 0,
     threads: opt.Threads = None,
     max_new_tokens: opt.MaxNewTokens = 16,
-    sweep: opt.Sweep = True,
+    baselines: opt.Baselines = None,
+    sweep: opt.Sweep = False,
     *,
     columns: dict[str, Any],
 ) -> dict[str, Any]:
@@ -78,7 +79,13 @@ def run(
     evaluated = None
     if eval_samples:
         evaluated = evaluate_schedule(
-            current, loaded, data, batch_size=batch_size, max_new_tokens=max_new_tokens, sweep=sweep
+            current,
+            loaded,
+            data,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            baselines=baselines,
+            sweep=sweep,
         )
     figures = draw_figures(current)
     if evaluated is not None:

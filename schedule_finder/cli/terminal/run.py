@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def show_run(current: Run) -> None:
     """The steps of a run, and its schedule if it has one."""
     from pruning_runtime.schedule import Schedule
+    from schedule_finder.evidence import HeldOutSummary
 
     table = make_table(f"Run {current.folder}", "step", "state", "seconds", "facts")
     for name, entry in current.document()["steps"].items():
@@ -23,7 +24,7 @@ def show_run(current: Run) -> None:
         table.add_row(name, entry["state"], str(entry.get("seconds", "")), facts)
     show_table(table)
     if current.schedule.exists():
-        show_schedule(Schedule.load(current.schedule))
+        show_schedule(Schedule.load(current.schedule), HeldOutSummary.load(current.evaluation_summary))
 
 
 def show_backbone(name: str, facts: dict[str, Any]) -> None:

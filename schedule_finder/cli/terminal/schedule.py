@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pruning_runtime.schedule import Schedule
+    from schedule_finder.evidence import HeldOutSummary, SolverEvidence
     from schedule_finder.run.folder import Run
 
 MOST_ROWS = 4
@@ -29,10 +30,12 @@ def show_detections(document: dict[str, Any]) -> None:
     show_table(table)
 
 
-def show_schedule(schedule: Schedule) -> None:
+def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) -> None:
     """Stages, their cost in every unit, the solver's reasons and the held-out results, on one screen."""
     from pruning_runtime.schedule import BudgetKind
+    from schedule_finder.evidence import Evidence, digest
 
+    evidence = Evidence.of(schedule)
     _show_stages(schedule)
     screen.print(
         f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}, positions {schedule.positions}"
@@ -46,17 +49,24 @@ def show_schedule(schedule: Schedule) -> None:
             if (share := getattr(costs, name)) is not None
         )
         screen.print(f"cost in % of unpruned: {shares}")
-    for line in _reasons(schedule.evidence.get("solver")):
+    for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
-    held_out = schedule.evidence.get("held_out", {})
+    if held_out is not None and held_out.schedule != digest(schedule):
+        screen.print("held out: the stored evaluation is of another schedule; evaluate again")
+        return
+    # Version 1 kept the results in the schedule file.
+    found = held_out.methods if held_out is not None else evidence.held_out
     results = [
-        f"{name} {100 * held_out[method]['exact_match']:.1f} % "
-        f"({100 * held_out[method]['ci_low']:.1f}-{100 * held_out[method]['ci_high']:.1f})"
+        f"{name} {100 * result.exact_match:.1f} % ({_percents(result.ci_low, result.ci_high)})"
         for method, name in (("schedule", "exact match"), ("full", "full model"))
-        if method in held_out and held_out[method]["exact_match"] is not None
+        if (result := found.get(method)) is not None and result.exact_match is not None
     ]
     if results:
-        screen.print(f"held out: {', '.join(results)}, n = {held_out['schedule']['n']}")
+        screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
+
+
+def _percents(*shares: float | None) -> str:
+    return "-".join("?" if share is None else f"{100 * share:.1f}" for share in shares)
 
 
 def _show_stages(schedule: Schedule) -> None:
@@ -74,37 +84,35 @@ def _show_stages(schedule: Schedule) -> None:
     show_table(table)
 
 
-def _reasons(solver: Any) -> Iterator[str]:
+def _reasons(solver: SolverEvidence) -> Iterator[str]:
     """The solver's reasons for its choice, one line per subject."""
-    if not isinstance(solver, dict):
-        return
-    said = [f"placed by {solver['placed_by']}"] if "placed_by" in solver else []
-    if "retained" in solver:
-        said.append(f"{100 * solver['retained']:.1f} % of text-to-vision attention retained in replay")
-    if "predicted_kl" in solver:
-        said.append(f"KL {_nats(solver['predicted_kl'])} predicted from {solver['measured_samples']} samples")
-    if "measured_kl" in solver:
-        on = f" on {solver['chosen_on_samples']}" if "chosen_on_samples" in solver else ""
-        tried = solver.get("measured_schedules", solver.get("tried"))
-        said.append(f"KL {_nats(solver['measured_kl'])} measured{on}, best of {tried} schedules")
-    said += [solver["source"]] if "source" in solver else []
-    yield f"solver {solver.get('solver', 'unknown')}: {'; '.join(said) or 'no reasons given'}"
-    numbers = solver.get("by_number_of_stages", {})
-    if numbers and "predicted_kl" in solver:
-        by_number = ", ".join(f"{count}: {_nats(best['predicted_kl'])}" for count, best in numbers.items())
+    reasons = [f"placed by {solver.placed_by}"] if solver.placed_by else []
+    if solver.retained is not None:
+        reasons.append(f"{100 * solver.retained:.1f} % of text-to-vision attention retained in replay")
+    if solver.predicted_kl is not None:
+        reasons.append(f"KL {_nats(solver.predicted_kl)} predicted from {solver.measured_samples} samples")
+    if solver.measured_kl is not None:
+        on = f" on {solver.chosen_on_samples}" if solver.chosen_on_samples else ""
+        tried = solver.measured_schedules
+        reasons.append(f"KL {_nats(solver.measured_kl)} measured{on}, best of {tried} schedules")
+    reasons += [solver.source] if solver.source else []
+    yield f"solver {solver.solver}: {'; '.join(reasons) or 'no reasons given'}"
+    by_number = ", ".join(
+        f"{count}: {_nats(best.predicted_kl)}"
+        for count, best in solver.by_number_of_stages.items()
+        if best.predicted_kl is not None
+    )
+    if by_number:
         yield f"KL predicted by number of stages: {by_number}"
-    alternatives = {
-        name: result for name, result in solver.get("rules", {}).items() if any(result["worse_by"])
-    }
-    if alternatives:
-        yield "other scorers on these stages: measured KL, and how much higher (95 %)"
-        for name, result in alternatives.items():
-            low, high = map(_nats, result["worse_by"])
-            yield f"  {name}: {_nats(result['measured_kl'])} ({low} to {high})"
-    if "confidence" in solver:
-        bands = solver["confidence"]
-        often = ", ".join(f"({layers}) {count}" for layers, count in bands["layers"].items())
-        yield f"layers chosen in {bands['resamples']} resamples: {often}"
+    others = {name: result for name, result in solver.policies.items() if any(result.worse_by)}
+    if others:
+        yield "other policies on these stages: measured KL, and how much higher (95 %)"
+        for name, result in others.items():
+            low, high = map(_nats, result.worse_by)
+            yield f"  {name}: {_nats(result.measured_kl)} ({low} to {high})"
+    if solver.confidence is not None:
+        often = ", ".join(f"({layers}) {count}" for layers, count in solver.confidence.layers.items())
+        yield f"layers chosen in {solver.confidence.resamples} resamples: {often}"
 
 
 def _nats(divergence: float) -> str:
