@@ -81,7 +81,7 @@ def test_the_parts_of_every_round_add_up_to_its_total(measured: dict[str, Any]) 
         assert untold == ({"scoring", "dropping"} if result["fast"] else set())
 
 
-def test_each_competitor_is_held_against_the_unpruned_model_on_its_path(measured: dict[str, Any]) -> None:
+def test_each_baseline_is_compared_with_the_unpruned_model_on_its_path(measured: dict[str, Any]) -> None:
     def decoder(baseline: str, batch: int) -> list[float]:
         (found,) = [
             one["rounds"]
@@ -119,7 +119,7 @@ def test_oracle_and_ours_process_the_same_tokens(measured: dict[str, Any]) -> No
             assert by_name["unpruned, fast"][field] == by_name["unpruned"][field]
 
 
-def test_competitors_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES["qwen2_vl"].build()
     prompts: list[torch.Tensor] = []
     pixels: list[list[torch.Tensor]] = []
@@ -178,7 +178,7 @@ def test_the_fast_path_is_taken_once_before_the_clock_starts(monkeypatch: pytest
         assert timed == ([False, True] * 4 if name in FAST else [True] * 4), name
 
 
-def test_a_rival_that_fails_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_that_fails_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """A rule that draws on the host runs on the plain path, which is not what is to be measured."""
     model = FAMILIES["llava"].build()
     schedule = schedule_for(model, (1, 0.25), scorer="random")
@@ -215,7 +215,7 @@ def test_tables_and_figure_say_what_a_captured_graph_hides(
     assert drawn["scoring_ms"].isna().sum() == len(FAST) * len(BATCHES)
 
 
-def test_a_rival_loses_its_yardstick_only() -> None:
+def test_without_the_unpruned_fast_path_only_its_ratio_is_missing() -> None:
     model = FAMILIES["llava"].build()
     document = run_benchmark(
         find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, seconds=0, fast=True,
@@ -419,7 +419,7 @@ def test_families_without_known_inputs_are_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
-def test_every_family_runs_every_competitor_in_bfloat16(family: str) -> None:
+def test_every_family_runs_every_baseline_in_bfloat16(family: str) -> None:
     """Eager stages, DeepStack, image newlines and M-RoPE, in the precision of a GPU."""
     tiny: Any = FAMILIES.get(family) or FAMILIES_A[family]
     model = tiny.build().to(torch.bfloat16)

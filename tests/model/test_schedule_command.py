@@ -98,6 +98,13 @@ def test_discard_or_merge_can_be_asked_for(run: Path, dropped_tokens: str) -> No
     assert {name.endswith("merge") for name in policies} == {dropped_tokens == "merge"}
 
 
+def test_the_old_option_for_dropped_tokens_still_works(run: Path) -> None:
+    call("schedule", run, "--residual", "none", "--solver", "pyramid", "--budget", "40%")
+    assert solved(run).dropped_tokens == "discard"
+    line = call("schedule", run, "--residual", "kept", "--budget", "40%", code=2)
+    assert "--dropped-tokens 'kept': choose auto, discard, merge" in line
+
+
 @pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
 def test_a_scorer_that_is_asked_for_has_no_alternatives(run: Path, scorer: str) -> None:
     call("schedule", run, "--scorer", scorer, "--dropped-tokens", "discard", "--budget", "40%")
@@ -258,6 +265,9 @@ def full_schedule(stages: int) -> Schedule:
                 },
                 "confidence": {
                     "resamples": 20,
+                    "level": 0.9,
+                    "ratio_low": [0.1] * 32,
+                    "ratio_high": [0.9] * 32,
                     "layers": {f"{n},10,20,30": 4 for n in range(5)},
                 },
             },

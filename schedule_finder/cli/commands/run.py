@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli import options as opt
 from schedule_finder.cli import parsing
@@ -13,6 +13,11 @@ from schedule_finder.cli.steps import draw_figures, evaluate_schedule, profile_s
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from schedule_finder.run.folder import Run
 
 
 @command
@@ -58,15 +63,9 @@ def run(
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
     model = BackboneOptions(backbone, device, dtype, threads)
     current, running, data = begin_run(
-        model,
-        EngineOptions(engine, workers, batch_size, batch_tokens),
-        dataset=dataset,
-        samples=samples,
-        eval_samples=eval_samples,
-        seed=seed,
-        columns=columns,
-        out=out,
-    )
+        model, EngineOptions(engine, workers, batch_size, batch_tokens), dataset=dataset, samples=samples,
+        eval_samples=eval_samples, seed=seed, columns=columns, out=out,
+    )  # fmt: skip
     from schedule_finder import pipeline
 
     with running:
@@ -79,14 +78,13 @@ def run(
     evaluated = None
     if eval_samples:
         evaluated = evaluate_schedule(
-            current,
-            loaded,
-            data,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            baselines=baselines,
-            sweep=sweep,
-        )
+            current, loaded, data, batch_size=batch_size, max_new_tokens=max_new_tokens, baselines=baselines, sweep=sweep
+        )  # fmt: skip
+    return _finish(current, evaluated)
+
+
+def _finish(current: Run, evaluated: pd.DataFrame | None) -> dict[str, Any]:
+    """Draw the figures, and show and return where everything is."""
     figures = draw_figures(current)
     if evaluated is not None:
         show_evaluation(evaluated, current)
