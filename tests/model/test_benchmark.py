@@ -206,7 +206,7 @@ def test_tables_and_figure_say_what_a_captured_graph_hides(
     show_benchmark(measured)
     said = " ".join(capsys.readouterr().out.split())
     assert "path: in % of unpruned on the same path" in said
-    assert "*: part of layers, since a captured graph cannot be divided" in said
+    assert "*: included in layers: a captured graph cannot be divided" in said
     figure, drawn = latency(measured)
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert texts == [" scoring, dropping\n in the decoder"] * len(BATCHES)
@@ -243,7 +243,7 @@ def test_where_time_is_up_one_round_decodes(capsys: pytest.CaptureFixture[str]) 
         assert [row["new_tokens"] for row in result["rounds"]] == [4, 1, 1]
         assert sum(result["decode"].values()) == pytest.approx(3 * result["token_ms"]["median"])
     show_benchmark(document)
-    assert "3 rounds, 1 of them to 4 tokens" in capsys.readouterr().out
+    assert "3 rounds, 1 of them with 4 new tokens" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_model_is_left_as_it_was() -> None:
