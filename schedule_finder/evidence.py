@@ -156,7 +156,8 @@ class Evidence(_Facts):
             return cls.model_validate(schedule.evidence)
         except ValidationError as error:
             raise InputError(
-                f"{source}: evidence {_problem(error)}; it is damaged or of an unknown format: schedule again"
+                f"{source}: evidence {_problem(error)}; this release does not read that (an older format, or damage); "
+                "schedule again"
             ) from error
 
 

@@ -101,7 +101,7 @@ class _Batch:
         return self._reference
 
     def _seeded(self, schedule: Schedule) -> Schedule:
-        """Random scores are drawn anew for every batch, so that the result does not hang on one order."""
+        """The schedule, with another seed for every batch where it scores at random."""
         if schedule.scorer.name != "random":
             return schedule
         choice = ScorerChoice(name="random", options={"seed": self._number})

@@ -142,9 +142,9 @@ BASELINES: dict[str, Baseline] = {
     "smaller-images": _smaller_images,
 }
 DEFAULT_BASELINES = ("random", "strided", "last_token", "text_guided")
-"""In order; as many as `NUM_DEFAULT`. Random and evenly spaced tokens are the controls that need no scores: a
-schedule that does not beat them has learned nothing. The last token's attention is FastV's rule, the most used one.
-Where the schedule itself scores by the last token, the paper's rule takes its place."""
+"""In order; the first `NUM_DEFAULT` other than the schedule's own scorer. Random and evenly spaced tokens are the
+controls that need no scores: a schedule that is not better than them is useless. The last token's attention is the
+rule of FastV, the most common published baseline."""
 NUM_DEFAULT = 3
 SWEEP_BASELINES = ("last_token", "random", "strided")
 ALL = "all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from pruning_runtime import find_backbone, pruned
 from pruning_runtime.schedule import BackboneIdentity, Stage
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.measuring.unit_store import UnitStore
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
 from tests.support.tiny_families_b import FAMILIES_B
@@ -20,7 +22,7 @@ from tests.support.tiny_models import FAMILIES, Inputs
 POLICY = TokenPolicy("text_guided")
 
 
-def answer_kl_of(model: PreTrainedModel, batches: list[Inputs]) -> AnswerKL:
+def answer_kl_of(model: PreTrainedModel, batches: list[Inputs], store: UnitStore | None = None) -> AnswerKL:
     backbone = find_backbone(model)
     identity = BackboneIdentity(
         name="tiny", model_type=backbone.model_type, num_layers=backbone.shape.num_layers
@@ -28,7 +30,7 @@ def answer_kl_of(model: PreTrainedModel, batches: list[Inputs]) -> AnswerKL:
     names = [
         f"{batch}-{row}" for batch, inputs in enumerate(batches) for row in range(len(inputs["input_ids"]))
     ]
-    return AnswerKL(backbone, identity, names, batches)
+    return AnswerKL(backbone, identity, names, batches, store)
 
 
 def log_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
@@ -121,3 +123,33 @@ def test_the_model_is_as_before_even_after_an_error() -> None:
     for module, known in zip(model.modules(), before, strict=True):
         assert vars(module).keys() == known.keys()
     assert answer_kl.measure((), POLICY).max() == pytest.approx(0, abs=1e-7)
+
+
+def everything_of(answer_kl: AnswerKL) -> list[Any]:
+    """Every kind of measurement, so that a result that is taken for another one shows."""
+    found: list[Any] = []
+    for policy in (
+        POLICY,
+        TokenPolicy("text_guided", "merge"),
+        TokenPolicy("random", seed=1),
+        TokenPolicy("random"),
+    ):
+        for stages in ((Stage(layer=1, keep_ratio=0.3),), (Stage(layer=2, keep_ratio=0.3),), ()):
+            found += [part.tolist() for part in answer_kl.measure_with_tokens(stages, policy)]
+        found += [values.tolist() for _, values in answer_kl.measure_single([-1, 1, 3], (0.5, 0.1), policy)]
+    return [*found, answer_kl.measure((Stage(layer=1, keep_ratio=0.1),), POLICY, 2).tolist()]
+
+
+def test_what_is_stored_is_what_is_measured_and_is_not_measured_again(tmp_path: Path) -> None:
+    tiny = FAMILIES["llava"]
+    model, batches = tiny.build(), [tiny.batch((1, 2)), tiny.batch((1,), seed=1)]
+    expected = everything_of(answer_kl_of(model, batches))
+    assert everything_of(answer_kl_of(model, batches, UnitStore(tmp_path, {}))) == expected
+    again = answer_kl_of(model, batches, UnitStore(tmp_path, {}))
+    reference = again.forwards
+    assert everything_of(again) == expected
+    assert again.forwards == reference
+    # Batches of other samples are not taken for these.
+    other = [tiny.batch((1, 2), seed=5), tiny.batch((1,), seed=6)]
+    found = everything_of(answer_kl_of(model, other, UnitStore(tmp_path, {})))
+    assert found == everything_of(answer_kl_of(model, other)) != expected

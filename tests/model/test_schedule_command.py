@@ -264,10 +264,10 @@ def full_schedule(stages: int) -> Schedule:
                     for index, name in enumerate(policies)
                 },
                 "confidence": {
-                    "resamples": 20,
                     "level": 0.9,
-                    "ratio_low": [0.1] * 32,
-                    "ratio_high": [0.9] * 32,
+                    "ratio_low": [0.1234] * 32,
+                    "ratio_high": [0.9876] * 32,
+                    "resamples": 20,
                     "layers": {f"{n},10,20,30": 4 for n in range(5)},
                 },
             },

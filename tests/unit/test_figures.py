@@ -456,8 +456,7 @@ def test_a_front_without_divergences_is_no_figure(run):
 def test_every_method_has_a_look_of_its_own():
     pre_decoder = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
     assert len(set(pre_decoder)) == len(pre_decoder)
-    kinds = {name.replace("-", " ") for name in BASELINES}
-    assert {"schedule", *kinds} <= set(style.LOOKS)
+    assert {"schedule", *(name.replace("-", " ") for name in BASELINES)} <= set(style.LOOKS)
     assert set(style.OPEN) <= set(style.LOOKS)
 
 

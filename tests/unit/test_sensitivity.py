@@ -145,7 +145,7 @@ def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_t
     first, *_ = stages = solved(table, target)
     assert first.layer == -1
     assert target.cost(stages) == pytest.approx(0.2, abs=1e-9)
-    # Two of ten layers less the look, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
+    # Two of ten layers less the scoring, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
     # layer there is one left for five.
     assert predict(table, target, stages) == pytest.approx(5 * (1 - 0.28))
     later = solved(table_from(need), target)
@@ -153,14 +153,14 @@ def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_t
 
 
 @pytest.mark.parametrize("first_needs", [0.0, 1.0])
-def test_a_look_that_does_not_pay_is_not_taken(first_needs: float) -> None:
+def test_no_stage_before_the_decoder_where_it_does_not_pay(first_needs: float) -> None:
     """The budget has room for the two layers that need something: nothing to gain, whether the first needs any or not."""
     need = np.array([first_needs, 1.0] + [0.0] * 8)
     stages = solved(table_from(need, earliest=-1), target_of(0.2))
     assert stages == (Stage(layer=1, keep_ratio=0.0),)
 
 
-def test_without_a_look_a_budget_below_the_first_layer_is_refused_and_with_it_below_the_look() -> None:
+def test_the_smallest_budget_is_the_first_layer_or_scoring_before_it() -> None:
     need = np.full(LAYERS, 0.5)
     least = pre_decoder_share(shape_of(LAYERS)) / LAYERS
     assert least < 0.05 < 0.1  # a layer
@@ -180,7 +180,9 @@ def test_without_a_look_a_budget_below_the_first_layer_is_refused_and_with_it_be
     budget=st.floats(0.04, 0.9),
     kind=st.sampled_from(("processed", "flops", "kv", "published")),
 )
-def test_any_reachable_budget_is_met_with_a_look(seed: int, budget: float, kind: str) -> None:
+def test_any_reachable_budget_is_met_with_a_stage_before_the_decoder(
+    seed: int, budget: float, kind: str
+) -> None:
     need = np.random.default_rng(seed).exponential(1.0, LAYERS)
     target = BudgetTarget(kind, budget, shape_of(LAYERS), 100, 20)
     table = table_from(need, samples=3, earliest=-1)
@@ -210,7 +212,7 @@ def test_a_stage_more_is_taken_where_it_saves_enough() -> None:
     assert len(alone.stages) == 1
 
 
-def test_doubt_shows() -> None:
+def test_the_band_is_wide_where_samples_disagree() -> None:
     """Noisy samples disagree about the ratios; the bands say by how much."""
     need = np.linspace(1, 0.1, LAYERS)
     solution = SOLVERS["sensitivity"]().solve(
@@ -228,7 +230,7 @@ def test_doubt_shows() -> None:
     assert len(bands.ratio_low) == LAYERS
 
 
-def test_each_half_and_each_data_set_left_out_has_its_say() -> None:
+def test_schedules_of_each_half_and_without_each_data_set_are_reported() -> None:
     """One data set needs vision to layer 2, the other to layer 6: without either the schedule is the other's."""
     early, late = np.zeros(LAYERS), np.zeros(LAYERS)
     early[:3], late[:7] = 1.0, 1.0

@@ -168,7 +168,7 @@ def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
 
 
 def test_a_stage_that_gains_nothing_is_left_out() -> None:
-    """Attention that never moves and is the same in every layer: one stage says all there is to say."""
+    """Attention that never moves and is the same in every layer: one stage is enough."""
     rng = np.random.default_rng(0)
     profile = profile_of(
         [np.tile(rng.dirichlet(np.full(40, 0.1)), (12, 1)).astype(np.float32) for _ in range(9)]
@@ -200,7 +200,7 @@ def test_the_grid_begins_before_the_decoder_where_it_may() -> None:
 
 
 @pytest.mark.parametrize(("layers", "earliest"), [([0, 1, 2], -1), ([1, 2], 0), ([3, 7], 0)])
-def test_a_profile_says_where_the_first_stage_may_stand(layers: list[int], earliest: int) -> None:
+def test_the_earliest_stage_of_a_profile(layers: list[int], earliest: int) -> None:
     profile = random_profile(8, 0)
     profile.meta["layers"] = layers
     assert profile.earliest_stage == earliest
