@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import PositionScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 1 << 17
 """Positions that a random order covers; drawn whole so that stages of one prefill agree."""
@@ -26,6 +28,8 @@ class RandomTokens(PositionScorer):
         self.seed = seed
 
     def score_positions(self, vision: Tensor, position: Tensor, keep: Tensor, forward: int) -> Tensor:
+        import torch  # here, so that reading a schedule does not import it
+
         # Drawn on the CPU so that every device keeps the same tokens.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + forward)
         order = torch.rand(LONGEST, generator=generator)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import AttentionScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UniformText(AttentionScorer):

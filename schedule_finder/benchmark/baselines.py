@@ -1,4 +1,4 @@
-"""What is measured beside the schedule, and why each is a fair rival."""
+"""What is measured beside the schedule, and what each baseline shows."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Baseline:
 
     @property
     def baseline(self) -> str:
-        """The baseline that drops nothing on the same path."""
+        """The name of the unpruned baseline on the same path."""
         return UNPRUNED_FAST if self.fast else UNPRUNED
 
 
 def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> list[Baseline]:
-    """Ours and what it is held against; those at the same cost keep as many tokens as whole tokens allow.
+    """The unpruned model, the schedule and its baselines; those of equal cost process equally many whole tokens.
 
     Args:
-        schedule: ours.
+        schedule: what the others are compared with.
         num_vision: vision tokens of the prompt.
-        fast: with the schedule on `pruned`'s fast path, and the model on that path with nothing dropped.
+        fast: add the schedule and the model with nothing dropped on the fast path of `pruned`.
     """
     layers = schedule.backbone.num_layers
     processed = sum(kept_per_layer(schedule.stages, num_vision, layers)) / (layers * num_vision)
@@ -48,13 +48,13 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
         Baseline(SCHEDULE, f"the schedule, scorer {schedule.scorer.name}", schedule),
         Baseline(
             "no-scoring bound",
-            "same stages and kept counts, evenly strided tokens: no attention is read, selection and gathering are ours",
+            "same stages and kept counts, evenly spaced tokens: no attention is read, selection and gathering are unchanged",
             schedule.model_copy(update={"scorer": strided}),
         ),
         Baseline(
             "eager, syncs",
             "same stages and kept counts; stage layers run eager attention and return whole maps, which are scored row "
-            "by row, read to the host and made into lists of positions there; the tokens that leave are strided ones",
+            "by row on the host; the tokens that are dropped are evenly spaced ones",
             schedule.model_copy(update={"scorer": strided}),
             eager_stages=True,
         ),
@@ -73,12 +73,12 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
         "scorer": strided,
         "dropped_tokens": "discard",
     }
-    what = "strided tokens dropped before the decoder, as many tokens processed"
+    what = "evenly spaced tokens, dropped before the decoder, as many tokens processed"
     found.append(Baseline("before decoder", what, schedule.model_copy(update=before)))
     if fast:
-        # A rule without attention, so that nothing listens to any layer.
+        # A scorer without attention, so that no layer is hooked.
         whole = {"stages": (), "scorer": strided, "positions": "original", "dropped_tokens": "discard"}
-        what = "nothing dropped, prefill on the fast path: what `schedule, fast` is fairly held against"
+        what = "nothing dropped, prefill on the fast path: the baseline of `schedule, fast`"
         found += [
             Baseline(UNPRUNED_FAST, what, schedule.model_copy(update=whole), fast=True),
             Baseline(SCHEDULE_FAST, "the schedule, prefill on the fast path", schedule, fast=True),
@@ -87,7 +87,7 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
 
 
 def kept_per_layer(stages: Sequence[Stage], num_vision: int, num_layers: int) -> list[int]:
-    """Vision tokens that each layer computes."""
+    """Vision tokens that each layer processes."""
     counts = []
     for layer in range(num_layers):
         done = [stage.kept(num_vision) for stage in stages if stage.layer < layer]

@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_json
-from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.provenance import provenance
+
+if TYPE_CHECKING:
+    from schedule_finder.profiling.store import ProfileStore
 
 FORMAT, VERSION = "adaptinfer-run", 1
 
@@ -38,6 +40,8 @@ class Run:
     @property
     def profile(self) -> ProfileStore:
         """Step 2's folder."""
+        from schedule_finder.profiling.store import ProfileStore  # imports torch
+
         return ProfileStore(self.folder / "2_profile")
 
     @property

@@ -98,6 +98,13 @@ def test_discard_or_merge_can_be_asked_for(run: Path, dropped_tokens: str) -> No
     assert {name.endswith("merge") for name in policies} == {dropped_tokens == "merge"}
 
 
+def test_the_old_option_for_dropped_tokens_still_works(run: Path) -> None:
+    call("schedule", run, "--residual", "none", "--solver", "pyramid", "--budget", "40%")
+    assert solved(run).dropped_tokens == "discard"
+    line = call("schedule", run, "--residual", "kept", "--budget", "40%", code=2)
+    assert "--dropped-tokens 'kept': choose auto, discard, merge" in line
+
+
 @pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
 def test_a_scorer_that_is_asked_for_has_no_alternatives(run: Path, scorer: str) -> None:
     call("schedule", run, "--scorer", scorer, "--dropped-tokens", "discard", "--budget", "40%")
@@ -223,7 +230,7 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     for name in ("processed", "published", "flops", "kv"):
         assert f"{name} {100 * getattr(costs, name):.1f}" in said
     assert "asked for 40.0" in said
-    assert f"scorer {schedule.scorer.name}, dropped tokens {schedule.dropped_tokens}" in said
+    assert f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}" in said
     assert "layers chosen in 20 resamples" in said
     assert "other policies on these stages" in said
 
