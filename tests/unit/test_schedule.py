@@ -147,7 +147,7 @@ def test_a_json_file_that_is_no_schedule_is_refused(text: str) -> None:
 def test_an_unknown_version_is_refused(version: Any) -> None:
     message = refusal(with_changes("version", version))
     assert f"version {version!r}" in message
-    assert f"reads {VERSION}" in message
+    assert f"reads 1 and {VERSION}" in message
 
 
 @pytest.mark.parametrize(
