@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pruning_runtime.geometry import DecoderShape, read_shape
 from pruning_runtime.model_quirks.kv_sharing import kv_sources
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -28,24 +28,6 @@ _VISION_ID_FIELDS = ("image_token_id", "video_token_id", "image_token_index", "v
 
 class UnsupportedBackbone(ValueError):
     """A model that cannot be profiled or pruned; the message says which part and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """Geometry of the decoder: all that costs depend on. Sizes are numbers of features.
-
-    ``head_dim`` is the width of a head's queries and keys, ``value_dim`` that of its values; None where
-    they are equal. Where layers differ (wider heads in full layers, say), sizes are means over the layers.
-    """
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    value_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +47,7 @@ class Backbone:
     @property
     def config_digest(self) -> str:
         """Hash of the family, the decoder's geometry and its layer kinds: the schedule's fingerprint."""
-        shape = {name: size for name, size in asdict(self.shape).items() if size is not None}
-        facts = {"model_type": self.model_type, **shape, "layer_kinds": self.layer_kinds}
+        facts = {"model_type": self.model_type, **self.shape.sizes, "layer_kinds": self.layer_kinds}
         return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def attends(self, layer: int) -> bool:
@@ -96,14 +77,16 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
     text_model, layers = _find_text_model(model, text_config.num_hidden_layers)
     _refuse_cross_attention(layers, family)
     kinds = _layer_kinds(text_model.config, family)
+    sources = kv_sources(text_model.config, kinds)
+    attends = [kind in ATTENTION_KINDS for kind in kinds]
     return Backbone(
         model=model,
         text_model=text_model,
         layers=layers,
         layer_kinds=kinds,
-        kv_sources=kv_sources(text_model.config, kinds),
+        kv_sources=sources,
         vision_token_ids=_vision_token_ids(config, family),
-        shape=_shape(text_model.config),
+        shape=read_shape(text_model.config, layers, attends, sources),
         model_type=config.model_type,
         name=str(getattr(config, "_name_or_path", "") or family),
     )
@@ -162,37 +145,3 @@ def _vision_token_ids(config: PreTrainedConfig, family: str) -> tuple[int, ...]:
             "the vision tokens must stand in the decoder's sequence"
         )
     return tuple(sorted(found))
-
-
-def _shape(text_config: PreTrainedConfig) -> DecoderShape:
-    layers = [text_config.per_layer_config[layer] for layer in range(text_config.num_hidden_layers)]
-    heads = [layer.num_attention_heads for layer in layers]
-    head_dim = _mean([_head_dim(layer) for layer in layers])
-    value_dim = getattr(text_config, "v_head_dim", None)
-    inner = text_config.intermediate_size
-    return DecoderShape(
-        num_layers=len(layers),
-        hidden_size=text_config.hidden_size,
-        num_heads=_mean(heads),
-        num_kv_heads=_mean(
-            [
-                getattr(layer, "num_key_value_heads", None) or own
-                for layer, own in zip(layers, heads, strict=True)
-            ]
-        ),
-        head_dim=head_dim,
-        intermediate_size=_mean(inner) if isinstance(inner, Sequence) else inner,
-        vocab_size=text_config.vocab_size,
-        value_dim=None if value_dim == head_dim else value_dim,
-    )
-
-
-def _head_dim(layer: PreTrainedConfig) -> int:
-    if getattr(layer, "qk_nope_head_dim", None):
-        # Latent attention (MLA) calls the rotated part of a key alone its `head_dim`.
-        return layer.qk_nope_head_dim + layer.qk_rope_head_dim
-    return getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-
-
-def _mean(sizes: Sequence[int]) -> int:
-    return round(sum(sizes) / len(sizes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
 from pruning_runtime.scorers import make_scorer
 
@@ -39,41 +39,63 @@ def scores_before_decoder(stages: Sequence[Stage], scorer: str) -> bool:
 
 
 def pre_decoder_share(shape: DecoderShape) -> float:
-    """What it costs to score before the decoder: a layer's query, key and value maps, as a share of all its maps."""
-    return _pre_decoder_flops(shape, 1) / _flops_per_token(shape)
-
-
-def _pre_decoder_flops(shape: DecoderShape, tokens: float) -> float:
-    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
-    return (
-        2 * tokens * shape.hidden_size * (shape.num_heads * shape.head_dim + shape.num_kv_heads * head_width)
-    )
-
-
-def _flops_per_token(shape: DecoderShape) -> float:
-    """Of a layer's linear maps: queries and values of all heads, the keys and values that are computed, gated MLP."""
-    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
-    attention = (shape.num_heads + shape.num_kv_heads) * head_width
-    return 2 * shape.hidden_size * (attention + 3 * shape.intermediate_size)
+    """Cost of scoring before the decoder: layer 0's query, key and value maps over the linear maps of a mean layer."""
+    linear = _linear_flops(shape)
+    return _scoring_flops(shape) / (sum(linear) / len(linear))
 
 
 def prefill_flops(
     shape: DecoderShape, tokens_per_layer: Sequence[float], *, pre_decoder_tokens: float = 0
 ) -> float:
-    """Floating-point operations of the decoder's layers over one prompt, a multiply-add as two.
+    """FLOPs of the decoder's layers over one prompt; a multiply-add counts as two.
 
-    Counts the linear maps of attention and gated MLP and the causal half of the two attention
-    products; norms, RoPE, scoring and LM head are left out.
+    Counts what `DecoderShape.linear_flops` lists and the causal half of the two attention products, in sliding layers
+    too. Norms, RoPE, scoring rows and the LM head are not counted.
 
     Args:
         shape: the decoder.
-        tokens_per_layer: all tokens (vision, text, prefix) that each layer computes.
-        pre_decoder_tokens: tokens whose queries and keys layer 0 computes once more, to score before the decoder.
+        tokens_per_layer: all tokens (vision, text, prefix) that each layer computes. A list of another length than
+            the decoder's stands for as many mean layers.
+        pre_decoder_tokens: tokens whose queries and keys layer 0 computes once more to score them.
     """
-    attention_width = shape.num_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
-    per_token = _flops_per_token(shape)
-    layers = sum(n * per_token + 2 * attention_width * n * (n + 1) / 2 for n in tokens_per_layer)
-    return layers + _pre_decoder_flops(shape, pre_decoder_tokens)
+    linear, pairs = _linear_flops(shape), _pair_flops(shape)
+    if len(tokens_per_layer) != shape.num_layers:
+        count = len(tokens_per_layer)
+        linear, pairs = [sum(linear) / len(linear)] * count, [sum(pairs) / len(pairs)] * count
+    layers = sum(
+        n * per_token + per_pair * n * (n + 1) / 2
+        for n, per_token, per_pair in zip(tokens_per_layer, linear, pairs, strict=True)
+    )
+    return layers + pre_decoder_tokens * _scoring_flops(shape)
+
+
+def _linear_flops(shape: DecoderShape) -> Sequence[float]:
+    """Per layer, FLOPs per token; without measured ones those of attention and a gated MLP."""
+    if shape.linear_flops is not None:
+        return shape.linear_flops
+    attention = (shape.num_heads + shape.num_kv_heads) * _head_width(shape)
+    return [2 * shape.hidden_size * (attention + 3 * shape.intermediate_size)] * shape.num_layers
+
+
+def _pair_flops(shape: DecoderShape) -> Sequence[float]:
+    """Per layer, FLOPs per pair of a query and a key."""
+    if shape.pair_flops is not None:
+        return shape.pair_flops
+    return [2 * shape.num_heads * _head_width(shape)] * shape.num_layers
+
+
+def _scoring_flops(shape: DecoderShape) -> float:
+    """FLOPs per token of layer 0's query, key and value maps."""
+    if shape.scoring_flops is not None:
+        return shape.scoring_flops
+    return 2 * shape.hidden_size * (
+        shape.num_heads * shape.head_dim + shape.num_kv_heads * _head_width(shape)
+    )
+
+
+def _head_width(shape: DecoderShape) -> int:
+    """Features of a head's key and value together."""
+    return shape.head_dim + (shape.value_dim or shape.head_dim)
 
 
 def flops_ratio(
