@@ -74,7 +74,10 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
     text_config = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackbone(f"{family} is an encoder-decoder; its vision tokens are not in the decoder")
-    text_model, layers = _find_text_model(model, text_config.num_hidden_layers)
+    num_layers = getattr(text_config, "num_hidden_layers", None)
+    if num_layers is None:
+        raise UnsupportedBackbone(f"{family}: its text configuration has no num_hidden_layers")
+    text_model, layers = _find_text_model(model, num_layers)
     _refuse_cross_attention(layers, family)
     kinds = _layer_kinds(text_model.config, family)
     sources = kv_sources(text_model.config, kinds)
