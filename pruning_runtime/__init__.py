@@ -8,11 +8,11 @@ with pruned(model, schedule) as record:
 print(record)
 """
 
-from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
+from pruning_runtime.backbone import Backbone, find_backbone
+from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
 from pruning_runtime.pruned import pruned
 from pruning_runtime.record import Record
-from pruning_runtime.schedule import Schedule, ScheduleError, Stage
-from pruning_runtime.sequence import PruningError
+from pruning_runtime.schedule import Schedule, Stage
 
 __all__ = [
     "Backbone",

@@ -84,7 +84,9 @@ def read_shape(
     ]
     inner = getattr(config, "intermediate_size", None)
     if inner is None:
-        attention_flops = [_linear_flops(_mixer(layer), each) for layer, each in zip(layers, configs, strict=True)]
+        attention_flops = [
+            _linear_flops(_mixer(layer), each) for layer, each in zip(layers, configs, strict=True)
+        ]
         rest = sum(linear) - sum(attention_flops)
         inner = round(rest / len(layers) / (2 * 3 * config.hidden_size))
     return DecoderShape(
@@ -104,11 +106,12 @@ def read_shape(
 
 def _mixer(layer: nn.Module) -> nn.Module:
     """The part of a decoder layer that mixes tokens: attention, a recurrence or a convolution."""
-    return next(
+    named = (
         child
         for name, child in layer.named_children()
         if "attn" in name or "attention" in name or name in ("conv", "mixer")
     )
+    return next(named, layer)
 
 
 def _linear_flops(
@@ -123,7 +126,7 @@ def _linear_flops(
         without: names of submodules to leave out.
     """
     if (features := getattr(part, "in_features", None)) is not None:
-        return int(2 * features * part.out_features)  # type: ignore[operator]
+        return int(2 * features * part.out_features)
     without = (*without, "k_proj", "v_proj") if shares_keys else without
     own = [weight for weight in part.parameters(recurse=False) if weight.dim() > 1]
     total = sum(2 * weight.numel() for weight in own)

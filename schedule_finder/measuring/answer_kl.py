@@ -6,7 +6,7 @@ hidden states that reach its layer, so that only that layer and those behind it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
+from pruning_runtime.forward_override import replaced_forwards
 from pruning_runtime.schedule import BackboneIdentity, DroppedTokens, ScorerChoice, Stage
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
@@ -150,7 +151,7 @@ class AnswerKL:
         """What the layers before each of ``layers`` return on the unpruned prompt."""
         states: dict[int, Any] = {}
         blocks = self._backbone.layers
-        with _replaced_forwards(blocks, lambda place, own: _Remember(place, own, states)):
+        with replaced_forwards(blocks, lambda place, own: _Remember(place, own, states)):
             self._next_token(batch.inputs)
         self.forwards += len(batch.reference)
         return {layer - 1: states[layer - 1] for layer in layers if layer > 0}
@@ -174,21 +175,5 @@ def _starting_at(blocks: nn.ModuleList, layer: int, state: Any) -> Iterator[None
     if state is None:
         yield
         return
-    with _replaced_forwards(blocks[:layer], lambda _place, _own: lambda *_args, **_kwargs: state):
+    with replaced_forwards(blocks[:layer], lambda _place, _own: lambda *_args, **_kwargs: state):
         yield
-
-
-@contextmanager
-def _replaced_forwards(blocks: Iterable[nn.Module], make: Any) -> Iterator[None]:
-    """Shadow each layer's ``forward`` by ``make(place, own)``; hooks go on running around it."""
-    blocks = list(blocks)
-    owned = [vars(block).get("forward") for block in blocks]  # accelerate leaves one of its own there
-    try:
-        for place, block in enumerate(blocks):
-            vars(block)["forward"] = make(place, block.forward)
-        yield
-    finally:
-        for block, own in zip(blocks, owned, strict=True):
-            vars(block).pop("forward", None)
-            if own is not None:
-                vars(block)["forward"] = own

@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from pruning_runtime import Record, Stage
 from pruning_runtime.costs import processed_ratios
-from pruning_runtime.record import StageRecord, Stopwatch
+from pruning_runtime.record import StageRecord
+from pruning_runtime.timing import Stopwatch
 
 
 def stage_record(layer: int, keep: tuple[int, ...]) -> StageRecord:
