@@ -43,7 +43,7 @@ PLAIN_ONLY = {
     "lfm2_vl": "recurrent",
     "gemma3n": "share keys",
     "gemma4": "share keys",
-    "llama4": "scaled by their place",
+    "llama4": "scaled by their position",
     "phi4_multimodal": "not given `inputs_embeds`",
     "phi4_sliding": "not given `inputs_embeds`",
 }
@@ -431,7 +431,7 @@ def test_calls_that_take_the_plain_path_say_so_once(
     ("reason", "scorer", "field"),
     [
         ("draws on the host", "random", {}),
-        ("asks for more", "text_guided", {"output_hidden_states": True}),
+        ("requests more", "text_guided", {"output_hidden_states": True}),
         ("longest position", "text_guided", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
         ("longest position", "strided", {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}),
     ],
