@@ -16,20 +16,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
+    from pruning_runtime.backbone import Backbone, find_backbone
+    from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
     from pruning_runtime.pruned import pruned
     from pruning_runtime.record import Record
-    from pruning_runtime.schedule import Schedule, ScheduleError, Stage
-    from pruning_runtime.sequence import PruningError
+    from pruning_runtime.schedule import Schedule, Stage
 
 _MODULE_OF = {
     "Backbone": "backbone",
-    "PruningError": "sequence",
+    "PruningError": "errors",
     "Record": "record",
     "Schedule": "schedule",
-    "ScheduleError": "schedule",
+    "ScheduleError": "errors",
     "Stage": "schedule",
-    "UnsupportedBackbone": "backbone",
+    "UnsupportedBackbone": "errors",
     "find_backbone": "backbone",
     "pruned": "pruned",
 }

@@ -1,4 +1,4 @@
-"""FastV's rule: what the last prompt token looks at."""
+"""FastV's rule: attention of the last prompt token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control: evenly strided tokens."""
+"""Baseline: evenly strided tokens."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class Strided(PositionScorer):
         rank = vision.long().cumsum(1) - 1
         total = vision.sum(1, keepdim=True).clamp(min=1)
         steps = keep[:, None]
-        # Token `rank` is chosen where the running count `rank * keep / total` attention_spans a new whole number.
+        # Token `rank` is chosen where `rank * keep / total` reaches the next integer.
         chosen = (rank + 1) * steps // total > rank * steps // total
         return (chosen & vision).float()

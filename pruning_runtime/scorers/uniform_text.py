@@ -1,4 +1,4 @@
-"""Every text query counts the same: the paper's "no text prior" ablation."""
+"""Equal weights for all text queries: the paper's "no text prior" ablation."""
 
 from __future__ import annotations
 

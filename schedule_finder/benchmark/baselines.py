@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pruning_runtime import Schedule, Stage
+from pruning_runtime.costs import kept_per_layer
 from pruning_runtime.schedule import ScorerChoice
 
 UNPRUNED, SCHEDULE = "unpruned", "schedule"
@@ -41,7 +41,8 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
         fast: add the schedule and the model with nothing dropped on the fast path of `pruned`.
     """
     layers = schedule.backbone.num_layers
-    processed = sum(kept_per_layer(schedule.stages, num_vision, layers)) / (layers * num_vision)
+    kept = [(stage.layer, stage.kept(num_vision)) for stage in schedule.stages]
+    processed = sum(kept_per_layer(kept, num_vision, layers)) / (layers * num_vision)
     strided = ScorerChoice(name="strided")
     found = [
         Baseline(UNPRUNED, "the model as it is, outside `pruned`"),
@@ -49,13 +50,13 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
         Baseline(
             "no-scoring bound",
             "same stages and kept counts, evenly spaced tokens: no attention is read, selection and gathering are unchanged",
-            schedule.model_copy(update={"scorer": strided}),
+            schedule.with_scorer(strided),
         ),
         Baseline(
             "eager, syncs",
             "same stages and kept counts; stage layers run eager attention and return whole maps, which are scored row "
             "by row on the host; the tokens that are dropped are evenly spaced ones",
-            schedule.model_copy(update={"scorer": strided}),
+            schedule.with_scorer(strided),
             eager_stages=True,
         ),
     ]
@@ -84,12 +85,3 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
             Baseline(SCHEDULE_FAST, "the schedule, prefill on the fast path", schedule, fast=True),
         ]
     return found
-
-
-def kept_per_layer(stages: Sequence[Stage], num_vision: int, num_layers: int) -> list[int]:
-    """Vision tokens that each layer processes."""
-    counts = []
-    for layer in range(num_layers):
-        done = [stage.kept(num_vision) for stage in stages if stage.layer < layer]
-        counts.append(done[-1] if done else num_vision)
-    return counts

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning_runtime import Schedule
 from pruning_runtime.backbone import Backbone
-from schedule_finder.benchmark.baselines import kept_per_layer
+from pruning_runtime.costs import kept_per_layer
 from schedule_finder.benchmark.clock import PartClock
 
 
@@ -24,7 +24,8 @@ def eager_stages(
 
     Prompts have the layout of `synthetic_inputs`: text, vision from position ``first`` on, text.
     """
-    kept_before = kept_per_layer(schedule.stages, num_vision, schedule.backbone.num_layers)
+    kept = [(stage.layer, stage.kept(num_vision)) for stage in schedule.stages]
+    kept_before = kept_per_layer(kept, num_vision, schedule.backbone.num_layers)
     with ExitStack() as undo:
         for stage in schedule.stages:
             if stage.layer < 0:

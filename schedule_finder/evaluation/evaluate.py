@@ -105,7 +105,7 @@ class _Batch:
         if schedule.scorer.name != "random":
             return schedule
         choice = ScorerChoice(name="random", options={"seed": self._number})
-        return schedule.model_copy(update={"scorer": choice})
+        return schedule.with_scorer(choice)
 
     def _on_device(self, samples: list[Sample]) -> dict[str, Tensor]:
         loaded = self._evaluation.loaded

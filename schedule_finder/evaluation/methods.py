@@ -78,7 +78,7 @@ def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
     """The same stages with another scorer."""
     schedule = comparison.schedule
     if name != schedule.scorer.name:
-        changed = schedule.model_copy(update={"scorer": ScorerChoice(name=name)})
+        changed = schedule.with_scorer(ScorerChoice(name=name))
         yield Method(name, changed, comparison.budget)
 
 

@@ -6,7 +6,7 @@ hidden states that enter its layer, so that only this layer and later ones run a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
+from pruning_runtime.forward_override import replaced_forwards
 from pruning_runtime.schedule import BackboneIdentity, DroppedTokens, ScorerChoice, Stage
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest, model_digest
 from schedule_finder.models.loading import LoadedBackbone
@@ -216,21 +217,3 @@ def _starting_at(blocks: nn.ModuleList, layer: int, state: Any) -> Iterator[None
         return
     with replaced_forwards(blocks[:layer], lambda _index, _own: lambda *_args, **_kwargs: state):
         yield
-
-
-@contextmanager
-def replaced_forwards(
-    modules: Iterable[nn.Module], make: Callable[[int, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """Replace each module's ``forward`` by ``make(index, own forward)`` inside the ``with``; hooks still run."""
-    modules = list(modules)
-    owned = [vars(module).get("forward") for module in modules]  # accelerate sets one on the instance
-    try:
-        for index, module in enumerate(modules):
-            vars(module)["forward"] = make(index, module.forward)
-        yield
-    finally:
-        for module, own in zip(modules, owned, strict=True):
-            vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own
