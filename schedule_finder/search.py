@@ -11,7 +11,8 @@ from typing import cast, get_args
 import numpy as np
 
 from pruning_runtime import Schedule
-from pruning_runtime.backbone import Backbone, DecoderShape
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Asked, DetectorChoice, Evidence, TypicalPrompt

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import prefill_flops
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.benchmark.clock import PartClock
 
 _MATMULS, _COPY_BYTES = 4, {"cuda": 2**29, "cpu": 2**26}

@@ -82,7 +82,7 @@ def _report(error: Exception) -> int:
 def _is_bad_input(error: Exception) -> bool:
     if isinstance(error, InputError):
         return True
-    from pruning_runtime.schedule import ScheduleError
+    from pruning_runtime.errors import ScheduleError
 
     if isinstance(error, ScheduleError):
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Stage
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError

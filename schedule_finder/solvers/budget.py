@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import (
     budget_of,
     pre_decoder_share,
@@ -15,6 +14,7 @@ from pruning_runtime.costs import (
     processed_ratios,
     scores_before_decoder,
 )
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.measuring.latency_model import LatencyModel

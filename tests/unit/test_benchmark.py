@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_runtime import Schedule, ScheduleError, Stage
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import prefill_flops
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
 from schedule_finder.benchmark import choose_schedule, faster_text
 from schedule_finder.benchmark.baselines import baselines

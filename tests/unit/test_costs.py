@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_runtime import Stage
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import (
     budget_of,
     flops_ratio,
@@ -18,6 +17,7 @@ from pruning_runtime.costs import (
     published_ratios,
     scores_before_decoder,
 )
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import ScorerChoice
 
 LLAVA_7B = DecoderShape(

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pruning_runtime import Schedule
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import budget_of, pre_decoder_share, processed_ratios, published_ratios
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder import figures
 from schedule_finder.change_points import DETECTORS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.profiling.capture import ProfileRow, layers_to_profile
 from schedule_finder.samples import SampleEntry
