@@ -20,7 +20,7 @@ from pruning_runtime.attention_rows import (
 )
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.scorers.text_guided import importance_from_sums
+from pruning_runtime.scorers.text_guided import importance_from_sums, weighted_rows
 
 SCORE_FIELDS = ("uniform_text", "text_guided", "last_token")
 """One number per layer and vision token; the scorer of the same name ranks tokens by it."""
@@ -187,7 +187,7 @@ def _reduce(
         weights = importance_from_sums(block, received, given, rows, real)
         importance += weights.sum(1)
         scores[0] += received.sum(1)
-        scores[1] += (weights[..., None, :] @ block).squeeze(-2).sum(1)
+        scores[1] += weighted_rows(block, weights)
         scores[2] += block[:, :, -1].sum(1)  # the last place holds each sample's last text query
         # Entropy of a / m over the vision tokens, m their sum. With z the logits, log(a) = z - max z + log(max a):
         # no logarithm but one for each row is taken.
