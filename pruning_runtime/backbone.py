@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning_runtime.errors import UnsupportedBackbone
-from pruning_runtime.geometry import DecoderShape, read_shape
+from pruning_runtime.geometry import DecoderShape as DecoderShape
+from pruning_runtime.geometry import read_shape
 from pruning_runtime.model_quirks.kv_sharing import kv_sources
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})

@@ -21,7 +21,7 @@ from pruning_runtime.attention_rows import (
 )
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.scorers.text_guided import importance_from_sums
+from pruning_runtime.scorers.text_guided import importance_from_sums, weighted_rows
 from schedule_finder.errors import ProfileError
 
 __all__ = ["CURVE_FIELDS", "SCORE_FIELDS", "ProfileError", "ProfileRow", "layers_to_profile", "profile_batch"]
@@ -223,7 +223,7 @@ def _reduce(call: AttentionInputs, samples: slice, queries: _TextQueries) -> tup
         received = block.sum(2)
         weights = importance_from_sums(block, received, given, rows, real)
         scores[0] += received.sum(1)
-        scores[1] += (weights[..., None, :] @ block).squeeze(-2).sum(1)
+        scores[1] += weighted_rows(block, weights)
         scores[2] += block[:, :, -1].sum(1)  # the last index holds each sample's last text query
         # Entropy of a / m over the vision tokens, m their sum. With z the logits, log(a) = z - max z + log(max a):
         # one logarithm per row instead of one per key.
