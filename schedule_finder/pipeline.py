@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from schedule_finder.evaluation.evaluate import Evaluation
 from schedule_finder.evaluation.example import write_example
 from schedule_finder.evaluation.methods import Comparison, baseline_names, methods_to_compare
 from schedule_finder.evidence import Asked, Evidence, HeldOutResult, HeldOutSummary, digest
-from schedule_finder.files import write_text
+from schedule_finder.files import write_json, write_text
 from schedule_finder.measuring.unit_store import UnitStore, model_digest
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.profiling.collect import Collection
@@ -101,7 +100,7 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
     profile = run.profile.read()
-    layers = profile.meta["layers"]
+    layers = profile.layers
     with run.step("detect", detector=default):
         found = {}
         for name, make in DETECTORS.items():
@@ -111,7 +110,7 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
                 "evidence": detection.evidence,
             }
         document = {"default": default, "samples": len(profile), "layers": layers, "detectors": found}
-        write_text(run.change_points, json.dumps(document, indent=2) + "\n")
+        write_json(run.change_points, document)
     return document
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from pruning_runtime.backbone import Backbone, DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Asked, DetectorChoice, Evidence, TypicalPrompt
-from schedule_finder.files import write_text
+from schedule_finder.files import write_json
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
 from schedule_finder.measuring.sensitivity_table import (
@@ -27,6 +27,7 @@ from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.profiling.store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run.folder import Run
+from schedule_finder.run.reader import ChangePoints, read_change_points
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
 
@@ -81,8 +82,8 @@ class Search:
         profile = self.profile
         target = self.target(budget, kind)
         chosen = SOLVERS[solver]
-        detector = chosen.detector or self.detections["default"]
-        change_points = self.detections["detectors"][detector]["change_points"]
+        detector = chosen.detector or self.detections.default
+        change_points = self.detections.of(detector)
         table = self.sensitivity_table(scorer, dropped_tokens) if chosen.needs_sensitivity else None
         policy = _policy(scorer, dropped_tokens) if table is None else table.policy
         alternatives = [replace(policy, scorer=name) for name in profile.scores] if scorer == AUTO else []
@@ -153,6 +154,7 @@ class Search:
             profile.mean_vision,
             profile.mean_other,
             self._latency if kind == "latency" or self._run.latency.exists() else None,
+            profile.layers,
         )
 
     def share_of_prefill(self, milliseconds: float) -> float:
@@ -174,17 +176,9 @@ class Search:
         return self._run.profile.read()
 
     @cached_property
-    def detections(self) -> dict[str, Any]:
+    def detections(self) -> ChangePoints:
         """The content of the change-point file. Raises `InputError`."""
-        path = self._run.change_points
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"{path}: not there; run `adaptinfer-profile detect {self._run.folder}` first"
-            ) from None
-        except ValueError as error:
-            raise InputError(f"{path}: not readable ({error}); detect again") from error
+        return read_change_points(self._run.change_points)
 
     @cached_property
     def _entries(self) -> dict[str, SampleEntry]:
@@ -235,7 +229,7 @@ class Search:
             return LatencyModel(**document | {name: tuple(document[name]) for name in ("tokens", "layer_ms")})
         samples = self._load_samples(0, LATENCY_SAMPLES, "latency model")
         found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPER_POLICY.scorer)
-        write_text(path, json.dumps(asdict(found), indent=2) + "\n")
+        write_json(path, asdict(found))
         return found
 
     @property

@@ -269,7 +269,7 @@ def _predictions(study: Study) -> None:
     if path.exists():
         return
     profile, detections = study.search.profile, study.search.detections
-    moving = bool(detections["detectors"][detections["default"]]["change_points"])
+    moving = bool(detections.of())
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
     table = study.search.sensitivity_table()
     policy, earliest = table.policy, profile.earliest_stage

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
+from pruning_runtime.schedule import ScheduleError
 from schedule_finder.cli.options import DATA_OPTIONS, Debug, Json, Residual
 from schedule_finder.cli.progress import notes
-from schedule_finder.errors import InputError
+from schedule_finder.errors import AdaptInferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,18 +81,12 @@ def _report(error: Exception) -> int:
 
 
 def _is_bad_input(error: Exception) -> bool:
-    if isinstance(error, InputError):
+    if isinstance(error, (AdaptInferError, ScheduleError)):
         return True
-    from pruning_runtime.schedule import ScheduleError
-
-    if isinstance(error, ScheduleError):
-        return True
-    # Importing these takes seconds; an error of theirs shows that they are imported already.
+    # Importing these takes seconds; where one of them was raised they are imported already.
     from pruning_runtime import PruningError, UnsupportedBackbone
-    from schedule_finder.profiling.capture import ProfileError
-    from schedule_finder.profiling.store import StoreError
 
-    return isinstance(error, (UnsupportedBackbone, PruningError, ProfileError, StoreError))
+    return isinstance(error, (UnsupportedBackbone, PruningError))
 
 
 def command_line() -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pruning_runtime import Schedule, pruned
-from schedule_finder.files import replacing, write_text
+from schedule_finder.files import replacing, write_json
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
 
@@ -44,4 +43,4 @@ def write_example(
     }
     with replacing(folder / "5_example.png") as partial:
         sample.images[0].save(partial, format="PNG")
-    write_text(folder / "5_example.json", json.dumps(document, indent=2) + "\n")
+    write_json(folder / "5_example.json", document)

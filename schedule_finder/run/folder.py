@@ -1,4 +1,4 @@
-"""A run on disk: numbered files, and what each step did."""
+"""A run on disk: numbered files, and the state of each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from schedule_finder.errors import InputError
-from schedule_finder.files import write_text
+from schedule_finder.files import write_json
 from schedule_finder.provenance import provenance
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def convergence(self) -> Path:
-        """How firmly the profile stood at which number of samples, where that was to be found out."""
+        """Checks of the growing profile, for ``--samples auto``."""
         return self.folder / "2_convergence.csv"
 
     @property
@@ -56,12 +56,12 @@ class Run:
 
     @property
     def sensitivity(self) -> Path:
-        """What single stages do to the answer; measured for step 4, good for any budget."""
+        """The sensitivity table, measured for step 4; it serves every budget."""
         return self.folder / "4_sensitivity.parquet"
 
     @property
     def latency(self) -> Path:
-        """What the decoder takes on one device; measured for step 4 where a budget asks for it."""
+        """The latency model of the decoder on one device, measured for step 4 where a budget needs it."""
         return self.folder / "4_latency.json"
 
     @property
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def pareto(self) -> Path:
-        """The front over budgets, where it was asked for."""
+        """The Pareto front over budgets, for ``schedule --pareto``."""
         return self.folder / "4_pareto.csv"
 
     @property
@@ -101,7 +101,7 @@ class Run:
 
     @classmethod
     def begin(cls, folder: Path, command: str, options: dict[str, Any]) -> Run:
-        """Make the run, or go on with one that was begun with the same options. Raises `InputError`."""
+        """Make the run, or continue one with the same options. Raises `InputError` where the options differ."""
         run = cls(folder)
         if run.path.exists():
             known = run.document()["options"]
@@ -141,15 +141,14 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the run was begun with."""
+        """Options of the run."""
         return self.document()["options"]
 
     @contextmanager
     def step(self, name: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """Record a step: its state, its options, its time; the body may add facts to what is yielded.
+        """Record a step: its state, its options, its time; the body may add facts to the yielded dictionary.
 
-        Steps of one run wait for no other: `InputError` where another process is at one. The lock goes with the
-        process that holds it, however that ends.
+        Raises `InputError` where another process works on the run. The lock ends with the process that holds it.
         """
         lock: AbstractContextManager[Any]
         try:
@@ -185,4 +184,4 @@ class Run:
         self._write(document)
 
     def _write(self, document: dict[str, Any]) -> None:
-        write_text(self.path, json.dumps(document, indent=2) + "\n")
+        write_json(self.path, document)

@@ -30,6 +30,7 @@ def allocate(
         number of stages -> (loss, stages); numbers that no schedule can have within the budget are missing.
     """
     layers, grid = loss.shape
+    may_drop = {stage + 1 for stage in budget.stage_layers(-1)}
     steps = _cost_steps(budget, ratios)
     # best[s, r, c]: least loss of the layers so far with s stages, now at ratio r, having cost at most c.
     best = np.full((most_stages + 1, grid, COST_STEPS + 1), np.inf)
@@ -38,7 +39,7 @@ def allocate(
     for layer in range(layers):
         arrived = best.copy()
         origin = np.broadcast_to(np.arange(grid)[None, :, None], best.shape).copy()
-        for after in range(1, grid):
+        for after in range(1, grid if layer in may_drop else 1):
             before = best[:-1, :after].argmin(1)
             value = np.take_along_axis(best[:-1, :after], before[:, None], 1)[:, 0]
             better = value < arrived[1:, after]

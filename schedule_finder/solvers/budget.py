@@ -36,6 +36,8 @@ class BudgetTarget:
     num_vision: float
     num_other: float
     latency: LatencyModel | None = None
+    scoring_layers: Sequence[int] | None = None
+    """Decoder layers whose attention can score tokens; None: all."""
 
     def __post_init__(self) -> None:
         if self.kind == "latency" and self.latency is None:
@@ -43,6 +45,15 @@ class BudgetTarget:
                 "budget kind latency: nothing was measured on this device yet; run the command where the "
                 "backbone can be loaded"
             )
+
+    def stage_layers(self, earliest: int = 0) -> list[int]:
+        """Layers of possible stages from ``earliest`` on, rising: those that can score, without the last.
+
+        -1, before the decoder, needs the attention of layer 0.
+        """
+        layers = range(self.shape.num_layers) if self.scoring_layers is None else self.scoring_layers
+        usable = [layer for layer in layers if earliest <= layer <= self.shape.num_layers - 2]
+        return [-1, *usable] if earliest < 0 and 0 in layers else usable
 
     def cost(self, stages: Sequence[Stage]) -> float:
         """Cost of ``stages`` in this budget's unit, as a fraction of the unpruned cost."""
@@ -125,9 +136,11 @@ class BudgetTarget:
     def spend_rest(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...] | None:
         """Stages at ``layers`` with the given ratios but the last, which takes what the budget leaves.
 
-        Returns None where a last ratio of 0 costs too much, or where the last ratio would have to be above the
-        one before it to spend the budget.
+        Returns None where a last ratio of 0 costs too much, where the last ratio would have to be above the one
+        before it to spend the budget, or where one of the layers cannot score tokens.
         """
+        if not set(layers) <= set(self.stage_layers(-1)):
+            return None
         ceiling = ratios[-1] if ratios else 1.0
 
         def stages_with(last: float) -> tuple[Stage, ...]:
@@ -152,19 +165,24 @@ class BudgetTarget:
         return stages_with(middle)
 
     def deepest_layer(self, earliest: int = 0) -> int:
-        """The last layer after which dropping *everything* still meets the budget.
+        """The last of `stage_layers` after which dropping *everything* still meets the budget.
 
-        Raises `OutOfReach` where no layer from ``earliest`` (-1: before the decoder) on does, with the smallest
-        budget that can be met.
+        Raises `OutOfReach` where none does, with the smallest budget that can be met.
         """
+        usable = self.stage_layers(earliest)
+        if not usable:
+            raise OutOfReach("no decoder layer but the last can score tokens; no stage is possible")
         fitting = [
             layer
-            for layer in range(earliest, self.shape.num_layers - 1)
+            for layer in usable
             if self.cost((Stage(layer=layer, keep_ratio=0.0),)) <= self.target + _CLOSE
         ]
         if not fitting:
-            least = self.cost((Stage(layer=earliest, keep_ratio=0.0),))
-            needs = "the first layer whole" if earliest == 0 else "the first layer's queries, keys and values"
+            first = usable[0]
+            least = self.cost((Stage(layer=first, keep_ratio=0.0),))
+            needs = "the first layer whole" if first == 0 else f"layers 0 to {first} whole"
+            if first == -1:
+                needs = "the first layer's queries, keys and values"
             raise OutOfReach(
                 f"budget {self.target:.3g} ({self.kind}) is out of reach: scoring needs {needs}, "
                 f"which costs {least:.3g} on this backbone; ask for at least {least:.3g} and at most 1"

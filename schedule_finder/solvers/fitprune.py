@@ -36,7 +36,7 @@ class FitPrune(Solver):
         """See `Solver.solve`; evidence holds ``alpha``."""
         budget = problem.budget
         budget.deepest_layer()  # refuses what no stages can meet
-        layers = problem.profile.meta["layers"]
+        layers = problem.profile.layers
         curves = [carried_by_best(sample) for sample in problem.profile.maps]
         low, high = 0.0, 1.0
         for _ in range(_STEPS):

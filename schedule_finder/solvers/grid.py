@@ -53,7 +53,7 @@ class Grid(Solver):
 def every_schedule(budget: BudgetTarget, earliest: int) -> Iterator[tuple[Stage, ...]]:
     """All stages of the grid that spend the budget, none before ``earliest``."""
     for number in range(1, MOST_STAGES + 1):
-        for layers in itertools.combinations(range(earliest, budget.shape.num_layers - 1), number):
+        for layers in itertools.combinations(budget.stage_layers(earliest), number):
             for ratios in itertools.combinations(RATIOS, number - 1):
                 stages = budget.spend_rest(layers, ratios)
                 if stages is not None:

@@ -55,10 +55,7 @@ class Retained(Solver):
         """See `Solver.solve`; evidence holds the objective and the best choice per number of stages."""
         profile, change_points, budget = problem.profile, problem.change_points, problem.budget
         deepest = budget.deepest_layer()
-        profiled: list[int] = profile.meta["layers"]
-        candidates = [layer for layer in profiled if layer <= budget.shape.num_layers - 2]
-        if not any(layer <= deepest for layer in candidates):
-            candidates = [deepest, *candidates]
+        candidates = budget.stage_layers()
         replay = Replay(profile, problem.policy.scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
@@ -96,7 +93,7 @@ class Retained(Solver):
 
 def layer_weights(profile: Profile, *, moving: bool) -> np.ndarray:
     """How much each profiled layer counts, summing to 1; even where nothing is ``moving``."""
-    layers = len(profile.meta["layers"])
+    layers = len(profile.layers)
     even = np.full(layers, 1 / layers)
     if not moving:
         return even
@@ -144,7 +141,7 @@ class Replay:
         places = np.unique(np.linspace(0, len(profile) - 1, min(samples, len(profile))).astype(int))
         part = profile.subset(places)
         self.num_samples = len(part)
-        self._layers: list[int] = list(part.meta["layers"])
+        self._layers: list[int] = part.layers
         self._num_vision = part.counts["num_vision"]
         self.weights = weights
         attention = _padded(part.maps, 0.0)

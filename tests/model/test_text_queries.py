@@ -161,7 +161,7 @@ def test_a_bench_charges_the_look() -> None:
         lengths=(1,),
         num_text=text,
         rounds=3,
-        seconds=60,
+        seconds=1e6,
     )
     assert document["failed"] == []
     rows = {row["baseline"]: row for row in document["results"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -178,3 +179,13 @@ def test_what_is_spent_is_the_budget_with_scoring_before_the_decoder(
         for last in (0.0, ceiling)
     )
     assert (stages is not None) == (least <= budget + 1e-9 and most >= budget - 1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 9999), scoring=st.sets(st.integers(0, 6), min_size=2))
+def test_tokens_leave_after_layers_that_score(seed: int, scoring: set[int]) -> None:
+    layers = 8
+    target = dataclasses.replace(target_of("processed", 0.95, layers), scoring_layers=sorted(scoring))
+    loss = losses(np.random.default_rng(seed), layers, first=True)
+    for _, stages in allocate(loss, RATIOS, target, 3).values():
+        assert {max(stage.layer, 0) for stage in stages} <= scoring
