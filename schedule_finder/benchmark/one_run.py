@@ -54,7 +54,7 @@ class Bench:
             stack.enter_context(timed_by_parts(self.backbone, clock, length, caches))
             if (schedule := baseline.schedule) is not None:
                 if baseline.fast:
-                    said = stack.enter_context(warnings.catch_warnings(record=True, action="always"))
+                    caught = stack.enter_context(warnings.catch_warnings(record=True, action="always"))
                 # A captured graph cannot be divided into parts; otherwise the runtime times its own parts.
                 record = stack.enter_context(
                     pruned(self.backbone.model, schedule, timing=not baseline.fast, fast=baseline.fast)
@@ -66,7 +66,7 @@ class Bench:
                 if baseline.fast:
                     self._generate(1)
                     if record.fast_prefills < record.prefills:  # the plain path ran instead
-                        raise RuntimeError("; ".join(str(one.message) for one in said))
+                        raise RuntimeError("; ".join(str(one.message) for one in caught))
             self._wait()
             clock.start()
             self._generate(length)

@@ -138,8 +138,8 @@ def demo_samples(
     if not chosen:
         raise ValueError("question_types: must name at least one type")
     for index in range(count):
-        turn, place = divmod(index, len(chosen))
-        question_type = chosen[place]
+        turn, position = divmod(index, len(chosen))
+        question_type = chosen[position]
         number = turn * len(QUESTION_TYPES) + QUESTION_TYPES.index(question_type)
         scene, question, rng = scene_with_question(number, question_type, split=split, seed=seed)
         yield DemoSample(

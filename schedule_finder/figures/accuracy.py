@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from schedule_finder.figures.held_out import HeldOut, draw_full, error_bars, held_out_results
 from schedule_finder.figures.style import (
     LABELS,
-    LOOKS,
+    METHOD_STYLES,
     OPEN,
     SINGLE,
-    SPARE_LOOKS,
+    SPARE_STYLES,
     Drawing,
     legend_above,
     words,
@@ -31,9 +31,9 @@ def accuracy(data: RunData) -> Drawing | None:
     results = held_out_results(data)
     if results is None:
         return None
-    names, spare = _methods_in_order(results.table), iter(SPARE_LOOKS * len(results.table))
-    looks = {kind: LOOKS.get(kind) or next(spare) for kind in dict.fromkeys(map(_kind, names))}
-    styles = {name: _style(name, *looks[_kind(name)], data.schedule) for name in names}
+    names, spare = _methods_in_order(results.table), iter(SPARE_STYLES * len(results.table))
+    used = {kind: METHOD_STYLES.get(kind) or next(spare) for kind in dict.fromkeys(map(_kind, names))}
+    styles = {name: _style(name, *used[_kind(name)], data.schedule) for name in names}
     one_budget = results.table.budget[results.table.method != "full"].nunique() <= 1
     draw = _by_method if one_budget else _by_budget
     return draw(results, styles), results.table
@@ -93,9 +93,9 @@ def _kind(method: str) -> str:
 
 
 def _methods_in_order(table: pd.DataFrame) -> list[str]:
-    """All but the full model: those of `LOOKS` in its order, then the others."""
+    """All but the full model: those of `METHOD_STYLES` in its order, then the others."""
     there = [name for name in table.method.unique() if name != "full"]
-    known = [name for name in LOOKS if name in there]
+    known = [name for name in METHOD_STYLES if name in there]
     return known + [name for name in there if name not in known]
 
 

@@ -30,12 +30,12 @@ def change_points(data: RunData) -> Drawing | None:
     """Breaks of the tokens' cumulative curves by layer, beside those of shuffled layers."""
     if data.detections is None:
         return None
-    path, detectors = data.run.change_points, data.detections["detectors"]
-    evidence = detectors.get("token_curve", {}).get("evidence", {})
+    path, detectors = data.run.change_points, data.detections.detectors
+    evidence = detectors["token_curve"].evidence if "token_curve" in detectors else {}
     if not evidence or "reason" in evidence:  # not run, or too few layers for it
         return None
     need(evidence, ("histogram", "straight_ramp", "num_curves"), path, "detect again")
-    layers = data.detections.get("layers") or list(range(len(evidence["histogram"])))
+    layers = data.detections.layers or list(range(len(evidence["histogram"])))
     # Entry i counts breaks after the i-th layer: the new regime begins with the next one.
     first = np.array(layers[1:])
 
@@ -52,7 +52,7 @@ def change_points(data: RunData) -> Drawing | None:
         table["shuffled_layers_percent"] = percent(evidence["shuffled_layers"])
         table["threshold_percent"] = table.shuffled_layers_percent + 100 * evidence["excess_threshold"]
     for name, detection in detectors.items():
-        table[name] = np.isin(first, detection["change_points"]).astype(int)
+        table[name] = np.isin(first, detection.change_points).astype(int)
 
     figure = Figure(figsize=(SINGLE, 2.3), layout="constrained")
     axes = figure.subplots()
@@ -71,7 +71,7 @@ def change_points(data: RunData) -> Drawing | None:
     axes.set_ylim(0, top)
     for layer in first[table.straight_ramp_percent > 0]:
         axes.axvline(layer, color="#BBBBBB", linewidth=4, zorder=0, label="Straight ramp")
-    found = detectors.get("attention_shift", {}).get("change_points", [])
+    found = detectors["attention_shift"].change_points if "attention_shift" in detectors else []
     for layer in found:
         axes.plot(
             [layer, layer],

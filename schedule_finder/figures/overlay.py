@@ -89,10 +89,10 @@ def _draw_tokens(axes: Axes, pixels: np.ndarray, kept: np.ndarray, regions: Sequ
     )
     axes.set_axis_off()
 
-    def outline(tokens: Sequence[int], **look: Any) -> None:
+    def outline(tokens: Sequence[int], **style: Any) -> None:
         corners = [(token % columns, token // columns) for token in tokens]
         squares = [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for x, y in corners]
-        axes.add_collection(PolyCollection(squares, facecolors="none", clip_on=False, **look))
+        axes.add_collection(PolyCollection(squares, facecolors="none", clip_on=False, **style))
 
     if not kept.all():
         outline(np.flatnonzero(kept).tolist(), edgecolors=GREY, linewidths=0.4)

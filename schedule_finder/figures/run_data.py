@@ -14,7 +14,7 @@ from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Evidence
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
-from schedule_finder.run.reader import read_change_points
+from schedule_finder.run.reader import ChangePoints, read_change_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,10 +78,10 @@ class RunData:
         return Evidence() if self.schedule is None else Evidence.of(self.schedule, self.run.schedule)
 
     @cached_property
-    def detections(self) -> dict[str, Any] | None:
+    def detections(self) -> ChangePoints | None:
         """The detectors' results."""
         path = self.run.change_points
-        return read_change_points(path).model_dump() if path.exists() else None
+        return read_change_points(path) if path.exists() else None
 
     @cached_property
     def convergence(self) -> pd.DataFrame | None:
@@ -122,9 +122,7 @@ class RunData:
     @property
     def change_points(self) -> list[int]:
         """Those of the default detector; empty if no detector was run."""
-        if self.detections is None:
-            return []
-        return list(self.detections["detectors"][self.detections["default"]]["change_points"])
+        return [] if self.detections is None else self.detections.of()
 
     @property
     def num_layers(self) -> int | None:

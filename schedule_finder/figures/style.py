@@ -46,7 +46,7 @@ GAP = "#E8E8E8"
 """Layers without data."""
 
 # Colour, marker, line of the schedule and its baselines; baselines with other stages have open markers.
-LOOKS = {
+METHOD_STYLES = {
     "schedule": (BLUE, "o", "-"),
     "not merged": (SKY, "P", (0, (5, 1))),
     "last_token": (VERMILLION, "s", (0, (4, 1.5))),
@@ -69,7 +69,7 @@ LABELS = {
     "pyramid": "PyramidDrop layers",
 }
 """Names of methods where a reader needs more than the name in the table."""
-SPARE_LOOKS = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
+SPARE_STYLES = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

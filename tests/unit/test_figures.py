@@ -453,14 +453,14 @@ def test_a_front_without_divergences_is_no_figure(run):
     assert "4_pareto" not in names_that_can_be_drawn(run)
 
 
-def test_every_method_has_a_look_of_its_own():
-    pre_decoder = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
+def test_every_method_has_a_style_of_its_own():
+    pre_decoder = [(colour, marker) for colour, marker, _ in style.METHOD_STYLES.values()]
     assert len(set(pre_decoder)) == len(pre_decoder)
-    assert {"schedule", *(name.replace("-", " ") for name in BASELINES)} <= set(style.LOOKS)
-    assert set(style.OPEN) <= set(style.LOOKS)
+    assert {"schedule", *(name.replace("-", " ") for name in BASELINES)} <= set(style.METHOD_STYLES)
+    assert set(style.OPEN) <= set(style.METHOD_STYLES)
 
 
-def test_draws_of_random_layers_look_alike_and_stand_once_in_the_legend(run):
+def test_draws_of_random_layers_have_one_style_and_appear_once_in_the_legend(run):
     rows = evaluation_table()
     random = rows[rows.method == "random"]
     more = (

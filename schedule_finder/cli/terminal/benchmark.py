@@ -1,4 +1,4 @@
-"""What `bench` measured."""
+"""The results of `bench`."""
 
 from __future__ import annotations
 
