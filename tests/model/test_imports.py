@@ -93,7 +93,7 @@ def test_gpus_are_measured_without_the_finder_s_packages() -> None:
 
 def test_the_check_above_can_fail() -> None:
     """Hiding a package that the runtime does need makes its import fail."""
-    done = run_with_hidden("import pruning_runtime", ("torch",))
+    done = run_with_hidden("from pruning_runtime import pruned", ("torch",))
     assert done.returncode == 1
     assert "No module named 'torch'" in done.stderr
 
