@@ -1,79 +1,116 @@
-"""What a schedule costs: tokens per layer by both counts, FLOPs and cache bytes.
+"""Costs of a schedule: tokens per layer, FLOPs, cache entries. Kept tokens per layer are computed here only.
 
-Published token counts (*published*) credit a pruning layer with its size after pruning, although its
-attention and MLP still run at full width. The *processed* count is what the layers really compute.
+The *published* count of the papers counts a pruning layer at its size after pruning, although its attention and MLP
+run on all its tokens. The *processed* count is what the layers compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
 from pruning_runtime.scorers import make_scorer
 
+Kept = TypeVar("Kept")
+
+
+def kept_per_layer(kept: Iterable[tuple[int, Kept]], full: Kept, num_layers: int) -> list[Kept]:
+    """What each layer computes: ``full``, and after each stage's layer what that stage keeps.
+
+    Args:
+        kept: ``(layer, kept)`` of each stage in order; tokens leave after ``layer``.
+        full: what layers before the first stage compute.
+        num_layers: decoder layers.
+    """
+    stages = list(kept)
+    counts = []
+    for layer in range(num_layers):
+        done = [number for stage, number in stages if stage < layer]
+        counts.append(done[-1] if done else full)
+    return counts
+
 
 def processed_ratios(stages: Sequence[Stage], num_layers: int) -> list[float]:
-    """Fraction of the vision tokens that each layer really computes, ``num_layers`` numbers."""
-    return _ratios(stages, [layer - 1 for layer in range(num_layers)])
+    """Fraction of the vision tokens that each layer computes, ``num_layers`` numbers."""
+    return kept_per_layer([(stage.layer, stage.keep_ratio) for stage in stages], 1.0, num_layers)
 
 
 def published_ratios(stages: Sequence[Stage], num_layers: int) -> list[float]:
     """As `processed_ratios`, but a stage counts from its own layer on, as in the papers."""
-    return _ratios(stages, list(range(num_layers)))
-
-
-def _ratios(stages: Sequence[Stage], last_stage_that_counts: Sequence[int]) -> list[float]:
-    ratios = []
-    for last in last_stage_that_counts:
-        done = [stage.keep_ratio for stage in stages if stage.layer <= last]
-        ratios.append(done[-1] if done else 1.0)
-    return ratios
+    return kept_per_layer([(stage.layer - 1, stage.keep_ratio) for stage in stages], 1.0, num_layers)
 
 
 def scores_before_decoder(stages: Sequence[Stage], scorer: str) -> bool:
-    """Whether tokens are scored before the decoder, by layer 0's queries and keys of all of them."""
-    first = stages[0] if stages else None
-    needs = make_scorer(scorer).needs_attention
-    return first is not None and first.layer == -1 and first.keep_ratio < 1 and needs
+    """Whether layer 0's queries and keys of all tokens are computed to score them before the decoder.
+
+    ``scorer``: of stages that have none of their own.
+    """
+    if not stages or stages[0].layer != -1 or stages[0].keep_ratio >= 1:
+        return False
+    own = stages[0].scorer
+    return make_scorer(scorer if own is None else own.name).needs_attention
 
 
 def pre_decoder_share(shape: DecoderShape) -> float:
-    """What it costs to score before the decoder: a layer's query, key and value maps, as a share of all its maps."""
-    return _pre_decoder_flops(shape, 1) / _flops_per_token(shape)
-
-
-def _pre_decoder_flops(shape: DecoderShape, tokens: float) -> float:
-    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
-    return (
-        2 * tokens * shape.hidden_size * (shape.num_heads * shape.head_dim + shape.num_kv_heads * head_width)
-    )
-
-
-def _flops_per_token(shape: DecoderShape) -> float:
-    """Of a layer's linear maps: queries and values of all heads, the keys and values that are computed, gated MLP."""
-    head_width = shape.head_dim + (shape.value_dim or shape.head_dim)
-    attention = (shape.num_heads + shape.num_kv_heads) * head_width
-    return 2 * shape.hidden_size * (attention + 3 * shape.intermediate_size)
+    """Cost of scoring before the decoder: layer 0's query, key and value maps over the linear maps of a mean layer."""
+    linear = _linear_flops(shape)
+    return _scoring_flops(shape) / (sum(linear) / len(linear))
 
 
 def prefill_flops(
     shape: DecoderShape, tokens_per_layer: Sequence[float], *, pre_decoder_tokens: float = 0
 ) -> float:
-    """Floating-point operations of the decoder's layers over one prompt, a multiply-add as two.
+    """FLOPs of the decoder's layers over one prompt; a multiply-add counts as two.
 
-    Counts the linear maps of attention and gated MLP and the causal half of the two attention
-    products; norms, RoPE, scoring and LM head are left out.
+    Counts what `DecoderShape.linear_flops` lists and the causal half of the two attention products, in sliding layers
+    too. Norms, RoPE, scoring rows and the LM head are not counted.
 
     Args:
         shape: the decoder.
-        tokens_per_layer: all tokens (vision, text, prefix) that each layer computes.
-        pre_decoder_tokens: tokens whose queries and keys layer 0 computes once more, to score before the decoder.
+        tokens_per_layer: all tokens (vision, text, prefix) that each layer computes. A list of another length than
+            the decoder's stands for as many mean layers.
+        pre_decoder_tokens: tokens whose queries and keys layer 0 computes once more to score them.
     """
-    attention_width = shape.num_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
-    per_token = _flops_per_token(shape)
-    layers = sum(n * per_token + 2 * attention_width * n * (n + 1) / 2 for n in tokens_per_layer)
-    return layers + _pre_decoder_flops(shape, pre_decoder_tokens)
+    linear, pairs = _linear_flops(shape), _pair_flops(shape)
+    if len(tokens_per_layer) != shape.num_layers:
+        count = len(tokens_per_layer)
+        linear, pairs = [sum(linear) / len(linear)] * count, [sum(pairs) / len(pairs)] * count
+    layers = sum(
+        n * per_token + per_pair * n * (n + 1) / 2
+        for n, per_token, per_pair in zip(tokens_per_layer, linear, pairs, strict=True)
+    )
+    return layers + pre_decoder_tokens * _scoring_flops(shape)
+
+
+def _linear_flops(shape: DecoderShape) -> Sequence[float]:
+    """Per layer, FLOPs per token; without measured ones those of attention and a gated MLP."""
+    if shape.linear_flops is not None:
+        return shape.linear_flops
+    attention = (shape.num_heads + shape.num_kv_heads) * _head_width(shape)
+    return [2 * shape.hidden_size * (attention + 3 * shape.intermediate_size)] * shape.num_layers
+
+
+def _pair_flops(shape: DecoderShape) -> Sequence[float]:
+    """Per layer, FLOPs per pair of a query and a key."""
+    if shape.pair_flops is not None:
+        return shape.pair_flops
+    return [2 * shape.num_heads * _head_width(shape)] * shape.num_layers
+
+
+def _scoring_flops(shape: DecoderShape) -> float:
+    """FLOPs per token of layer 0's query, key and value maps."""
+    if shape.scoring_flops is not None:
+        return shape.scoring_flops
+    return (
+        2 * shape.hidden_size * (shape.num_heads * shape.head_dim + shape.num_kv_heads * _head_width(shape))
+    )
+
+
+def _head_width(shape: DecoderShape) -> int:
+    """Features of a head's key and value together."""
+    return shape.head_dim + (shape.value_dim or shape.head_dim)
 
 
 def flops_ratio(
@@ -100,16 +137,6 @@ def flops_ratio(
     return pruned / prefill_flops(shape, [whole] * shape.num_layers)
 
 
-def kv_cache_bytes(shape: DecoderShape, tokens_per_layer: Sequence[float], bytes_per_value: int = 2) -> float:
-    """Bytes of keys and values that the layers hold after the prefill.
-
-    An estimate: a cache that keeps latents (MLA) or a window only holds less. `Record.cache_bytes` is
-    measured.
-    """
-    per_token = shape.num_kv_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
-    return sum(tokens_per_layer) * per_token * bytes_per_value
-
-
 def kv_ratio(stages: Sequence[Stage], num_layers: int, num_vision: float, num_other: float) -> float:
     """Cache entries of the pruned decoder over those of the full one, for a typical prompt."""
     processed = sum(processed_ratios(stages, num_layers)) / num_layers
@@ -127,11 +154,17 @@ def budget_of(
     latency: float | None = None,
     pre_decoder: bool = False,
 ) -> Budget:
-    """All costs of ``stages`` as fractions of the full backbone; ``target`` defaults to what is met.
+    """All costs of ``stages`` as fractions of the unpruned backbone.
 
-    ``latency`` cannot be computed, only measured; it is passed on where it is known. ``pre_decoder``: whether the
-    schedule `scores_before_decoder`, which is charged to ``processed`` (as `pre_decoder_share` of a layer over all
-    vision tokens) and to ``flops``; the papers' count does not include it.
+    Args:
+        stages: of the schedule.
+        shape: the decoder.
+        num_vision, num_other: tokens of a typical prompt.
+        kind: the cost that ``target`` limits.
+        target: the limit; None: the cost itself.
+        latency: measured elsewhere, and passed on; None where it was not measured.
+        pre_decoder: whether the schedule `scores_before_decoder`. This cost is added to ``processed`` (as
+            `pre_decoder_share`) and to ``flops``, not to ``published``.
     """
     pre_decoder_cost = pre_decoder_share(shape) if pre_decoder else 0.0
     costs = {

@@ -1,8 +1,8 @@
-"""Scores in, kept tokens out: pure tensor arithmetic that knows no model.
+"""Scores to kept indices: pure tensor functions.
 
-Rows of a batch may keep different numbers of tokens. A stage's width is the most that any row keeps;
-shorter rows are filled up on the left, padding first, and the padding are marked invalid. All widths
-are known on the host before the decoder starts, so no shape depends on data.
+Rows of a batch may keep different numbers of tokens. The width of a stage is the maximum over the rows. Shorter rows
+are padded on the left, and padding is marked invalid. All widths are known on the host before the decoder starts, so
+no shape depends on data.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from pruning_runtime.schedule import Stage
 class StagePlan:
     """One stage for one batch, on the host.
 
-    ``keep[row]`` vision tokens stay in that row; every row is ``width`` positions wide afterwards.
-    ``filled`` says whether any row needs padding.
+    Attributes:
+        layer: of the stage.
+        keep: vision tokens to keep in each row.
+        width: slots of every row after the stage.
+        padded: whether any row needs padding.
     """
 
     layer: int
     keep: tuple[int, ...]
     width: int
-    filled: bool
+    padded: bool
 
 
 def plan_stages(
     stages: Sequence[Stage], num_vision: Sequence[int], num_other: Sequence[int]
 ) -> tuple[StagePlan, ...]:
-    """Turn ratios into counts for one batch; stages that drop nothing are left out.
+    """Convert keep ratios to counts for one batch. Stages that drop nothing are omitted.
 
     Args:
         stages: the schedule's stages.
@@ -48,7 +51,7 @@ def plan_stages(
             continue
         lengths = [kept + other for kept, other in zip(keep, num_other, strict=True)]
         width = max(lengths)
-        plans.append(StagePlan(stage.layer, keep, width, filled=min(lengths) < width))
+        plans.append(StagePlan(stage.layer, keep, width, padded=min(lengths) < width))
         before = keep
     return tuple(plans)
 
@@ -61,22 +64,21 @@ def select_kept(
     width: int,
     protected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the positions that stay.
+    """Choose the slots to keep.
 
-    Every valid position that is not a vision token stays, and of the vision tokens the ``keep`` best.
-    Ties go to the earlier position; a NaN score counts as the lowest. Kept positions stay in their order.
-    Protected tokens are better than any other, and equal among themselves.
+    All valid slots without a vision token are kept, and the ``keep`` vision tokens with the highest scores. Ties go
+    to the earlier slot. NaN counts as the lowest score. Kept slots keep their order. Protected tokens rank above all
+    others and tie among themselves.
 
     Args:
         scores: ``[batch, length]``, higher = keep; read at vision tokens only.
         vision, valid: bool ``[batch, length]``.
         keep: number of vision tokens to keep, integer ``[batch]``.
-        width: number of positions to return, at least what any row keeps.
-        protected: bool ``[batch, length]``, read at vision tokens only; None where there are none.
+        width: slots to return, at least as many as any row keeps.
+        protected: bool ``[batch, length]``, read at vision tokens only; None: no token is protected.
 
     Returns:
-        ``(index, is_kept)``, both ``[batch, width]``: positions to gather, padding first, and False at
-        the padding.
+        ``(index, is_kept)``, both ``[batch, width]``: slots to gather, padding first, and False at padding.
     """
     length = scores.shape[1]
     position = torch.arange(length, device=scores.device)
@@ -84,68 +86,22 @@ def select_kept(
     lowest = torch.finfo(torch.float32).min
     ranked = torch.nan_to_num(scores.float(), nan=lowest, neginf=lowest)
     if protected is not None:
-        ranked = ranked.masked_fill(protected, float("inf"))  # other scores are finite by now
+        ranked = ranked.masked_fill(protected, float("inf"))  # all other scores are finite here
     ranked = ranked.masked_fill(~vision, float("-inf"))
     rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = valid & (~vision | (rank < keep[:, None]))
 
-    # Three groups, each in the order of its positions: dropped, then padding, then kept.
+    # Sort by group (dropped, padding, kept) and within each group by position.
     group = torch.where(kept, 2, torch.where(valid, 0, 1))
     index = (group * length + position).argsort(dim=1)[:, length - width :]
     return index, kept.gather(1, index)
 
 
-def merge_dropped(
-    hidden: Tensor,
-    weights: Tensor | None,
-    scores: Tensor,
-    vision: Tensor,
-    valid: Tensor,
-    place: Tensor,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Let one kept vision token of each row stand for all that are dropped.
-
-    That token is the one that already stands for others, or else the worst that is kept. Its state becomes the
-    mean over itself and the dropped, each counting for as many tokens as it stands for. A row that keeps no
-    vision token loses them all; one that drops none is left as it is.
-
-    Args:
-        hidden: ``[batch, length, features]``, before the drop.
-        weights: tokens that each position stands for, ``[batch, length]``; None: one each.
-        scores, vision, valid: as for `select_kept`, ``[batch, length]``.
-        place, kept: what `select_kept` returned, ``[batch, width]``.
-
-    Returns:
-        The gathered states ``[batch, width, features]`` and the weights ``[batch, width]``, float32.
-    """
-    if weights is None:
-        weights = torch.ones_like(scores, dtype=torch.float32)
-    stays = torch.zeros_like(valid).scatter_(1, place, kept)
-    gone = vision & valid & ~stays
-    kept_vision = vision.gather(1, place) & kept
-    here = weights.gather(1, place)
-    worst = torch.nan_to_num(scores.float()).gather(1, place)
-    # Tokens that stand for others come before all, then the worst by score.
-    order = torch.where(here > 1, float("-inf"), worst).masked_fill(~kept_vision, float("inf"))
-    slot = order.argmin(1, keepdim=True)
-    takes = kept_vision.gather(1, slot) & gone.any(1, keepdim=True)
-
-    share = (weights * gone).scatter_add(1, place.gather(1, slot), here.gather(1, slot))
-    total = share.sum(1, keepdim=True)
-    mean = (share[:, None] / total[..., None] @ hidden.float()).to(hidden.dtype)
-    gathered = gather_positions(hidden, place, 1)
-    column = slot[..., None].expand(-1, -1, hidden.shape[2])
-    mean = torch.where(takes[..., None], mean, gathered.gather(1, column))
-    total = torch.where(takes, total, here.gather(1, slot))
-    return gathered.scatter(1, column, mean), here.scatter(1, slot, total)
-
-
 def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     """Gather ``index`` (``[batch, width]``) along dimension ``dim`` of ``tensor``.
 
-    The dimension before ``dim`` is the batch; where it is 1 (a table shared by all rows) it is expanded.
-    Other dimensions are taken whole.
+    The dimension before ``dim`` is the batch. If its size is 1 (a table shared by all rows), it is expanded. Other
+    dimensions are not indexed.
     """
     batch, width = index.shape
     index = index.to(tensor.device)
@@ -160,7 +116,7 @@ def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def _gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """`gather_positions` of whole feature vectors, which is several times faster than one number at a time."""
+    """`gather_positions` of whole feature vectors, several times faster than an element-wise gather."""
     batch, width = index.shape
     if tensor.shape[0] == 1:
         rows = tensor[0]

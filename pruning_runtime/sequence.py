@@ -1,4 +1,4 @@
-"""Which tokens of a prompt each layer keeps: the state that travels with the prompt's cache."""
+"""Which original positions each layer holds: the state that stays with the prompt's cache."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ import torch
 from torch import Tensor
 
 
-class PruningError(RuntimeError):
-    """A call that a pruned model cannot serve rightly; the message says what to do instead."""
-
-
 @dataclass(frozen=True)
 class Segment:
-    """The sequence that a run of consecutive layers sees.
+    """The sequence that consecutive layers between two stages compute.
 
-    ``index`` (``[batch, width]``) holds the original position of each place, ``valid`` whether it is a
-    real token. ``filled``: some place is not, in some row. ``weights``: how many tokens each place stands for,
-    float32 ``[batch, width]``; None: each for itself.
+    Attributes:
+        index: original position of each slot, ``[batch, width]``.
+        valid: False at padding slots, ``[batch, width]``.
+        padded: whether any slot of any row is padding (known on the host).
+        sizes: token sizes, the number of original tokens merged into each slot, float32 ``[batch, width]``;
+            None: 1 everywhere.
     """
 
     index: Tensor
     valid: Tensor
-    filled: bool
-    weights: Tensor | None = None
+    padded: bool
+    sizes: Tensor | None = None
 
     @property
     def width(self) -> int:
-        """Places per row."""
+        """Slots per row."""
         return self.index.shape[1]
 
     def to(self, device: torch.device) -> Segment:
-        """The same segment on another device; itself where it already is there."""
+        """The segment on ``device``; the same object if it is there already."""
         if self.index.device == device:
             return self
-        weights = None if self.weights is None else self.weights.to(device)
-        return Segment(self.index.to(device), self.valid.to(device), self.filled, weights)
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return Segment(self.index.to(device), self.valid.to(device), self.padded, sizes)
 
 
 @dataclass
 class PrunedPrompt:
-    """The segments of one prompt (a batch of rows), in the order in which layers reach them.
+    """The segments of one prompt (a batch of rows), in the order of the layers.
 
-    ``length`` is the unpruned length. ``later_turns``: several tokens were added at once after the
-    prompt, so tokens behind it may be padding.
+    Attributes:
+        length: unpruned length.
+        segments: the first is the whole prompt; each stage appends one.
+        segment_of_layer: index into ``segments`` of each layer that has run.
+        later_turns: several tokens were added at once after the prompt, so some of them may be padding.
     """
 
     length: int
@@ -56,7 +58,7 @@ class PrunedPrompt:
     _copies: dict[tuple[int, torch.device], Segment] = field(default_factory=dict, repr=False)
 
     def of(self, layer: int, device: torch.device) -> Segment:
-        """What decoder layer ``layer`` saw of the prompt; the same object for all layers with one segment."""
+        """The segment that decoder layer ``layer`` computed; layers with one segment get the same object."""
         number = self.segment_of_layer[layer]
         segment = self.segments[number]
         if segment.index.device == device:
@@ -66,12 +68,12 @@ class PrunedPrompt:
         return self._copies[number, device]
 
     def first(self, device: torch.device) -> Tensor:
-        """Where each row begins after padding on its left, ``[batch, 1]``."""
+        """Position of the first token of each row after left padding, ``[batch, 1]``."""
         valid = self.segments[0].to(device).valid
         return (valid.cumsum(1) == 0).sum(1, keepdim=True)
 
-    def still_there(self, segment: Segment, later: Segment) -> Tensor:
-        """Which places of ``segment`` are real and still part of ``later``, bool ``[batch, width]``."""
+    def remaining(self, segment: Segment, later: Segment) -> Tensor:
+        """Slots of ``segment`` that are valid and whose token is also in ``later``, bool ``[batch, width]``."""
         if later is segment:
             return segment.valid
         present = torch.zeros(len(later.index), self.length, dtype=torch.bool, device=later.index.device)
@@ -79,17 +81,17 @@ class PrunedPrompt:
         return segment.valid & present.gather(1, segment.index)
 
 
-def once(made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """``make()``, once for all layers that share ``made``."""
-    if key not in made:
-        made[key] = make()
-    return made[key]
+def once(results: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """``results[key]``; computed with ``make()`` the first time. Layers that share a segment share results."""
+    if key not in results:
+        results[key] = make()
+    return results[key]
 
 
 def restore_length(output: Any, prompt: PrunedPrompt) -> Any:
-    """Put a decoder's last hidden states back to their original places, zeros where dropped.
+    """Scatter a decoder's last hidden states to their original positions, with zeros at dropped tokens.
 
-    States of the last tokens only, where the model itself went on with no others, are left as they are.
+    Returns ``output`` unchanged where the model itself kept the last tokens only.
     """
     hidden: Tensor = output[0]
     last = prompt.segments[-1].to(hidden.device)

@@ -3,7 +3,7 @@
 A change point ``l`` is the 0-based first layer of the new regime, so the last layer of the old one, at
 which a stage would score and prune, is ``l - 1``. The only module that imports ruptures.
 
-``distribution_shift``
+``attention_shift``
     The default. Segments of layers within which the *distribution* over vision tokens stays put.
 ``token_curve``
     The AdaptInfer recipe to the letter of METHODS.md, with a stated rule in place of the eye. Kept
@@ -20,9 +20,8 @@ import numpy as np
 import ruptures
 from ruptures.base import BaseCost
 
+from schedule_finder.intervals import band, bootstrap_weights
 from schedule_finder.signals import (
-    band,
-    bootstrap_weights,
     checked_maps,
     layer_shift,
     top_token_curves,
@@ -162,7 +161,7 @@ class DistributionShift:
     resamples: int = 100
     first_pass: float = 0.8
     max_passes: int = 5
-    name: str = "distribution_shift"
+    name: str = "attention_shift"
 
     def detect(self, maps: Sequence[np.ndarray], *, seed: int = 0) -> Detection:
         """See the class; ``seed`` draws simulations and resamples.
@@ -252,10 +251,10 @@ class DistributionShift:
 
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
-    "distribution_shift": DistributionShift,
+    "attention_shift": DistributionShift,
     "token_curve": TokenCurve,
 }
-DEFAULT_DETECTOR = "distribution_shift"
+DEFAULT_DETECTOR = "attention_shift"
 
 
 def get_detector(name: str) -> Detector:
@@ -320,7 +319,7 @@ def _peaks(excess: np.ndarray, threshold: float) -> list[int]:
     return [int(i) for i in np.flatnonzero(is_peak)]
 
 
-# --- distribution_shift ------------------------------------------------------------------------
+# --- attention_shift ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

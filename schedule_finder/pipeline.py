@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import time
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pruning_runtime import Schedule, pruned
+from pruning_runtime import Schedule
 from pruning_runtime.schedule import BudgetKind
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.evaluation.evaluate import (
-    BASELINE_SCORERS,
-    Evaluation,
-    Method,
-    methods_for,
-    smaller_images,
-)
-from schedule_finder.files import write_text
+from schedule_finder.evaluation.evaluate import Evaluation
+from schedule_finder.evaluation.example import write_example
+from schedule_finder.evaluation.methods import Comparison, baseline_names, methods_to_compare
+from schedule_finder.evidence import Asked, Evidence, HeldOutResult, HeldOutSummary, digest
+from schedule_finder.files import write_json, write_text
+from schedule_finder.measuring.unit_store import UnitStore, model_digest
 from schedule_finder.models.loading import LoadedBackbone
-from schedule_finder.profiling.capture import ProfileRow
-from schedule_finder.profiling.engines.base import Engine, Report, cut_chunks
+from schedule_finder.profiling.collect import Collection
+from schedule_finder.profiling.engines.base import Engine, Report
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
 from schedule_finder.samples import (
@@ -37,31 +33,19 @@ from schedule_finder.samples import (
     choose_samples,
     describe,
     read_entries,
-    update_entries,
     write_entries,
 )
+from schedule_finder.samples.skipping import MOST_SKIPPED, check_skipped, count_by_status
 from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import DEFAULT_SOLVER
-from schedule_finder.solvers.shapes import random_stages
 
-FLUSH_SECONDS = 60
-"""What a killed process can lose at most, where a chunk of samples takes longer."""
-MOST_SKIPPED = 0.05
-"""Share of samples that may be unusable before a run stops: beyond it the data set is the problem."""
-LEAST_TRIED = 60
 MOST_SAMPLES = 4096
 """Where the number of samples is `auto`."""
-SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
-"""Budgets of the accuracy curve, in the unit of the run's budget."""
 PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Budgets of the front."""
-PUBLISHED_SHAPES = ("paper", "pyramid")
-RANDOM_DRAWS = 3
-SWEEP_BASELINES = ("last_token", "random", "strided")
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-_Item = TypeVar("_Item")
 
 
 def profile_step(
@@ -102,55 +86,12 @@ def profile_step(
     store = run.profile
     store.open(engine.meta)
     stored = set(store.recover(report))
-    places = {entry.id: place for place, entry in enumerate(entries) if entry.use == "calibration"}
-    pending = frozenset(
-        name
-        for name, place in places.items()
-        if entries[place].status == "pending" or (entries[place].status == "done" and name not in stored)
-    )
-    chunks = cut_chunks([entries[place] for place in places.values()], pending)
-    if after_shard is not None and after_shard(store):
-        chunks = []
+    collection = Collection(run.samples, entries, store, stored, progress, max_skipped, after_shard)
     with run.step("profile") as facts:
-        changed: list[SampleEntry] = []
-        rows: dict[str, ProfileRow] = {}
-
-        def flush() -> None:
-            # Notes before rows: a sample that is noted as done but not stored is done again.
-            if changed:
-                update_entries(run.samples, changed)
-            store.append(list(rows), list(rows.values()))
-            changed.clear()
-            rows.clear()
-
-        left = len(pending)
-        skipped = [entry for entry in entries if entry.use == "calibration" and entry.status == "skipped"]
-        _check_skipped(skipped, len(places) - left, len(places), max_skipped)
-        progress(len(places) - left, len(places))
-        flushed = time.monotonic()
-        try:
-            for result in engine.profile(chunks, report):
-                for outcome in result.outcomes:
-                    entry = entries[places[outcome.entry.id]] = outcome.entry
-                    changed.append(entry)
-                    if outcome.row is None:
-                        skipped.append(entry)
-                    elif entry.id not in stored:
-                        rows[entry.id] = outcome.row
-                left -= len(result.outcomes)
-                progress(len(places) - left, len(places))
-                if result.last or time.monotonic() - flushed > FLUSH_SECONDS:
-                    flush()
-                    flushed = time.monotonic()
-                if result.last:
-                    _check_skipped(skipped, len(places) - left, len(places), max_skipped)
-                    if after_shard is not None and after_shard(store):
-                        break
-        finally:
-            flush()
+        collection.run(engine, report)
         write_entries(run.samples, entries)
-        facts |= _counts(entries, "calibration")
-    return _counts(entries, "calibration")
+        facts |= count_by_status(entries, "calibration")
+    return count_by_status(entries, "calibration")
 
 
 def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
@@ -159,17 +100,17 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
     profile = run.profile.read()
-    layers = profile.meta["layers"]
+    layers = profile.layers
     with run.step("detect", detector=default):
         found = {}
         for name, make in DETECTORS.items():
             detection = make().detect(profile.maps, seed=run.options["seed"])
             found[name] = {
-                "change_points": [layers[place] for place in detection.change_points],
+                "change_points": [layers[index] for index in detection.change_points],
                 "evidence": detection.evidence,
             }
         document = {"default": default, "samples": len(profile), "layers": layers, "detectors": found}
-        write_text(run.change_points, json.dumps(document, indent=2) + "\n")
+        write_json(run.change_points, document)
     return document
 
 
@@ -183,7 +124,10 @@ def schedule_step(
     scorer: str = AUTO,
     dropped_tokens: str = AUTO,
 ) -> Schedule:
-    """Step 4: from the profile, its change points and what the solver measures to ``4_schedule.json``."""
+    """Step 4: from the profile, its change points and measurements on the model to ``4_schedule.json``.
+
+    Measurements are kept in ``4_measurements/``; an interrupted step continues there.
+    """
     asked = {"solver": solver, "scorer": scorer, "dropped_tokens": dropped_tokens}
     with run.step("schedule", budget=budget, budget_kind=kind, **asked):
         schedule = search.solve(budget, kind, **asked)
@@ -201,9 +145,9 @@ def pareto_step(
     dropped_tokens: str = AUTO,
     budgets: Sequence[float] = PARETO,
 ) -> pd.DataFrame:
-    """The front over budgets: what each costs by every count, and its predicted and measured divergence.
+    """The front over budgets: what each costs by every count, and its predicted and measured answer KL.
 
-    Writes ``4_pareto.csv`` and its figure. Budgets that no stages can meet are left out.
+    Writes ``4_pareto.csv``. Budgets that no stages can meet are left out.
     """
     rows = []
     for budget in budgets:
@@ -211,15 +155,16 @@ def pareto_step(
             found = search.solve(budget, kind, solver=solver, scorer=scorer, dropped_tokens=dropped_tokens)
         except OutOfReach:
             continue
+        reasons = Evidence.of(found).solver
         assert found.budget is not None
-        costs, reasons = found.budget.model_dump(), found.evidence["solver"]
+        assert reasons is not None
         rows.append(
             {
                 "budget_kind": kind,
                 "budget": budget,
-                **{name: costs[name] for name in ("processed", "published", "flops", "kv", "latency")},
-                "predicted_kl": reasons.get("predicted_kl"),
-                "measured_kl": reasons.get("measured_kl"),
+                **found.budget.model_dump(include={"processed", "published", "flops", "kv", "latency"}),
+                "predicted_kl": reasons.predicted_kl,
+                "measured_kl": reasons.measured_kl,
                 "scorer": found.scorer.name,
                 "dropped_tokens": found.dropped_tokens,
                 "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.3f}" for stage in found.stages),
@@ -241,10 +186,14 @@ def evaluate_step(
     *,
     batch_size: int,
     max_new_tokens: int = 16,
-    sweep: Sequence[float] = SWEEP,
-    search: Search | None = None,
+    baselines: str | None = None,
+    sweep: Sequence[float] = (),
+    report: Report = lambda _line: None,
 ) -> pd.DataFrame:
-    """Step 5: the schedule and its baselines against the full model, on samples discovery never saw.
+    """Step 5: the schedule and its baselines against the full model, on samples that search never used.
+
+    Writes ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the example for the overlay. Finished batches
+    are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
 
     Args:
         run: the run, with a schedule.
@@ -253,171 +202,145 @@ def evaluate_step(
         progress: called with the samples done and all samples.
         batch_size: samples per forward pass.
         max_new_tokens: longest answer.
+        baselines: names as in `baseline_names`; None: the default ones.
         sweep: further budgets, each with a schedule of its own from the same profile.
-        search: what solves for them; None: one that measures on this backbone.
+        report: called with the number of generations, and with the expected time once a batch was timed.
     """
     schedule = Schedule.load(run.schedule)
     schedule.check_backbone(loaded.backbone)
+    names = baseline_names(baselines, schedule)
     entries = read_entries(run.samples)
-    held_out = [i for i, entry in enumerate(entries) if entry.use == "held_out"]
-    if not held_out:
-        raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
-    search = search or Search(run, (loaded, data), batch_size=batch_size)
-    methods = (
-        methods_for(schedule) + _other_layers(schedule, search) + _sweep_methods(schedule, sweep, search)
-    )
-    evaluation = Evaluation(loaded, methods, max_new_tokens)
     with run.step("evaluate", max_new_tokens=max_new_tokens) as facts:
-        progress(0, len(held_out))
-        example_done = False
-        for batch in _batches(held_out, batch_size):
-            samples = []
-            for place in batch:
-                try:
-                    sample = data.load(entries[place])
-                except BadSample as error:
-                    entries[place] = replace(entries[place], status="skipped", reason=str(error))
-                    continue
-                entries[place] = replace(describe(entries[place], sample), status="done")
-                samples.append(sample)
-            _stop_if_too_many_skipped(entries, "held_out")
-            if samples:
-                if not example_done:
-                    evaluation.methods = [*methods, *smaller_images(loaded, schedule, samples)]
-                evaluation.run_batch(samples)
-                if not example_done:
-                    _write_example(run, loaded, schedule, samples[0], max_new_tokens)
-                    example_done = True
-            progress(sum(entries[i].status != "pending" for i in held_out), len(held_out))
+        evaluation: Evaluation | None = None
+        for samples in _held_out_batches(run, data, entries, batch_size):
+            if evaluation is None:
+                search = Search(run, (loaded, data), batch_size=batch_size)
+                methods = methods_to_compare(_comparison(loaded, schedule, samples, search), names, sweep)
+                evaluation = Evaluation(
+                    loaded, methods, max_new_tokens, UnitStore(run.evaluation_parts, model_digest(loaded))
+                )
+                evaluation.after_unit = _Forecast(len(methods) + 1, _held_out(entries), progress, report)
+                write_example(run.folder, loaded, schedule, samples[0], max_new_tokens)
+            evaluation.run_batch(samples)
+        assert evaluation is not None  # too many unusable samples are refused before
         table = evaluation.table()
-        table.to_csv(run.evaluation, index=False, float_format="%.6g")
+        write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
+        _held_out_summary(schedule, table).save(run.evaluation_summary)
         write_entries(run.samples, entries)
-        facts |= _counts(entries, "held_out")
-    _note_held_out(run, schedule, table)
+        shutil.rmtree(run.evaluation_parts, ignore_errors=True)
+        facts |= count_by_status(entries, "held_out")
     return table
 
 
-def _other_layers(schedule: Schedule, search: Search) -> list[Method]:
-    """Controls with the schedule's budget and rule that prune elsewhere: published shapes, and random layers."""
-    if schedule.budget is None:
-        return []
-    budget, kind = schedule.budget.target, schedule.budget.kind
-    others = {}
-    for name in PUBLISHED_SHAPES:
-        with suppress(OutOfReach):  # they leave the first layer whole, which may cost more than the budget
-            others[name] = search.solve(budget, kind, solver=name).stages
-    target, earliest = search.target(budget, kind), search.profile.earliest_stage
-    for draw in range(RANDOM_DRAWS):
-        with suppress(OutOfReach):
-            drawn = random_stages(target, np.random.default_rng(draw), earliest)
-            others[f"random layers {draw}"] = drawn
-    return [
-        Method(name, schedule.model_copy(update={"stages": stages}), budget)
-        for name, stages in others.items()
+def _comparison(
+    loaded: LoadedBackbone, schedule: Schedule, samples: Sequence[Sample], search: Search
+) -> Comparison:
+    """What baselines are made from; other schedules are searched with what the user asked for."""
+    evidence = Evidence.of(schedule)
+    solver = evidence.solver.solver if evidence.solver else DEFAULT_SOLVER
+    asked = evidence.asked or Asked(solver=solver, scorer=AUTO, dropped_tokens=AUTO)
+    kind = schedule.budget.kind if schedule.budget else "processed"
+
+    def solve(budget: float, by: str | None) -> Schedule:
+        return search.solve(
+            budget,
+            kind,
+            solver=by or asked.solver,
+            scorer=asked.scorer,
+            dropped_tokens=asked.dropped_tokens,
+        )
+
+    return Comparison(
+        schedule=schedule,
+        loaded=loaded,
+        samples=samples,
+        solve=solve,
+        target=lambda: search.target(schedule.budget.target if schedule.budget else 1.0, kind),
+        earliest=lambda: search.profile.earliest_stage,
+    )
+
+
+class _Forecast:
+    """Progress of an evaluation in generated answers, and one line with the expected time.
+
+    The first batch that the full model answers is the measure: no method takes much longer than the full model.
+    """
+
+    def __init__(self, methods: int, samples: int, progress: Progress, report: Report) -> None:
+        self._total, self._done, self._reported = methods * samples, 0, False
+        self._progress, self._report = progress, report
+        report(f"evaluation: {methods} methods x {samples} samples = {self._total} generated answers")
+        progress(0, self._total)
+
+    def __call__(self, samples: int, full_seconds: float | None) -> None:
+        if full_seconds is not None and not self._reported:
+            self._reported = True
+            left = self._total - self._done
+            seconds = full_seconds / samples * left
+            self._report(
+                f"expected time: about {seconds:.0f} s or less for {left} answers "
+                f"(the full model: {full_seconds:.2f} s for {samples})"
+            )
+        self._done += samples
+        self._progress(self._done, self._total)
+
+
+def _held_out_summary(schedule: Schedule, table: pd.DataFrame) -> HeldOutSummary:
+    """All methods at the schedule's budget, over all question types."""
+    budget = schedule.budget.target if schedule.budget else 1.0
+    own = table[
+        (table.question_type == "all") & ((table.method == "full") | np.isclose(table.budget, budget))
     ]
+    names = [name for name in HeldOutResult.model_fields if name != "n"]
+    return HeldOutSummary(
+        schedule=digest(schedule),
+        budget=budget,
+        samples=int(own.n.max()),
+        methods={
+            row["method"]: HeldOutResult(
+                n=row["n"],
+                **{name: None if pd.isna(row[name]) else round(float(row[name]), 6) for name in names},
+            )
+            for row in own.to_dict("records")
+        },
+    )
 
 
-def _sweep_methods(schedule: Schedule, budgets: Sequence[float], search: Search) -> list[Any]:
-    if not budgets or schedule.budget is None:
-        return []
-    solver = schedule.evidence.get("solver", {}).get("solver", DEFAULT_SOLVER)
-    methods = []
-    for budget in budgets:
-        if abs(budget - schedule.budget.target) < 1e-9:
-            continue
-        try:
-            other = search.solve(budget, schedule.budget.kind, solver=solver)
-        except OutOfReach:
-            continue  # a budget below what this backbone can reach is a gap in the curve, no failure
-        methods += methods_for(other, [name for name in SWEEP_BASELINES if name in BASELINE_SCORERS])
-    return methods
-
-
-def _write_example(
-    run: Run, loaded: LoadedBackbone, schedule: Schedule, sample: Sample, max_new_tokens: int
-) -> None:
-    """Keep one sample with what every stage leaves of it, for the overlay figure."""
-    inputs = {name: value.to(loaded.device) for name, value in loaded.inputs([sample]).items()}
-    vision = loaded.backbone.vision_mask(inputs["input_ids"])[0]
-    side = round(int(vision.sum()) ** 0.5)
-    square = len({size for image in sample.images for size in image.size}) == 1
-    if len(sample.images) != 1 or not square or side * side != int(vision.sum()):
-        return  # where a token lies is known for one square image only: others are cropped, padded or tiled
-    first = int(vision.nonzero()[0])
-    length = inputs["input_ids"].shape[1]
-    full = loaded.generate(inputs, max_new_tokens)
-    with pruned(loaded.backbone.model, schedule) as record:
-        short = loaded.generate(inputs, max_new_tokens)
-    document = {
-        "id": sample.id,
-        "question": sample.question,
-        "answer": sample.answer,
-        "full_answer": loaded.answers(full[:, length:])[0],
-        "pruned_answer": loaded.answers(short[:, length:])[0],
-        "grid": [side, side],
-        "stages": [
-            {"layer": stage.layer, "kept": [place - first for place in stage.kept_positions()[0]]}
-            for stage in record.stages
-        ],
-        "regions": list(sample.regions),
-    }
-    write_text(run.folder / "5_example.json", json.dumps(document, indent=2) + "\n")
-    sample.images[0].save(run.folder / "5_example.png")
-
-
-def _note_held_out(run: Run, schedule: Schedule, table: pd.DataFrame) -> None:
-    """Put the held-out result into the schedule file, beside the reasons it was made for."""
-    overall = table[(table.question_type == "all") & table.method.isin(["full", "schedule"])]
-    target = schedule.budget.target if schedule.budget else 1.0
-    own = overall[(overall.method == "full") | (np.isclose(overall.budget, target))]
-    result = {
-        row.method: {
-            "n": int(row.n),
-            **{
-                name: None if pd.isna(value) else round(float(value), 6)
-                for name, value in (
-                    ("exact_match", row.exact_match),
-                    ("ci_low", row.ci_low),
-                    ("ci_high", row.ci_high),
-                    ("agreement", row.agreement),
-                    ("kl", row.kl),
-                )
-            },
-        }
-        for row in own.itertuples()
-    }
-    schedule.model_copy(update={"evidence": {**schedule.evidence, "held_out": result}}).save(run.schedule)
+def _held_out(entries: Sequence[SampleEntry]) -> int:
+    return sum(entry.use == "held_out" and entry.status != "skipped" for entry in entries)
 
 
 def _entries(run: Run, data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    """The run's list of samples, chosen now if it is not yet; written in one result, without notes beside it."""
+    """The run's list of samples, chosen now if it is not yet; written in one piece, without notes beside it."""
     chosen = run.samples.exists()
     entries = read_entries(run.samples) if chosen else choose_samples(data, count, held_out, seed)
     write_entries(run.samples, entries)
     return entries
 
 
-def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _held_out_batches(
+    run: Run, data: DataSet, entries: list[SampleEntry], batch_size: int
+) -> Iterator[list[Sample]]:
+    """Held-out samples in batches; notes in ``entries`` how loading went.
 
-
-def _stop_if_too_many_skipped(entries: Sequence[SampleEntry], use: str) -> None:
-    mine = [entry for entry in entries if entry.use == use]
-    tried = [entry for entry in mine if entry.status != "pending"]
-    skipped = [entry for entry in tried if entry.status == "skipped"]
-    _check_skipped(skipped, len(tried), len(mine), MOST_SKIPPED)
-
-
-def _check_skipped(skipped: Sequence[SampleEntry], tried: int, total: int, most: float) -> None:
-    """Stop where more than a share ``most`` of the samples tried so far cannot be used."""
-    if (tried >= LEAST_TRIED or tried == total) and len(skipped) > most * tried:
-        raise InputError(
-            f"{len(skipped)} of {tried} samples cannot be used, more than {most:.0%}; the last: "
-            f"{skipped[-1].id}: {skipped[-1].reason} (all reasons are in 1_samples.jsonl; --max-skipped allows more)"
-        )
-
-
-def _counts(entries: Sequence[SampleEntry], use: str) -> dict[str, int]:
-    mine = [entry for entry in entries if entry.use == use]
-    return {status: sum(entry.status == status for entry in mine) for status in ("done", "skipped")}
+    Raises `InputError` where there are none or too many cannot be used.
+    """
+    held_out = [index for index, entry in enumerate(entries) if entry.use == "held_out"]
+    if not held_out:
+        raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
+    skipped: list[SampleEntry] = []
+    for first in range(0, len(held_out), batch_size):
+        samples = []
+        indices = held_out[first : first + batch_size]
+        for index in indices:
+            try:
+                sample = data.load(entries[index])
+            except BadSample as error:
+                entries[index] = replace(entries[index], status="skipped", reason=str(error))
+                skipped.append(entries[index])
+                continue
+            entries[index] = replace(describe(entries[index], sample), status="done")
+            samples.append(sample)
+        check_skipped(skipped, first + len(indices), len(held_out))
+        if samples:
+            yield samples

@@ -1,6 +1,6 @@
-"""Are discovered schedules good? Solvers, published recipes and baselines on held-out questions.
+"""How good are the schedules that search finds? Solvers, published recipes and baselines on held-out questions.
 
-For each backbone: a profile of 1000 discovery samples, a schedule from every solver for every budget, and on
+For each backbone: a profile of 1000 calibration samples, a schedule from every solver for every budget, and on
 held-out questions the share of answers whose first word is right, with paired bootstrap intervals of the
 difference to the default solver. Then: does a solver's own objective predict that share over random schedules?
 
@@ -28,14 +28,13 @@ from scipy.stats import spearmanr
 
 from pruning_runtime.schedule import DroppedTokens, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evaluation.evaluate import wilson_interval
 from schedule_finder.figures.study import methods_figure, predictions_figure
+from schedule_finder.intervals import mean_interval, wilson_interval
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.models.loading import LoadedBackbone, load_backbone
 from schedule_finder.run.folder import Run
 from schedule_finder.samples import choose_samples, open_data
 from schedule_finder.search import AUTO, Search
-from schedule_finder.signals import bootstrap_weights
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.retained import Replay, layer_weights
 from schedule_finder.solvers.sensitivity import predict
@@ -69,10 +68,10 @@ class Study:
     folder: Path
 
     def right(
-        self, stages: Stages, rule: TokenPolicy, questions: int | None = None
+        self, stages: Stages, policy: TokenPolicy, questions: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each question's first word is right, and its KL divergence, ``[questions]`` both."""
-        kl, tokens = self.answer_kl.look(stages, rule, questions)
+        """Whether each question's first word is right, and its answer KL in nats, ``[questions]`` both."""
+        kl, tokens = self.answer_kl.measure_with_tokens(stages, policy, questions)
         return tokens == self.expected[: len(tokens)], kl
 
 
@@ -142,15 +141,15 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
                 continue
             begun = time.perf_counter()
             try:
-                stages, rule = solve(chosen)
+                stages, policy = solve(chosen)
             except InputError as error:
                 print(f"{study.name}, {method} at {budget:.0%}: {error}")
                 continue
             seconds = time.perf_counter() - begun
             if method == DEFAULT:
-                chosen = stages, rule
-            judged, kl = study.right(stages, rule)
-            rows.append(_row(study, method, budget, stages, rule, judged, kl, seconds))
+                chosen = stages, policy
+            judged, kl = study.right(stages, policy)
+            rows.append(_row(study, method, budget, stages, policy, judged, kl, seconds))
             right[f"{method} {budget}"] = judged
             print(f"{study.name} {budget:.0%} {method}: {judged.mean():.3f}, KL {kl.mean():.3f}", flush=True)
             pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
@@ -158,28 +157,28 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
 
 
 def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
-    """Methods, and what gives their stages and rule, some from what the default solver chose."""
+    """Methods, and what gives their stages and policy, some from what the default solver chose."""
     target = study.search.target(budget, "processed")
     earliest = study.search.profile.earliest_stage
 
     def solved(solver: str, dropped_tokens: str = AUTO) -> Solve:
         def solve(_chosen: Chosen | None) -> Chosen:
-            search = study.plain if dropped_tokens == "discard" else study.discovery
+            search = study.plain if dropped_tokens == "discard" else study.search
             found = search.solve(budget, "processed", solver=solver, dropped_tokens=dropped_tokens)
             return found.stages, TokenPolicy(found.scorer.name, found.dropped_tokens)
 
         return solve
 
     def as_yardstick(chosen: Chosen | None) -> Chosen:
-        """Brute force under the rule that the default solver chose."""
+        """Brute force under the policy that the default solver chose."""
         if chosen is None:
-            raise InputError("nothing was discovered to compare with")
+            raise InputError("the default solver found no schedule to compare with")
         return solved("grid", chosen[1].dropped_tokens)(None)
 
     def its_stages(**changes: str) -> Solve:
         def take(chosen: Chosen | None) -> Chosen:
             if chosen is None:
-                raise InputError("nothing was discovered to compare with")
+                raise InputError("the default solver found no schedule to compare with")
             return chosen[0], replace(chosen[1], **changes)
 
         return take
@@ -191,12 +190,12 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
         )
 
     yield DEFAULT, solved(DEFAULT)
-    yield f"{DEFAULT}, not merged", solved(DEFAULT, "none")
+    yield f"{DEFAULT}, not merged", solved(DEFAULT, "discard")
     yield "grid", as_yardstick
     for solver in ("retained", "paper", "pyramid", "fitprune"):
-        yield solver, solved(solver, "none")
-    yield "paper, merged", solved("paper", "merged")
-    yield "pyramid, merged", solved("pyramid", "merged")
+        yield solver, solved(solver, "discard")
+    yield "paper, merged", solved("paper", "merge")
+    yield "pyramid, merged", solved("pyramid", "merge")
     for scorer in SCORERS:
         yield f"its stages, {scorer}", its_stages(scorer=scorer)
     yield "its stages, not merged", its_stages(dropped_tokens="discard")
@@ -211,8 +210,8 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
     )
     for draw in range(RANDOM_DRAWS):
         for name, dropped_tokens in (
-            (f"random layers {draw}", "none"),
-            (f"random layers {draw}, merged", "merged"),
+            (f"random layers {draw}", "discard"),
+            (f"random layers {draw}, merged", "merge"),
         ):
             yield name, drawn(draw, dropped_tokens)
 
@@ -231,13 +230,13 @@ def _row(
     method: str,
     budget: float,
     stages: Stages,
-    rule: TokenPolicy,
+    policy: TokenPolicy,
     judged: np.ndarray,
     kl: np.ndarray,
     seconds: float,
 ) -> dict[str, object]:
     low, high = wilson_interval(int(judged.sum()), len(judged))
-    cost = study.search.target(budget, "processed").account(stages, rule.scorer)
+    cost = study.search.target(budget, "processed").account(stages, policy.scorer)
     return {
         "backbone": study.name,
         "method": method,
@@ -249,8 +248,8 @@ def _row(
         "kl": kl.mean(),
         "processed": cost.processed,
         "flops": cost.flops,
-        "scorer": rule.scorer,
-        "dropped_tokens": rule.dropped_tokens,
+        "scorer": policy.scorer,
+        "dropped_tokens": policy.dropped_tokens,
         "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.6f}" for stage in stages),
         "solve_seconds": seconds,
     }
@@ -270,16 +269,16 @@ def _predictions(study: Study) -> None:
     if path.exists():
         return
     profile, detections = study.search.profile, study.search.detections
-    moving = bool(detections["detectors"][detections["default"]]["change_points"])
+    moving = bool(detections.of())
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
     table = study.search.sensitivity_table()
-    rule, earliest = table.rule, profile.earliest_stage
+    policy, earliest = table.policy, profile.earliest_stage
     rng, rows = np.random.default_rng(0), []
     for number in range(RANDOM_SCHEDULES):
         least = study.search.target(1.0, "processed").cost((Stage(layer=earliest, keep_ratio=0.0),))
         target = study.search.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
         stages = random_stages(target, rng, earliest)
-        judged, kl = study.right(stages, rule, RANDOM_QUESTIONS)
+        judged, kl = study.right(stages, policy, RANDOM_QUESTIONS)
         rows.append(
             {
                 "backbone": study.name,
@@ -334,14 +333,13 @@ def _report(out: Path) -> None:
 def _differences(folder: Path) -> pd.DataFrame:
     """Each method's difference to the default solver at the same budget, with its interval."""
     right = pd.read_parquet(folder / "right.parquet").astype(float)
-    weights = bootstrap_weights(len(right), 2000, seed=0) / len(right)
     rows = []
     for column in right.columns:
         method, _, budget = column.rpartition(" ")
         if not method or f"{DEFAULT} {budget}" not in right:
             continue
         difference = (right[column] - right[f"{DEFAULT} {budget}"]).to_numpy()
-        low, high = np.quantile(weights @ difference, [0.025, 0.975])
+        low, high = mean_interval(difference, resamples=2000)
         rows.append(
             {
                 "backbone": folder.name,

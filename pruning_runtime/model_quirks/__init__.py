@@ -1,1 +1,1 @@
-"""What a stock model cannot tell about itself; one file per exception."""
+"""What a stock model does not state in its configuration; one file per exception."""

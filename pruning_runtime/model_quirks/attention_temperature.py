@@ -1,7 +1,7 @@
-"""Attention whose temperature grows with a token's place, which the model counts in its cache (Llama 4).
+"""Attention whose temperature grows with a token's position, which the model counts in its cache (Llama 4).
 
-A pruned layer's cache is shorter than the sequence, so a token's place there is lower than its position. The
-difference is made up for on the queries, which these layers do not rotate.
+A pruned layer's cache is shorter than the sequence, so the counted position is too low. The difference is corrected on
+the queries, which these layers do not rotate.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Temperature:
-    """Where a layer's queries come from, and how they are scaled; nothing happens below ``floor``."""
+    """A layer's query map and the scaling of its queries, which is 1 at positions below ``floor``."""
 
     queries: nn.Module
     floor: int
     strength: float
 
-    def correction(self, positions: Tensor, places: Tensor) -> Tensor:
-        """Factor on queries (``[batch, length, 1]``) that stand at ``places`` and belong at ``positions``."""
-        return (self._scale(positions) / self._scale(places))[..., None]
+    def correction(self, original: Tensor, in_cache: Tensor) -> Tensor:
+        """Factor on queries that are at position ``in_cache`` of the cache, ``[batch, length, 1]``."""
+        return (self._scale(original) / self._scale(in_cache))[..., None]
 
-    def _scale(self, places: Tensor) -> Tensor:
-        return torch.log1p(torch.floor((places.float() + 1) / self.floor)) * self.strength + 1
+    def _scale(self, positions: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((positions.float() + 1) / self.floor)) * self.strength + 1
 
 
 def find_temperature(layer: nn.Module) -> Temperature | None:
-    """The temperature of a decoder layer; None where it does not depend on the place."""
+    """The temperature of a decoder layer; None if it does not depend on the position."""
     attention: Any = getattr(layer, "self_attn", None)
     if not getattr(attention, "attn_temperature_tuning", False) or attention.use_rope:
         return None

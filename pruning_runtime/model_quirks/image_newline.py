@@ -1,11 +1,10 @@
-"""Separators: learned vectors that a model puts among its image features to mark their layout.
+"""Image-newline tokens: learned vectors among the image features that mark the layout.
 
-LLaVA-NeXT, -OneVision, -NeXT-Video and Granite 4 Vision end each row of patches with one (`image_newline`) at the
-id of an image token, so that ids do not tell them from content. They are found by value among the features that
-the decoder is given instead.
+LLaVA-NeXT, -OneVision, -NeXT-Video and Granite 4 Vision end each row of patches with one (`image_newline`). It has the
+id of an image token, so it is found by value among the features that the decoder receives.
 
-Not found, and so ranked like content, are image newlines that pass through layers of their own on their way in
-(Phi-4-multimodal, HunYuan-VL): their final value is nowhere in the model, and depends on the kernel's rounding.
+Newlines that pass through further layers before the decoder (Phi-4-multimodal, HunYuan-VL) are not found and are ranked
+like content: their final value is not stored in the model, and depends on the kernel's rounding.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 ImageNewline = tuple[nn.Module, str]
-"""A learned vector: the module that owns it, and the parameter's name. An offloaded parameter is another
-object every time its module runs, so it is looked up when it is needed."""
+"""A learned vector: the module that owns it, and the parameter's name. The parameter is read when it is needed,
+because an offloaded one is a new object each time its module runs."""
 
 _ROUNDING = 2.0**-7
-"""Largest difference from a image newline, as a fraction of its largest entry: under autocast it has been bfloat16."""
+"""Tolerance as a fraction of the vector's largest entry: autocast rounds to bfloat16."""
 
 
 def find_image_newlines(model: PreTrainedModel, text_model: PreTrainedModel) -> tuple[ImageNewline, ...]:
-    """The vectors as wide as the decoder that the modules around it own themselves; most models have none."""
+    """Parameters of the decoder's width that the modules around it own directly; most models have none."""
     width = text_model.config.hidden_size
     path = next(name for name, module in model.named_modules() if module is text_model).split(".")
     around = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
@@ -40,12 +39,11 @@ def find_image_newlines(model: PreTrainedModel, text_model: PreTrainedModel) -> 
 def image_newline_mask(
     image_newlines: Sequence[ImageNewline], features: Iterable[Tensor], vision: Tensor
 ) -> Tensor:
-    """True at the vision tokens that are image newlines, bool ``[batch, length]``; never waits for the device.
+    """Vision tokens that are image newlines, bool ``[batch, length]``. Does not synchronize.
 
     Args:
-        image newlines: from `find_image_newlines`.
-        features: what the decoder is given at each position, ``[batch, length, width]``; several where
-            it is given more than once.
+        image_newlines: from `find_image_newlines`.
+        features: inputs of the decoder, each ``[batch, length, width]``.
         vision: bool ``[batch, length]``.
     """
     found = torch.zeros_like(vision)

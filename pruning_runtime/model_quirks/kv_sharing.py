@@ -1,4 +1,4 @@
-"""Layers that attend with another layer's keys and values (Gemma 3n, Gemma 4)."""
+"""Layers that use another layer's keys and values (Gemma 3n, Gemma 4)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from transformers import PreTrainedConfig
 
 
 def kv_sources(config: PreTrainedConfig, layer_kinds: Sequence[str]) -> tuple[int, ...]:
-    """For each layer, the layer whose keys and values it uses: itself, but for the last
-    ``num_kv_shared_layers``, which use the last earlier layer of their own kind."""
+    """For each layer, the layer whose keys and values it uses.
+
+    This is the layer itself, except for the last ``num_kv_shared_layers`` layers: they use the last layer of their kind
+    that has its own.
+    """
     num_layers = len(layer_kinds)
     first_shared = num_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
     sources = []

@@ -1,10 +1,13 @@
-"""FastV's rule: what the last prompt token looks at."""
+"""FastV's rule: attention of the last prompt token."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import AttentionScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LastToken(AttentionScorer):

@@ -1,10 +1,13 @@
-"""Every text query counts the same: the paper's "no text prior" ablation."""
+"""Equal weights for all text queries: the paper's "no text prior" ablation."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import AttentionScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UniformText(AttentionScorer):

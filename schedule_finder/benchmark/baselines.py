@@ -1,11 +1,11 @@
-"""What is measured beside the schedule, and why each is a fair rival."""
+"""What is measured beside the schedule, and what each baseline shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pruning_runtime import Schedule, Stage
+from pruning_runtime.costs import kept_per_layer
 from pruning_runtime.schedule import ScorerChoice
 
 UNPRUNED, SCHEDULE = "unpruned", "schedule"
@@ -28,34 +28,35 @@ class Baseline:
 
     @property
     def baseline(self) -> str:
-        """The baseline that drops nothing on the same path."""
+        """The name of the unpruned baseline on the same path."""
         return UNPRUNED_FAST if self.fast else UNPRUNED
 
 
 def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> list[Baseline]:
-    """Ours and what it is held against; those at the same cost keep as many tokens as whole tokens allow.
+    """The unpruned model, the schedule and its baselines; those of equal cost process equally many whole tokens.
 
     Args:
-        schedule: ours.
+        schedule: what the others are compared with.
         num_vision: vision tokens of the prompt.
-        fast: with the schedule on `pruned`'s fast path, and the model on that path with nothing dropped.
+        fast: add the schedule and the model with nothing dropped on the fast path of `pruned`.
     """
     layers = schedule.backbone.num_layers
-    processed = sum(kept_per_layer(schedule.stages, num_vision, layers)) / (layers * num_vision)
+    kept = [(stage.layer, stage.kept(num_vision)) for stage in schedule.stages]
+    processed = sum(kept_per_layer(kept, num_vision, layers)) / (layers * num_vision)
     strided = ScorerChoice(name="strided")
     found = [
         Baseline(UNPRUNED, "the model as it is, outside `pruned`"),
         Baseline(SCHEDULE, f"the schedule, scorer {schedule.scorer.name}", schedule),
         Baseline(
             "no-scoring bound",
-            "same stages and kept counts, evenly strided tokens: no attention is read, selection and gathering are ours",
-            schedule.model_copy(update={"scorer": strided}),
+            "same stages and kept counts, evenly spaced tokens: no attention is read, selection and gathering are unchanged",
+            schedule.with_scorer(strided),
         ),
         Baseline(
             "eager, syncs",
             "same stages and kept counts; stage layers run eager attention and return whole maps, which are scored row "
-            "by row, read to the host and made into lists of positions there; the tokens that leave are strided ones",
-            schedule.model_copy(update={"scorer": strided}),
+            "by row on the host; the tokens that are dropped are evenly spaced ones",
+            schedule.with_scorer(strided),
             eager_stages=True,
         ),
     ]
@@ -73,23 +74,14 @@ def baselines(schedule: Schedule, num_vision: int, *, fast: bool = False) -> lis
         "scorer": strided,
         "dropped_tokens": "discard",
     }
-    what = "strided tokens dropped before the decoder, as many tokens processed"
+    what = "evenly spaced tokens, dropped before the decoder, as many tokens processed"
     found.append(Baseline("before decoder", what, schedule.model_copy(update=before)))
     if fast:
-        # A rule without attention, so that nothing listens to any layer.
+        # A scorer without attention, so that no layer is hooked.
         whole = {"stages": (), "scorer": strided, "positions": "original", "dropped_tokens": "discard"}
-        what = "nothing dropped, prefill on the fast path: what `schedule, fast` is fairly held against"
+        what = "nothing dropped, prefill on the fast path: the baseline of `schedule, fast`"
         found += [
             Baseline(UNPRUNED_FAST, what, schedule.model_copy(update=whole), fast=True),
             Baseline(SCHEDULE_FAST, "the schedule, prefill on the fast path", schedule, fast=True),
         ]
     return found
-
-
-def kept_per_layer(stages: Sequence[Stage], num_vision: int, num_layers: int) -> list[int]:
-    """Vision tokens that each layer computes."""
-    counts = []
-    for layer in range(num_layers):
-        done = [stage.kept(num_vision) for stage in stages if stage.layer < layer]
-        counts.append(done[-1] if done else num_vision)
-    return counts

@@ -1,4 +1,4 @@
-"""All baselines on the same inputs, in rounds; the result is one document."""
+"""All baselines on the same inputs, in rounds."""
 
 from __future__ import annotations
 
@@ -44,60 +44,78 @@ def run_benchmark(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     before_run: Callable[[str], None] = lambda _name: None,
 ) -> dict[str, Any]:
-    """Measure ours and its baselines; the result is a JSON-able document.
+    """Measure a schedule and its baselines; the result can be written as JSON.
 
-    The first three rounds generate as many tokens as the longest of ``lengths``; the others, and where time is up all
-    but the first, only prefill, which is where the differences are, until ``rounds`` or ``seconds`` are over.
+    The first three rounds generate as many tokens as the longest of ``lengths`` (only the first one if time is up).
+    The others run the prefill only, where most of the difference is, until ``rounds`` or ``seconds`` are over.
 
-    A rival that fails is left out, with its reason in the document; the unpruned model and the schedule are what a
-    bench is about, and their errors are raised.
+    A baseline that fails is left out, with its reason in the document. Errors of the unpruned model and of the schedule
+    are raised.
 
     Args:
-        backbone: on the device and in the precision that count.
+        backbone: on the device and in the precision to be measured.
         schedule: made for this backbone.
         schedule_source: one line for the report.
         batches: batch sizes.
         lengths: numbers of new tokens to report totals for.
         num_vision, num_text: tokens of each prompt, as in `synthetic_inputs`.
-        rounds: at most so many per batch size, and at least three.
-        seconds: for all batch sizes together; three rounds are run however long they take.
-        fast: whether to measure the fast path, too; None: on a GPU, where it captures graphs.
+        rounds: maximum per batch size; at least three are run.
+        seconds: time limit for all batch sizes together; three rounds are run in any case.
+        fast: whether to measure the fast path as well; None: on a GPU only, where it captures graphs.
         without: names of baselines to leave out.
-        progress: called with the rounds done and the most that there can be.
+        progress: called with the rounds done and the maximum.
         before_run: called with each baseline's name before it runs.
 
     Raises:
-        InputError: inputs that this backbone cannot take.
+        InputError: the backbone cannot take such inputs.
     """
-    lengths = sorted(set(lengths))
-    if not lengths or lengths[0] < 1 or not batches or min(batches) < 1:
-        raise InputError("--lengths and --batch: whole numbers from 1 on")
+    lengths = _checked_lengths(lengths, batches)
     parameter = next(backbone.model.parameters())
     rounds = max(rounds, MIN_ROUNDS)
-    total = len(batches) * rounds
-    results, rates, failed = [], [], []
-    for done, batch in enumerate(batches):
+    fast = parameter.is_cuda if fast is None else fast
+    document: dict[str, Any] = {"rates": [], "results": [], "failed": []}
+    for index, batch in enumerate(batches):
         bench = Bench(backbone, synthetic_inputs(backbone, batch, num_vision, num_text))
-        alternatives = baselines(schedule, bench.num_vision, fast=parameter.is_cuda if fast is None else fast)
-        every = [one for one in alternatives if one.name not in without]
+        every = [one for one in baselines(schedule, bench.num_vision, fast=fast) if one.name not in without]
+
+        def count(number: int, before: int = index * rounds) -> None:
+            progress(before + number, len(batches) * rounds)
+
         until = time.monotonic() + seconds / len(batches)
+        measured = _measure(bench, every, lengths[-1], rounds, until, count, before_run)
+        _add_results(document, bench, every, measured, lengths)
+    progress(len(batches) * rounds, len(batches) * rounds)
+    return {
+        **_description(backbone, schedule, bench.num_vision, num_text, schedule_source),
+        "lengths": lengths,
+        "baselines": {one.name: one.what for one in every},
+        **document,
+        "environment": _environment(parameter),
+    }
 
-        def count(number: int, before: int = done * rounds) -> None:
-            progress(before + number, total)
 
-        measured = _measure(
-            bench,
-            every,
-            longest=lengths[-1],
-            rounds=rounds,
-            until=until,
-            progress=count,
-            before_run=before_run,
-        )
-        rates.append({"batch": batch, **asdict(measured.rate)})
-        results += _results(bench, every, measured, lengths)
-        failed += [{"batch": batch, "baseline": name, "reason": why} for name, why in measured.failed.items()]
-    progress(total, total)
+def _checked_lengths(lengths: Sequence[int], batches: Sequence[int]) -> list[int]:
+    found = sorted(set(lengths))
+    if not found or found[0] < 1 or not batches or min(batches) < 1:
+        raise InputError("--lengths and --batch: whole numbers of at least 1")
+    return found
+
+
+def _environment(parameter: torch.Tensor) -> dict[str, Any]:
+    return provenance(
+        device=str(parameter.device),
+        device_name=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else None,
+        cuda=torch.version.cuda,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _description(
+    backbone: Backbone, schedule: Schedule, num_vision: int, num_text: int, source: str
+) -> dict[str, Any]:
+    """What was measured, as the document states it."""
+    weights = list(backbone.model.parameters())
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -105,37 +123,25 @@ def run_benchmark(
         "backbone": {
             "name": backbone.name,
             "model_type": backbone.model_type,
-            "parameters": sum(weights.numel() for weights in backbone.model.parameters()),
-            "weight_bytes": sum(weights.nbytes for weights in backbone.model.parameters()),
+            "parameters": sum(weight.numel() for weight in weights),
+            "weight_bytes": sum(weight.nbytes for weight in weights),
             "attention": backbone.text_model.config._attn_implementation,
             **asdict(backbone.shape),
         },
-        "prompt": {"vision_tokens": bench.num_vision, "text_tokens": num_text},
+        "prompt": {"vision_tokens": num_vision, "text_tokens": num_text},
         "schedule": {
-            "source": schedule_source,
-            "stages": [[stage.layer, stage.kept(bench.num_vision)] for stage in schedule.stages],
+            "source": source,
+            "stages": [[stage.layer, stage.kept(num_vision)] for stage in schedule.stages],
             "scorer": schedule.scorer.name,
             "positions": schedule.positions,
             "dropped_tokens": schedule.dropped_tokens,
         },
-        "lengths": lengths,
-        "baselines": {one.name: one.what for one in every},
-        "rates": rates,
-        "results": results,
-        "failed": failed,
-        "environment": provenance(
-            device=str(parameter.device),
-            device_name=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else None,
-            cuda=torch.version.cuda,
-            dtype=str(parameter.dtype).removeprefix("torch."),
-            threads=torch.get_num_threads(),
-        ),
     }
 
 
 @dataclass
 class _Measured:
-    """What the rounds of one batch gave."""
+    """The rounds of one batch size."""
 
     rate: Rates
     peaks: dict[str, int]
@@ -147,14 +153,13 @@ class _Measured:
 def _measure(
     bench: Bench,
     every: Sequence[Baseline],
-    *,
     longest: int,
     rounds: int,
     until: float,
     progress: Callable[[int], None],
     before_run: Callable[[str], None],
 ) -> _Measured:
-    """All baselines on one batch: first their memory, then rounds until ``until``."""
+    """Measure all baselines on one batch: first their memory, then rounds until ``until``."""
     backbone, length = bench.backbone, 2
     parameter = next(backbone.model.parameters())
     rates: list[Rates] = []
@@ -179,14 +184,14 @@ def _measure(
             if one.name in (UNPRUNED, SCHEDULE):
                 raise
             failed[one.name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        bench.recover()  # the error is gone by now, and with it the frames that hold what the run had made
+        bench.recover()  # after the except block, so that no frame holds tensors of the failed run
 
     progress(0)
     if bench.device.type == "cuda":
-        attempt(note_run, every[0])  # libraries take memory of their own at their first call
+        attempt(note_run, every[0])  # libraries allocate memory at their first call
         runs[every[0].name].clear()
     for one in every:
-        attempt(note_peak, one)  # warms up prefill and decoding, too
+        attempt(note_peak, one)  # also warms up prefill and decoding
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.monotonic() > until:
             break
@@ -206,22 +211,29 @@ def _measure(
     return _Measured(rate, peaks, runs, failed)
 
 
-def _results(
-    bench: Bench, every: Sequence[Baseline], measured: _Measured, lengths: Sequence[int]
-) -> list[dict[str, Any]]:
-    """A row for each baseline that did not fail."""
+def _add_results(
+    document: dict[str, Any],
+    bench: Bench,
+    every: Sequence[Baseline],
+    measured: _Measured,
+    lengths: Sequence[int],
+) -> None:
+    """Add the rates, one row per baseline that did not fail, and the failures."""
     backbone, runs = bench.backbone, measured.runs
     batch, full_length = bench.inputs["input_ids"].shape
     full = runs[UNPRUNED]
     full_flops = prefill_flops(backbone.shape, full[0].tokens_per_layer)
     value_bytes = next(backbone.model.parameters()).element_size()
-    results = []
+    document["rates"].append({"batch": batch, **asdict(measured.rate)})
+    document["failed"] += [
+        {"batch": batch, "baseline": name, "reason": why} for name, why in measured.failed.items()
+    ]
     for one in every:
         if one.name not in runs:
             continue
         own = runs[one.name]
         tokens, pre_decoder_cost = own[0].tokens_per_layer, own[0].pre_decoder_cost
-        results.append(
+        document["results"].append(
             {
                 "batch": batch,
                 "baseline": one.name,
@@ -240,4 +252,3 @@ def _results(
                 **times(own, full, runs.get(one.baseline), lengths),
             }
         )
-    return results

@@ -20,22 +20,22 @@ from schedule_finder.benchmark.eager_stages import eager_stages
 
 @dataclass(frozen=True)
 class Run:
-    """What one `generate` gave."""
+    """The measurements of one `generate`."""
 
     parts: dict[str, dict[str, float]]
     token_ms: list[float]
     """Milliseconds from the start to each new token's logits."""
     cache_bytes: int
     tokens_per_layer: list[int]
-    """Of one row, all kinds."""
+    """Of one row, tokens of all kinds."""
     undivided: bool = False
     """Whether scoring and dropping are inside ``decoder``: a captured graph cannot be divided."""
     pre_decoder_cost: float = 0.0
-    """What scoring before the decoder took, as a share of a layer."""
+    """Cost of pre-decoder scoring, as a share of a layer."""
 
 
 class Bench:
-    """One batch of one backbone; runs any baseline on it."""
+    """Runs baselines on one batch of one backbone."""
 
     def __init__(self, backbone: Backbone, inputs: dict[str, Tensor]) -> None:
         self.backbone, self.inputs = backbone, inputs
@@ -45,7 +45,7 @@ class Bench:
         self.first = int(is_vision.int().argmax())
 
     def run(self, baseline: Baseline, length: int) -> Run:
-        """Generate ``length`` tokens, timed; what a fast path captures is captured before the clock starts."""
+        """Generate ``length`` tokens, timed; graphs of the fast path are captured before the clock starts."""
         clock = PartClock.on(self.device)
         caches: list[int] = []
         record: Record | None = None
@@ -54,8 +54,8 @@ class Bench:
             stack.enter_context(timed_by_parts(self.backbone, clock, length, caches))
             if (schedule := baseline.schedule) is not None:
                 if baseline.fast:
-                    said = stack.enter_context(warnings.catch_warnings(record=True, action="always"))
-                # What a captured graph does cannot be divided; elsewhere the runtime's own watch tells.
+                    caught = stack.enter_context(warnings.catch_warnings(record=True, action="always"))
+                # A captured graph cannot be divided into parts; otherwise the runtime times its own parts.
                 record = stack.enter_context(
                     pruned(self.backbone.model, schedule, timing=not baseline.fast, fast=baseline.fast)
                 )
@@ -65,8 +65,8 @@ class Bench:
                     )
                 if baseline.fast:
                     self._generate(1)
-                    if record.fast_prefills < record.prefills:  # the plain path ran in its place
-                        raise RuntimeError("; ".join(str(one.message) for one in said))
+                    if record.fast_prefills < record.prefills:  # the plain path ran instead
+                        raise RuntimeError("; ".join(str(one.message) for one in caught))
             self._wait()
             clock.start()
             self._generate(length)
@@ -86,7 +86,7 @@ class Bench:
         return Run(parts, token_ms, caches[0], tokens, baseline.fast, pre_decoder_cost)
 
     def recover(self) -> None:
-        """Free what a failed run held; raises where the device does not answer any more."""
+        """Free the memory of a failed run. Raises if the device does not respond any more."""
         gc.collect()
         self._wait()
         if self.device.type == "cuda":

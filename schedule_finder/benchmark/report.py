@@ -1,4 +1,4 @@
-"""The document as files and words."""
+"""The result as files and text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _flat(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def ran_on(document: dict[str, Any]) -> str:
-    """The device, as a reader knows it."""
+    """The name of the device, or the kind and the number of threads."""
     environment = document["environment"]
     if environment["device_name"]:
         return str(environment["device_name"])

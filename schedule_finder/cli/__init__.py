@@ -1,1 +1,1 @@
-"""The command line ``adaptinfer-profile``."""
+"""The command line: options, parsing, commands and terminal output. Heavy imports happen inside commands."""

@@ -37,11 +37,11 @@ class LoadedBackbone:
 
     @property
     def prompt_digest(self) -> str:
-        """Hash of the chat template: profiles taken with another one are not alike."""
+        """Hash of the chat template; profiles with different ones cannot be merged."""
         return "sha256:" + hashlib.sha256(_template(self.processor).encode()).hexdigest()[:16]
 
     def inputs(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Model inputs of a batch on the host, padded on the left, as the backbone's own chat template says.
+        """Model inputs of a batch on the host, padded on the left, formatted by the backbone's chat template.
 
         Raises:
             InputError: a sample has a video and the backbone's processor takes none.
@@ -56,7 +56,7 @@ class LoadedBackbone:
                     f"{type(self.processor).__name__} takes no videos; give frames as a list of images "
                     "(--image-column), or choose a backbone for videos"
                 )
-            # The frames were chosen already: some processors would choose again, by the seconds between them.
+            # The frames are chosen already; some processors would sample them again.
             media |= {"videos": videos, "do_sample_frames": False}
         self.processor.tokenizer.padding_side = "left"
         return dict(self.processor(**media, text=prompts, padding=len(prompts) > 1, return_tensors="pt"))

@@ -1,7 +1,7 @@
 """Backbones by shape: stock classes with published dimensions and random weights, for latency and memory only.
 
-Their attention means nothing, so there is nothing in them to profile or to evaluate. They are built where they run,
-in the precision they run in, and need no download and no processor.
+Their attention is meaningless, so they are neither profiled nor evaluated. They are built on their device and in
+their precision, and need no download and no processor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schedule_finder.errors import InputError
 
 PREFIX = "shape:"
 RANDOM_WEIGHTS = "random weights: latency and memory only"
-"""What every output about such a backbone says."""
+"""Text that every output about such a backbone contains."""
 _FILE = Path(__file__).with_name("shapes.json")
 _WEIGHT_SPREAD = 0.02
 
@@ -58,7 +58,7 @@ def build_shape(name: str, device: torch.device, dtype: torch.dtype, *, seed: in
     settings = dict(known[name.removeprefix(PREFIX)]["config"])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     try:
-        # Weights stay as the memory was: drawing them by each class's own rule takes minutes for billions.
+        # No initialization by the class: for billions of weights it takes minutes.
         with torch.device(device), no_init_weights():
             model: PreTrainedModel = AutoModelForImageTextToText.from_config(
                 config, dtype=dtype, attn_implementation="sdpa"

@@ -12,7 +12,7 @@ from schedule_finder.errors import InputError
 
 DEFAULT_TEXT_TOKENS = 88
 _BEFORE_IMAGE = 35 / 88
-"""Share of the text that stands before the image: LLaVA-1.5's system prompt in a prompt of 88 text tokens."""
+"""Share of the text before the image: LLaVA-1.5's system prompt in a prompt of 88 text tokens."""
 _QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _DEFAULT_GRID_TOKENS = 576
 
@@ -32,7 +32,7 @@ def synthetic_inputs(
     Args:
         backbone: whose inputs are made.
         batch: rows.
-        num_vision: vision tokens of each row; None: what the family makes of one typical image (LLaVA-1.5 576,
+        num_vision: vision tokens of each row; None: those of one typical image (LLaVA-1.5 576,
             LLaVA-NeXT the largest image, 2928, Qwen-VL 576).
         num_text: all other tokens of each row.
         seed: of pixels and words.
@@ -56,7 +56,7 @@ def synthetic_inputs(
             f"no inputs can be made for model_type {backbone.model_type!r}; known: llava, llava_next, "
             + ", ".join(_QWEN_FAMILIES)
         )
-    fewest = 4  # a word and the image's marks before it, one word behind
+    fewest = 4  # a word and the start mark before the image, the end mark and a word after it
     if num_text < fewest:
         raise InputError(f"--text-tokens {num_text}: at least {fewest}")
     ids = _words(backbone, batch, tokens + num_text, generator)
@@ -74,7 +74,7 @@ def synthetic_inputs(
 
 
 def _words(backbone: Backbone, batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Random ids that mean nothing special, ``[batch, length]``."""
+    """Random ids of ordinary words, ``[batch, length]``."""
     config: Any = backbone.model.config
     fields = ("vision_start_token_id", "vision_end_token_id")
     special = {*backbone.vision_token_ids, *(getattr(config, field, None) for field in fields)}
@@ -100,7 +100,7 @@ def _llava_next(
     sizes: dict[int, tuple[int, int]] = {}
     for height, width in config.image_grid_pinpoints:
         rows, columns = height // side * across, width // side * across
-        # The whole image small, then its tiles with a image newline at the end of each row of patches.
+        # The whole image small, then its tiles with an image newline at the end of each row of patches.
         sizes.setdefault(across**2 + rows * (columns + 1), (height, width))
     wanted = max(sizes) if num_vision is None else num_vision
     if wanted not in sizes:

@@ -1,7 +1,7 @@
-"""Families on which pruning has been shown to be exact; the tests run over the same table.
+"""Families for which the tests show that profiling works and pruning is exact.
 
-This is a record, not a requirement: the runtime reads no table, and other stock models are pruned as well
-unless they are refused by name. How a family gets here: docs/new_family.md.
+The runtime does not read this table: other stock models are pruned as well, unless they are refused by name. How to
+add a family: docs/new_family.md.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _RECURRENT = {"linear_attention", "conv"}
 
 @dataclass(frozen=True)
 class VerifiedFamily:
-    """What the tests found in a family's small instance, and what they compared it with.
+    """Facts about the small instance of a family in the tests.
 
     Attributes:
-        name: as people call it.
+        name: common name.
         model_class: the stock transformers class.
-        media: what its prompts held in the tests.
+        media: media in the prompts of the tests.
         kinds: kinds of decoder layers.
-        layers: where the decoder layers are.
+        layers: module path of the decoder layers.
         since: oldest supported transformers release that has the class.
-        note: what is special about the test.
+        note: peculiarity of the test.
     """
 
     name: str
@@ -35,7 +35,7 @@ class VerifiedFamily:
 
     @property
     def reference(self) -> str:
-        """What pruned generation was compared with: masking, or compaction where a layer carries a state."""
+        """Reference for pruned generation: masking, or compaction where a layer has a recurrent state."""
         return "compaction" if _RECURRENT & set(self.kinds) else "masking"
 
     @property
@@ -147,4 +147,4 @@ VERIFIED: dict[str, VerifiedFamily] = {
     ),
     "kimi_k25": VerifiedFamily("Kimi-K2.5", "Kimi_K25ForConditionalGeneration"),
 }
-"""Key of the tests' small instance to what is known of the family."""
+"""Key of the small instance in the tests to the family."""

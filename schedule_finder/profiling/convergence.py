@@ -1,4 +1,4 @@
-"""When a profile has seen enough samples: what it says stands, to a stated tolerance."""
+"""Convergence of a growing profile: when more samples no longer change its results, to a stated tolerance."""
 
 from __future__ import annotations
 
@@ -8,48 +8,52 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Stage
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
+from schedule_finder.intervals import band
 from schedule_finder.measuring.answer_kl import TokenPolicy
 from schedule_finder.profiling.store import Profile, ProfileStore
-from schedule_finder.signals import band, carried_by_best, tokens_to_carry
+from schedule_finder.signals import carried_by_best, tokens_to_carry
 from schedule_finder.solvers import BudgetTarget, Problem
 from schedule_finder.solvers.retained import Retained
 
 FIRST_CHECK = 128
-"""Samples before the first check; each further check waits for twice as many."""
+"""Samples at the first check; each further check is at twice as many."""
 TOLERANCE = 0.02
-"""How far the ratios may still be off: half the width of their 95 % interval, as a fraction of all tokens."""
+"""Largest error of the ratios: half the width of their 95 % interval, as a fraction of all tokens."""
 CARRIED = 0.9
 """A layer needs as many tokens as carry this share of its attention on vision."""
 SHOWN_BUDGET = 0.35
-"""Processed, of the schedules that the figure shows."""
+"""Budget (processed) of the schedules in the figure."""
 _DTYPES = {
     "samples": int,
     "change_points": str,
     "first_half": str,
     "second_half": str,
-    "standing": bool,
+    "stable": bool,
     "ratio_error": float,
-    "enough": bool,
+    "converged": bool,
     "stages": str,
 }
+_TEXTS = [name for name, kind in _DTYPES.items() if kind is str]
+_OLD_COLUMNS = {"standing": "stable", "enough": "converged"}
+"""Names in files of earlier releases."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a profile says so far.
+    """Results of a profile so far.
 
     Attributes:
-        samples: in the profile.
-        change_points: by the default detector, on all of them.
-        halves: the same on either half, drawn at random.
+        samples: number of samples.
+        change_points: by the default detector, on all samples.
+        halves: the same on two random halves.
         ratio_error: half the width of the 95 % interval (bootstrap over samples) of the share of tokens that a
             layer needs, at the layer where it is widest.
-        stages: what the solver ``retained`` makes of it at a budget of 35 %; empty where that is out of reach.
+        stages: by the solver ``retained`` at a budget of 35 %; empty where that is out of reach.
     """
 
     samples: int
@@ -59,7 +63,7 @@ class Check:
     stages: tuple[Stage, ...] = ()
 
     @property
-    def standing(self) -> bool:
+    def stable(self) -> bool:
         """Whether both halves have the change points of the whole, to within a layer."""
         return all(
             len(half) == len(self.change_points)
@@ -68,9 +72,9 @@ class Check:
         )
 
     @property
-    def enough(self) -> bool:
-        """Whether more samples would hardly change anything."""
-        return self.standing and self.ratio_error <= TOLERANCE
+    def converged(self) -> bool:
+        """Whether change points and ratios are within the tolerance."""
+        return self.stable and self.ratio_error <= TOLERANCE
 
     def row(self) -> dict[str, object]:
         """As a row of the CSV file."""
@@ -83,26 +87,26 @@ class Check:
             "change_points": plain(self.change_points),
             "first_half": plain(self.halves[0]),
             "second_half": plain(self.halves[1]),
-            "standing": self.standing,
+            "stable": self.stable,
             "ratio_error": round(self.ratio_error, 5),
-            "enough": self.enough,
+            "converged": self.converged,
             "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.3f}" for stage in self.stages),
         }
 
 
 class Convergence:
-    """Checks a growing profile at doubling sizes, and keeps the checks in a CSV file, over interruptions as well.
+    """Checks a growing profile at doubling sizes and stores the checks in a CSV file, from which it continues.
 
-    Called before the first shard and after each; True: it is enough.
+    Called before the first shard and after each; returns True once the profile has converged.
     """
 
     def __init__(self, path: Path, *, seed: int = 0) -> None:
         self._path = path
         self._seed = seed
-        self._table = pd.read_csv(path, dtype=_DTYPES, keep_default_na=False) if path.exists() else None
+        self._table = _read(path) if path.exists() else None
 
     def __call__(self, store: ProfileStore) -> bool:
-        """Check if it is time to, and say whether the last check found enough."""
+        """Check if a check is due; return whether the last check found the profile converged."""
         count, due = len(store.ids()), FIRST_CHECK
         known = pd.DataFrame() if self._table is None else self._table[self._table.samples <= count]
         while len(known) and due <= known.samples.max():
@@ -111,22 +115,27 @@ class Convergence:
             row = pd.DataFrame([check_profile(store.read(), seed=self._seed).row()]).astype(_DTYPES)
             self._table = known = pd.concat([known, row], ignore_index=True)
             write_text(self._path, self._table.to_csv(index=False))
-        return bool(len(known)) and bool(known.enough.iloc[-1])
+        return bool(len(known)) and bool(known.converged.iloc[-1])
 
     def __str__(self) -> str:
-        """The last check in words."""
+        """The last check as a sentence."""
         if self._table is None or not len(self._table):
             return f"fewer than {FIRST_CHECK} samples: not checked"
         last = self._table.iloc[-1]
-        agree = "the same" if last.standing else "not the same"
+        agree = "the same" if last.stable else "not the same"
         return (
             f"{last.samples} samples: change points {last.change_points or 'none'}, {agree} in both halves; ratios "
             f"known to +-{last.ratio_error:.3f} (tolerance {TOLERANCE})"
         )
 
 
+def _read(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False)
+    return table.rename(columns=_OLD_COLUMNS).astype(_DTYPES)
+
+
 def check_profile(profile: Profile, *, seed: int = 0) -> Check:
-    """What the profile says so far, and how firmly."""
+    """Change points, their stability, and the error of the ratios."""
     order = np.random.default_rng(seed).permutation(len(profile))
     middle = len(order) // 2
     first, second = (
@@ -153,7 +162,14 @@ def _change_points(profile: Profile, seed: int) -> list[int]:
 
 def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:
     shape = DecoderShape(**profile.meta["shape"])
-    budget = BudgetTarget("processed", SHOWN_BUDGET, shape, profile.mean_vision, profile.mean_other)
+    budget = BudgetTarget(
+        "processed",
+        SHOWN_BUDGET,
+        shape,
+        profile.mean_vision,
+        profile.mean_other,
+        scoring_layers=profile.layers,
+    )
     try:
         return Retained().solve(Problem(profile, change_points, budget, TokenPolicy("text_guided"))).stages
     except InputError:

@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schedule_finder.files import replacing, write_text, writing
+from schedule_finder.errors import StoreError
+from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 
-FORMAT, VERSION = "adaptinfer-profile", 1
+__all__ = ["Profile", "ProfileStore", "StoreError"]
+
+FORMAT, VERSION = "adaptinfer-profile", 2
 _COUNTS = ("num_vision", "num_text_queries", "num_other")
-
-
-class StoreError(ValueError):
-    """A profile folder that cannot be used; the message says which file and what to do."""
+_VERSION_1_NAMES = {"num_raters": "num_text_queries"}
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Profile:
     """A whole profile in memory.
 
     Attributes:
-        meta: the store's ``meta.json``: backbone, layers, dtype, prompt digest.
+        meta: the store's ``meta.json``: backbone, layers, reasons for layers left out, dtype, prompt digest.
         ids: sample ids, in the order of everything else.
         counts: ``num_vision``, ``num_text_queries``, ``num_other`` to int ``[samples]``.
         scores: score field to one float32 ``[layers, num_vision]`` per sample.
@@ -52,13 +52,18 @@ class Profile:
 
     @property
     def maps(self) -> list[np.ndarray]:
-        """Attention text query -> vision token, mean over heads and text_queries: ``[layers, num_vision]`` each."""
+        """Attention of the text queries to each vision token, mean over heads and queries: ``[layers, num_vision]``."""
         return self.scores["uniform_text"]
 
     @property
+    def layers(self) -> list[int]:
+        """Decoder layers of the ``layers`` dimension, rising; layers without attention of their own are missing."""
+        return list(self.meta["layers"])
+
+    @property
     def earliest_stage(self) -> int:
-        """Where the first stage may stand: -1, before the decoder, where layer 0 has attention to score with."""
-        return -1 if 0 in self.meta["layers"] else 0
+        """Layer of the earliest possible stage: -1, before the decoder, where layer 0 has attention to score with."""
+        return -1 if 0 in self.layers else 0
 
     @property
     def num_layers(self) -> int:
@@ -75,14 +80,14 @@ class Profile:
         """Mean number of a sample's other tokens."""
         return float(self.counts["num_other"].mean())
 
-    def subset(self, places: Sequence[int] | np.ndarray) -> Profile:
-        """The profile of some samples, by place."""
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Profile:
+        """The profile of some samples, by index."""
         return Profile(
             self.meta,
-            [self.ids[i] for i in places],
-            {name: values[places] for name, values in self.counts.items()},
-            {name: [values[i] for i in places] for name, values in self.scores.items()},
-            {name: values[places] for name, values in self.curves.items()},
+            [self.ids[i] for i in indices],
+            {name: values[indices] for name, values in self.counts.items()},
+            {name: [values[i] for i in indices] for name, values in self.scores.items()},
+            {name: values[indices] for name, values in self.curves.items()},
         )
 
 
@@ -94,12 +99,15 @@ class ProfileStore:
 
     @property
     def meta_path(self) -> Path:
-        """The file that says what the shards describe."""
+        """The file that describes the shards."""
         return self.folder / "meta.json"
 
     def open(self, meta: dict[str, Any]) -> None:
-        """Begin a store, or continue one that describes the same thing. Raises `StoreError`."""
-        meta = {"format": FORMAT, "version": VERSION, **meta}
+        """Begin a store, or continue one with the same meta; one of version 1 becomes version 2.
+
+        Raises `StoreError` where the folder holds a profile of something else.
+        """
+        meta = {"format": FORMAT, "version": VERSION, "left_out": {}, **meta}
         if self.meta_path.exists():
             known = self.meta()
             different = [key for key in meta if known.get(key) != meta[key]]
@@ -108,11 +116,13 @@ class ProfileStore:
                     f"{self.folder} holds a profile with another {', '.join(different)}; "
                     "choose another --out, or remove that folder to start again"
                 )
-            return
-        write_text(self.meta_path, json.dumps(meta, indent=2) + "\n")
+            if json.loads(self.meta_path.read_text(encoding="utf-8")) == known:
+                return
+            meta = known
+        write_json(self.meta_path, meta)
 
     def meta(self) -> dict[str, Any]:
-        """What the shards describe. Raises `StoreError` where there is no profile."""
+        """The content of ``meta.json``, as version 2. Raises `StoreError` where there is no profile."""
         try:
             meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -123,9 +133,12 @@ class ProfileStore:
             raise StoreError(
                 f"{self.meta_path}: not readable ({error}); profile again into a new folder"
             ) from error
-        if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-            raise StoreError(f"{self.meta_path}: not a profile of version {VERSION}")
-        return meta
+        if meta.get("format") != FORMAT or meta.get("version") not in (1, VERSION):
+            raise StoreError(
+                f"{self.meta_path}: format {meta.get('format')!r}, version {meta.get('version')!r}; need {FORMAT!r}, "
+                f"version 1 or {VERSION}"
+            )
+        return {"left_out": {}} | meta | {"version": VERSION}
 
     def append(self, ids: Sequence[str], rows: Sequence[ProfileRow]) -> None:
         """Write one shard in one step; a reader sees all of it or nothing. Raises `InputError`."""
@@ -139,9 +152,9 @@ class ProfileStore:
         ]
 
     def recover(self, report: Callable[[str], None]) -> list[str]:
-        """Read every shard, set those that are damaged aside, and return the ids of the samples that are left.
+        """Read every shard, set damaged ones aside, and return the ids of the samples that are left.
 
-        ``report`` gets a line about every damaged shard.
+        ``report`` is called with a line about every damaged shard.
         """
         found: list[str] = []
         for path in self._parts():
@@ -157,10 +170,16 @@ class ProfileStore:
         tables = [self._read(path) for path in self._parts()]
         if not tables:
             raise StoreError(f"{self.folder}: the profile is empty; run `adaptinfer-profile profile` first")
-        return _from_table(meta, pa.concat_tables(tables))
+        profile = _from_table(meta, pa.concat_tables(tables))
+        if profile.curves[CURVE_FIELDS[0]].shape[1] != len(profile.layers):
+            raise StoreError(
+                f"{self.folder}: {profile.curves[CURVE_FIELDS[0]].shape[1]} layers per sample, but meta.json lists "
+                f"{len(profile.layers)}; profile again into a new folder"
+            )
+        return profile
 
     def merge(self, stores: Sequence[ProfileStore]) -> None:
-        """Add the samples of others as they are, doubles once. Raises `StoreError` on unlike ones."""
+        """Add the samples of other stores unchanged, each id once. Raises `StoreError` where a meta differs."""
         for store in stores:
             self.open(store.meta())
         done = set(self.ids())
@@ -186,9 +205,12 @@ class ProfileStore:
             )
 
     def _read(self, path: Path) -> pa.Table:
-        """One whole shard. One that is damaged is set aside, so that its samples count as missing."""
+        """One whole shard with the columns of version 2.
+
+        A damaged one is set aside, so that its samples count as missing, and `StoreError` is raised.
+        """
         try:
-            return pq.read_table(path, page_checksum_verification=True)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             aside = path.with_suffix(".corrupt")
             with writing(path):
@@ -197,9 +219,19 @@ class ProfileStore:
                 f"{path} is damaged ({' '.join(str(error).split())}) and set aside as {aside.name}; "
                 "`adaptinfer-profile profile` does its samples again"
             ) from error
+        table = table.rename_columns([_VERSION_1_NAMES.get(name, name) for name in table.column_names])
+        return table.select(_COLUMNS)  # version 1 has curves that nothing reads
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
+
+
+_COLUMNS = [
+    "id",
+    *_COUNTS,
+    *(column for name in SCORE_FIELDS for column in (name, f"{name}_max")),
+    *CURVE_FIELDS,
+]
 
 
 def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
@@ -228,12 +260,11 @@ def _from_table(meta: dict[str, Any], table: pa.Table) -> Profile:
     ids = table["id"].to_pylist()
     # Shards may come from several machines: the order of ids makes the result the same everywhere.
     order = np.array(sorted(dict(zip(ids, range(len(ids)), strict=True)).values(), key=ids.__getitem__))
-    layers = len(meta["layers"])
     scores = {}
     for name in SCORE_FIELDS:
         fractions, largest = _arrays(table[name]), _arrays(table[f"{name}_max"])
         scores[name] = [
-            fractions[i].astype(np.float32).reshape(layers, -1) * largest[i][:, None] for i in order
+            fractions[i].astype(np.float32).reshape(len(largest[i]), -1) * largest[i][:, None] for i in order
         ]
     curves = {name: np.stack(_arrays(table[name]))[order] for name in CURVE_FIELDS}
     counts = {name: table[name].to_numpy()[order] for name in _COUNTS}

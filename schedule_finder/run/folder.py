@@ -1,4 +1,4 @@
-"""A run on disk: numbered files, and what each step did."""
+"""A run on disk: numbered files, and the state of each step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from schedule_finder.errors import InputError
-from schedule_finder.files import write_text
-from schedule_finder.profiling.store import ProfileStore
+from schedule_finder.files import write_json
 from schedule_finder.provenance import provenance
+
+if TYPE_CHECKING:
+    from schedule_finder.profiling.store import ProfileStore
 
 FORMAT, VERSION = "adaptinfer-run", 1
 
@@ -38,11 +40,13 @@ class Run:
     @property
     def profile(self) -> ProfileStore:
         """Step 2's folder."""
+        from schedule_finder.profiling.store import ProfileStore  # imports torch
+
         return ProfileStore(self.folder / "2_profile")
 
     @property
     def convergence(self) -> Path:
-        """How firmly the profile stood at which number of samples, where that was to be found out."""
+        """Checks of the growing profile, for ``--samples auto``."""
         return self.folder / "2_convergence.csv"
 
     @property
@@ -52,13 +56,18 @@ class Run:
 
     @property
     def sensitivity(self) -> Path:
-        """What single stages do to the answer; measured for step 4, good for any budget."""
+        """The sensitivity table, measured for step 4; it serves every budget."""
         return self.folder / "4_sensitivity.parquet"
 
     @property
     def latency(self) -> Path:
-        """What the decoder takes on one device; measured for step 4 where a budget asks for it."""
+        """The latency model of the decoder on one device, measured for step 4 where a budget needs it."""
         return self.folder / "4_latency.json"
+
+    @property
+    def measurements(self) -> Path:
+        """Every measurement on the model for step 4, so that an interrupted step continues."""
+        return self.folder / "4_measurements"
 
     @property
     def schedule(self) -> Path:
@@ -67,7 +76,7 @@ class Run:
 
     @property
     def pareto(self) -> Path:
-        """The front over budgets, where it was asked for."""
+        """The Pareto front over budgets, for ``schedule --pareto``."""
         return self.folder / "4_pareto.csv"
 
     @property
@@ -76,13 +85,23 @@ class Run:
         return self.folder / "5_evaluation.csv"
 
     @property
+    def evaluation_summary(self) -> Path:
+        """Step 5's result in short, and which schedule it is of."""
+        return self.folder / "5_evaluation.json"
+
+    @property
+    def evaluation_parts(self) -> Path:
+        """Finished batches of an interrupted step 5; removed when it is done."""
+        return self.folder / "5_evaluation.parts"
+
+    @property
     def figures(self) -> Path:
         """Step 6's folder."""
         return self.folder / "6_figures"
 
     @classmethod
     def begin(cls, folder: Path, command: str, options: dict[str, Any]) -> Run:
-        """Make the run, or go on with one that was begun with the same options. Raises `InputError`."""
+        """Make the run, or continue one with the same options. Raises `InputError` where the options differ."""
         run = cls(folder)
         if run.path.exists():
             known = run.document()["options"]
@@ -122,15 +141,14 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the run was begun with."""
+        """Options of the run."""
         return self.document()["options"]
 
     @contextmanager
     def step(self, name: str, **options: Any) -> Iterator[dict[str, Any]]:
-        """Record a step: its state, its options, its time; the body may add facts to what is yielded.
+        """Record a step: its state, its options, its time; the body may add facts to the yielded dictionary.
 
-        Steps of one run wait for no other: `InputError` where another process is at one. The lock goes with the
-        process that holds it, however that ends.
+        Raises `InputError` where another process works on the run. The lock ends with the process that holds it.
         """
         lock: AbstractContextManager[Any]
         try:
@@ -166,4 +184,4 @@ class Run:
         self._write(document)
 
     def _write(self, document: dict[str, Any]) -> None:
-        write_text(self.path, json.dumps(document, indent=2) + "\n")
+        write_json(self.path, document)

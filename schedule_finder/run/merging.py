@@ -1,4 +1,4 @@
-"""Profiles of separate jobs, joined into one run that every later step works on."""
+"""Merging of the profiles of separate jobs into one run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from schedule_finder.samples import SampleEntry, read_entries, write_entries
 def merge_runs(runs: Sequence[Run], out: Run, command: str) -> dict[str, int]:
     """Join the profiles and the lists of samples of ``runs`` in the folder of ``out``.
 
-    A sample that several runs did is taken from the first of them. The first run's held-out samples stay held
-    out, without those that another run discovered on. What an interrupted merge left is completed.
+    A sample of several runs is taken from the first of them. The first run's held-out samples stay held
+    out, except those that another run profiled. An interrupted merge is completed.
 
     Returns:
-        Counts of the joined run's discovery samples by status.
+        Counts of the joined run's calibration samples by status.
 
     Raises:
         InputError: a run's data set is another one, or ``out`` is a run already.

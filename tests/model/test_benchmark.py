@@ -22,7 +22,7 @@ from schedule_finder.benchmark.clock import PartClock
 from schedule_finder.benchmark.one_run import Bench
 from schedule_finder.benchmark.report import table
 from schedule_finder.cli.commands import app
-from schedule_finder.cli.terminal import benchmark_rows, show_benchmark
+from schedule_finder.cli.terminal.benchmark import benchmark_rows, show_benchmark
 from schedule_finder.errors import InputError
 from schedule_finder.figures.benchmark import latency
 from schedule_finder.models.loading import load_backbone, load_to_measure
@@ -81,7 +81,7 @@ def test_the_parts_of_every_round_add_up_to_its_total(measured: dict[str, Any]) 
         assert untold == ({"scoring", "dropping"} if result["fast"] else set())
 
 
-def test_each_competitor_is_held_against_the_unpruned_model_on_its_path(measured: dict[str, Any]) -> None:
+def test_each_baseline_is_compared_with_the_unpruned_model_on_its_path(measured: dict[str, Any]) -> None:
     def decoder(baseline: str, batch: int) -> list[float]:
         (found,) = [
             one["rounds"]
@@ -119,7 +119,7 @@ def test_oracle_and_ours_process_the_same_tokens(measured: dict[str, Any]) -> No
             assert by_name["unpruned, fast"][field] == by_name["unpruned"][field]
 
 
-def test_competitors_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_see_the_same_inputs_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES["qwen2_vl"].build()
     prompts: list[torch.Tensor] = []
     pixels: list[list[torch.Tensor]] = []
@@ -178,7 +178,7 @@ def test_the_fast_path_is_taken_once_before_the_clock_starts(monkeypatch: pytest
         assert timed == ([False, True] * 4 if name in FAST else [True] * 4), name
 
 
-def test_a_rival_that_fails_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_that_fails_is_left_out_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """A rule that draws on the host runs on the plain path, which is not what is to be measured."""
     model = FAMILIES["llava"].build()
     schedule = schedule_for(model, (1, 0.25), scorer="random")
@@ -206,7 +206,7 @@ def test_tables_and_figure_say_what_a_captured_graph_hides(
     show_benchmark(measured)
     said = " ".join(capsys.readouterr().out.split())
     assert "path: in % of unpruned on the same path" in said
-    assert "*: part of layers, since a captured graph cannot be divided" in said
+    assert "*: included in layers: a captured graph cannot be divided" in said
     figure, drawn = latency(measured)
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert texts == [" scoring, dropping\n in the decoder"] * len(BATCHES)
@@ -215,7 +215,7 @@ def test_tables_and_figure_say_what_a_captured_graph_hides(
     assert drawn["scoring_ms"].isna().sum() == len(FAST) * len(BATCHES)
 
 
-def test_a_rival_loses_its_yardstick_only() -> None:
+def test_without_the_unpruned_fast_path_only_its_ratio_is_missing() -> None:
     model = FAMILIES["llava"].build()
     document = run_benchmark(
         find_backbone(model), schedule_for(model, (1, 0.25)), lengths=(1,), rounds=3, seconds=0, fast=True,
@@ -243,7 +243,7 @@ def test_where_time_is_up_one_round_decodes(capsys: pytest.CaptureFixture[str]) 
         assert [row["new_tokens"] for row in result["rounds"]] == [4, 1, 1]
         assert sum(result["decode"].values()) == pytest.approx(3 * result["token_ms"]["median"])
     show_benchmark(document)
-    assert "3 rounds, 1 of them to 4 tokens" in capsys.readouterr().out
+    assert "3 rounds, 1 of them with 4 new tokens" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -419,7 +419,7 @@ def test_families_without_known_inputs_are_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
-def test_every_family_runs_every_competitor_in_bfloat16(family: str) -> None:
+def test_every_family_runs_every_baseline_in_bfloat16(family: str) -> None:
     """Eager stages, DeepStack, image newlines and M-RoPE, in the precision of a GPU."""
     tiny: Any = FAMILIES.get(family) or FAMILIES_A[family]
     model = tiny.build().to(torch.bfloat16)

@@ -31,12 +31,12 @@ def test_a_mixture_goes_through_every_step(tmp_path: Path) -> None:
     images, videos = write_jsonl(tmp_path / "data", 12), write_video_jsonl(tmp_path / "clips", 12)
     call(
         "run", checkpoint, "--dataset", images, "--dataset", videos, "--samples", 16, "--eval-samples", 4, "--out", out,
-        "--max-new-tokens", 2, "--no-sweep",
+        "--max-new-tokens", 2,
     )  # fmt: skip
     steps = json.loads((out / "run.json").read_text())["steps"]
     assert {step["state"] for step in steps.values()} == {"done"}
     assert {line["status"] for line in lines(out)} == {"done"}
-    call("evaluate", out, "--max-new-tokens", 1, "--no-sweep")
+    call("evaluate", out, "--max-new-tokens", 1)
 
 
 def test_a_mixture_of_images_and_videos(tmp_path: Path) -> None:

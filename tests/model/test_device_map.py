@@ -153,7 +153,7 @@ def test_features_between_layers_and_shared_keys(name: str, tmp_path: Path) -> N
 def test_a_copy_on_another_device_is_made_once() -> None:
     """Layers tell by identity whether keys are those of their own tokens."""
     index = torch.arange(3)[None]
-    prompt = PrunedPrompt(3, [Segment(index, index >= 0, filled=False)], {0: 0, 1: 0})
+    prompt = PrunedPrompt(3, [Segment(index, index >= 0, padded=False)], {0: 0, 1: 0})
     elsewhere = torch.device("meta")
     assert prompt.of(0, elsewhere) is prompt.of(1, elsewhere)
     assert prompt.of(0, elsewhere).index.device == elsewhere

@@ -206,6 +206,6 @@ def test_a_separator_does_not_stand_for_what_is_gone() -> None:
         model(**inputs, past_key_values=cache)
     segment = cache.pruned_prompt.segments[-1]
     for row, mark in enumerate(marks):
-        heavy = segment.index[row][segment.weights[row] > 1].tolist()
+        heavy = segment.index[row][segment.sizes[row] > 1].tolist()
         assert len(heavy) == 1
         assert heavy[0] not in mark

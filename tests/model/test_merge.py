@@ -61,7 +61,7 @@ def test_all_samples_are_there_once_and_every_later_step_works(jobs: list[Path],
     assert (merged.maps[place] == first.maps[5]).all()
     call("detect", out)
     call("schedule", out, "--solver", "retained")
-    call("evaluate", out, "--max-new-tokens", 2, "--no-sweep")
+    call("evaluate", out, "--max-new-tokens", 2)
 
 
 def test_what_does_not_belong_together_is_refused(jobs: list[Path], tmp_path: Path) -> None:

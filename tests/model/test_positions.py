@@ -205,7 +205,7 @@ REFUSALS: dict[str, tuple[Callable[[PreTrainedModel], None], str]] = {
     "dynamic": (_dynamic, "'dynamic' RoPE depends on the longest sequence"),
     "own rotation": (_layers_that_rotate_themselves, r"layers \[2\] take no position_embeddings"),
     "other arguments": (_replace_rotary(lambda x, frequencies: x), r"layer 0 \(full_attention\).*TypeError"),
-    "other shape": (_replace_rotary(_shapeless), "not one entry per token"),
+    "other shape": (_replace_rotary(_shapeless), "not have one entry per token"),
     "by place": (_replace_rotary(_of_length), "does not depend on the positions"),
 }
 

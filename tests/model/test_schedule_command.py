@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
 from schedule_finder.cli.commands import app
+from schedule_finder.evidence import HeldOutResult, HeldOutSummary, digest
 from schedule_finder.run.folder import Run
 from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
@@ -89,19 +90,26 @@ def test_every_solver_by_name(run: Path, solver: str) -> None:
 
 
 @pytest.mark.parametrize("dropped_tokens", ["discard", "merge"])
-def test_what_dropped_tokens_leave_behind_can_be_said(run: Path, dropped_tokens: str) -> None:
+def test_discard_or_merge_can_be_asked_for(run: Path, dropped_tokens: str) -> None:
     call("schedule", run, "--dropped-tokens", dropped_tokens, "--budget", "40%")
     schedule = solved(run)
     assert schedule.dropped_tokens == dropped_tokens
-    rules = schedule.evidence["solver"]["rules"]
-    assert {name.endswith("merge") for name in rules} == {dropped_tokens == "merge"}
+    policies = schedule.evidence["solver"]["policies"]
+    assert {name.endswith("merge") for name in policies} == {dropped_tokens == "merge"}
+
+
+def test_the_old_option_for_dropped_tokens_still_works(run: Path) -> None:
+    call("schedule", run, "--residual", "none", "--solver", "pyramid", "--budget", "40%")
+    assert solved(run).dropped_tokens == "discard"
+    line = call("schedule", run, "--residual", "kept", "--budget", "40%", code=2)
+    assert "--dropped-tokens 'kept': choose auto, discard, merge" in line
 
 
 @pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
-def test_a_scorer_that_is_asked_for_has_no_rivals(run: Path, scorer: str) -> None:
+def test_a_scorer_that_is_asked_for_has_no_alternatives(run: Path, scorer: str) -> None:
     call("schedule", run, "--scorer", scorer, "--dropped-tokens", "discard", "--budget", "40%")
     assert solved(run).scorer.name == scorer
-    assert set(solved(run).evidence["solver"]["rules"]) == {scorer}
+    assert set(solved(run).evidence["solver"]["policies"]) == {scorer}
 
 
 def test_a_rule_that_was_not_measured_is_measured_and_the_table_kept_for_it(run: Path) -> None:
@@ -222,14 +230,14 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     for name in ("processed", "published", "flops", "kv"):
         assert f"{name} {100 * getattr(costs, name):.1f}" in said
     assert "asked for 40.0" in said
-    assert f"scorer {schedule.scorer.name}, residual {schedule.dropped_tokens}" in said
+    assert f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}" in said
     assert "layers chosen in 20 resamples" in said
-    assert "other rules on these stages" in said
+    assert "other policies on these stages" in said
 
 
 def full_schedule(stages: int) -> Schedule:
     """Everything that a schedule's evidence can hold, at its longest."""
-    rules = ("text_guided, merge", "uniform_text, merge", "last_token, merge", "text_guided")
+    policies = ("text_guided, merge", "uniform_text, merge", "last_token, merge", "text_guided")
     return Schedule(
         backbone=BackboneIdentity(name="organisation/some-llava-1.5-7b-hf", model_type="llava", num_layers=32),
         stages=tuple(
@@ -251,18 +259,17 @@ def full_schedule(stages: int) -> Schedule:
                 "chosen_on_samples": 64,
                 "measured_schedules": 123,
                 "by_number_of_stages": {str(n): {"predicted_kl": 0.00123} for n in range(1, 5)},
-                "rules": {
-                    name: {"measured_kl": 0.00123, "worse_by": [0.0, 0.0] if not place else [-0.00123, 0.00123]}
-                    for place, name in enumerate(rules)
+                "policies": {
+                    name: {"measured_kl": 0.00123, "worse_by": [0.0, 0.0] if not index else [-0.00123, 0.00123]}
+                    for index, name in enumerate(policies)
                 },
                 "confidence": {
+                    "level": 0.9,
+                    "ratio_low": [0.1234] * 32,
+                    "ratio_high": [0.9876] * 32,
                     "resamples": 20,
                     "layers": {f"{n},10,20,30": 4 for n in range(5)},
                 },
-            },
-            "held_out": {
-                name: {"n": 2250, "exact_match": 0.987, "ci_low": 0.981, "ci_high": 0.991}
-                for name in ("schedule", "full")
             },
         },
     )  # fmt: skip
@@ -272,6 +279,10 @@ def full_schedule(stages: int) -> Schedule:
 def test_the_fullest_schedule_fits_one_screen(tmp_path: Path, stages: int) -> None:
     schedule = full_schedule(stages)
     schedule.save(tmp_path / "4_schedule.json")
+    result = HeldOutResult(n=2250, exact_match=0.987, ci_low=0.981, ci_high=0.991)
+    methods = {"schedule": result, "full": result}
+    summary = HeldOutSummary(schedule=digest(schedule), budget=0.1234, samples=2250, methods=methods)
+    summary.save(tmp_path / "5_evaluation.json")
     lines = screen_of("inspect", tmp_path / "4_schedule.json")
     assert len(lines) <= SCREEN[0]
     assert max(map(len, lines)) <= SCREEN[1]
@@ -280,3 +291,19 @@ def test_the_fullest_schedule_fits_one_screen(tmp_path: Path, stages: int) -> No
     assert "uniform_text, merge: 0.0012 (-0.0012 to 0.0012)" in said
     for stage in schedule.stages:
         assert f"{100 * stage.keep_ratio:.1f}" in said
+
+
+def test_an_evaluation_of_another_schedule_is_not_shown_as_this_ones(tmp_path: Path) -> None:
+    schedule = full_schedule(1)
+    schedule.save(tmp_path / "4_schedule.json")
+    result = HeldOutResult(n=10, exact_match=0.5, ci_low=0.4, ci_high=0.6)
+    other = HeldOutSummary(
+        schedule=digest(full_schedule(4)),
+        budget=0.1,
+        samples=10,
+        methods={"schedule": result, "full": result},
+    )
+    other.save(tmp_path / "5_evaluation.json")
+    said = " ".join(screen_of("inspect", tmp_path / "4_schedule.json"))
+    assert "evaluation is of another schedule; evaluate again" in said
+    assert "50.0" not in said

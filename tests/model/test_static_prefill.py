@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, Schedule, find_backbone, pruned
+from pruning_runtime.preflight import why_not_static
 from pruning_runtime.scorers import make_scorer
-from pruning_runtime.static_prefill import graph as fast_path
-from pruning_runtime.static_prefill.graph import why_not_fast
+from pruning_runtime.static_prefill import runner
+from pruning_runtime.static_prefill.graph import WARM_UPS, Graph
 from tests.model import test_families_a, test_families_b
 from tests.support import greedy
 from tests.support.host_reads import host_reads
@@ -42,7 +43,7 @@ PLAIN_ONLY = {
     "lfm2_vl": "recurrent",
     "gemma3n": "share keys",
     "gemma4": "share keys",
-    "llama4": "scaled by their place",
+    "llama4": "scaled by their position",
     "phi4_multimodal": "not given `inputs_embeds`",
     "phi4_sliding": "not given `inputs_embeds`",
 }
@@ -58,14 +59,14 @@ def tensors_of(output: Any) -> list[Tensor]:
     found = [output.hidden, *(state for layer in output.cached for state in (layer.keys, layer.values))]
     for segment in output.segments[1:]:
         found += [segment.index, segment.valid]
-    found += [segment.weights for segment in output.segments if segment.weights is not None]
+    found += [segment.sizes for segment in output.segments if segment.sizes is not None]
     return found + [stage.scores for stage in output.stages if stage.scores is not None]
 
 
 @pytest.fixture(autouse=True)
 def results_in_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a captured graph does: every run of one shape writes over what the last one left."""
-    run = fast_path._Graph.replay
+    run = Graph.replay
 
     def replay(graph: Any) -> Any:
         fresh = run(graph)
@@ -75,7 +76,7 @@ def results_in_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             there.copy_(value)
         return graph._output
 
-    monkeypatch.setattr(fast_path._Graph, "replay", replay)
+    monkeypatch.setattr(Graph, "replay", replay)
 
 
 @contextmanager
@@ -310,7 +311,7 @@ def test_an_earlier_prompt_survives_the_next(stages: Any) -> None:
         handed += [output.logits, *states(output.past_key_values)]
         for segment in prompt.segments:
             handed += [segment.index, segment.valid]
-        handed += [segment.weights for segment in prompt.segments if segment.weights is not None]
+        handed += [segment.sizes for segment in prompt.segments if segment.sizes is not None]
         handed += [stage.scores for stage in record.stages if stage.scores is not None]
         before = [tensor.clone() for tensor in handed]
         model(**second)
@@ -324,7 +325,7 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build()
     one, two, three = (tiny.batch((1,), text=(words,)) for words in (4, 30, 70))
     captures = []
-    monkeypatch.setattr(fast_path, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(runner, "MOST_GRAPHS", 2)
     with fast(model, schedule_for(model, *STAGES)) as record:
         for batch in (one, two, one, three, one, two):
             generate(model, batch, steps=1)
@@ -337,7 +338,7 @@ def test_graphs_are_bounded_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -
     model = tiny.build()
     one, two = (tiny.batch((1,), text=(words,)) for words in (4, 70))
     for most, expected in ((1 << 30, [1, 2, 2, 2]), (1, [1, 2, 3, 4])):
-        monkeypatch.setattr(fast_path, "MOST_BYTES", most)
+        monkeypatch.setattr(runner, "MOST_BYTES", most)
         captures = []
         with fast(model, schedule_for(model, *STAGES)) as record:
             for batch in (one, two, one, two):
@@ -351,13 +352,13 @@ def test_graphs_go_when_the_with_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = FAMILIES["llava"]
     model = tiny.build()
     made: list[weakref.ref[Any]] = []
-    begin = fast_path._Graph.__init__
+    begin = Graph.__init__
 
     def watched(graph: Any, *args: Any) -> None:
         begin(graph, *args)
         made.append(weakref.ref(graph))
 
-    monkeypatch.setattr(fast_path._Graph, "__init__", watched)
+    monkeypatch.setattr(Graph, "__init__", watched)
     gc.disable()
     try:
         with fast(model, schedule_for(model, *STAGES)):
@@ -430,7 +431,7 @@ def test_calls_that_take_the_plain_path_say_so_once(
     ("reason", "scorer", "field"),
     [
         ("draws on the host", "random", {}),
-        ("asks for more", "text_guided", {"output_hidden_states": True}),
+        ("requests more", "text_guided", {"output_hidden_states": True}),
         ("longest position", "text_guided", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
         ("longest position", "strided", {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}),
     ],
@@ -449,9 +450,9 @@ def test_setups_that_take_the_plain_path(reason: str, scorer: str, field: dict[s
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention", "kernels-community/flash-attn3"])
 def test_other_kernels_are_not_captured(kernel: str) -> None:
     backbone = find_backbone(FAMILIES["llava"].build())
-    assert why_not_fast(backbone, make_scorer("strided")) is None
+    assert why_not_static(backbone, [make_scorer("strided")]) is None
     backbone.text_model.config._attn_implementation_internal = kernel
-    assert f"attention kernel {kernel!r}" in str(why_not_fast(backbone, make_scorer("strided")))
+    assert f"attention kernel {kernel!r}" in str(why_not_static(backbone, [make_scorer("strided")]))
 
 
 def test_autocast_takes_the_plain_path() -> None:
@@ -484,14 +485,14 @@ def test_a_cache_comes_out_where_the_plain_path_has_one(configured: bool, asked:
 def test_a_capture_that_is_cut_short_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((1,))
-    capture, errors = fast_path.FastPrefill._capture, [ValueError("cut short")]
+    capture, errors = runner.StaticPrefill._capture, [ValueError("cut short")]
 
     def once_in_vain(path: Any, graph: Any) -> None:
         if errors:
             raise errors.pop()
         capture(path, graph)
 
-    monkeypatch.setattr(fast_path.FastPrefill, "_capture", once_in_vain)
+    monkeypatch.setattr(runner.StaticPrefill, "_capture", once_in_vain)
     with fast(model, schedule_for(model, *STAGES)) as record:
         with pytest.raises(ValueError, match="cut short"):
             generate(model, inputs)
@@ -523,14 +524,14 @@ def test_timing_counts_the_decoder() -> None:
 
 def as_if_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Static runs find what they would while a graph is captured: transformers then looks at no mask."""
-    run = fast_path._Graph._run
+    run = Graph._run
 
     def captured(graph: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
             return run(graph)
 
-    monkeypatch.setattr(fast_path._Graph, "_run", captured)
+    monkeypatch.setattr(Graph, "_run", captured)
 
 
 @pytest.mark.parametrize("fields", [{}, {"dropped_tokens": "merge"}, {"positions": "renumbered"}])
@@ -574,11 +575,11 @@ def test_warm_ups_run_what_a_capture_does(name: str, monkeypatch: pytest.MonkeyP
         graph.warm_up()
         hook.remove()
 
-    monkeypatch.setattr(fast_path.FastPrefill, "_capture", capture)
+    monkeypatch.setattr(runner.StaticPrefill, "_capture", capture)
     schedule = schedule_for(model, *STAGES)
     with fast(model, schedule):
         _, found = generate(model, inputs)
-    assert masked == [True] * fast_path._WARM_UPS
+    assert masked == [True] * WARM_UPS
     with pruned(model, schedule):
         _, expected = generate(model, inputs)
     assert (found - expected).abs().max() < rounding_bound(model, inputs)
@@ -604,13 +605,13 @@ def test_the_decoder_takes_nothing_from_the_host(
 ) -> None:
     tiny = FAMILIES[name]
     model, inputs = tiny.build(), tiny.batch(ROWS)
-    run, constants = fast_path._Graph._run, _Constants()
+    run, constants = Graph._run, _Constants()
 
     def counted(graph: Any) -> Any:
         with constants:
             return run(graph)
 
-    monkeypatch.setattr(fast_path._Graph, "_run", counted)
+    monkeypatch.setattr(Graph, "_run", counted)
     with torch.inference_mode(), fast(model, schedule_for(model, (first, 0.5), (2, 0.2), **fields)) as record:
         model(**inputs)
         with constants:

@@ -15,11 +15,12 @@ from pruning_runtime.costs import budget_of, pre_decoder_share
 from pruning_runtime.schedule import Stage
 from schedule_finder.benchmark import run_benchmark
 from schedule_finder.cli.commands import app
-from schedule_finder.evaluation.evaluate import Evaluation, Method
+from schedule_finder.evaluation.evaluate import Evaluation
+from schedule_finder.evaluation.methods import Method
 from schedule_finder.models.loading import load_backbone
 from schedule_finder.samples import choose_samples, open_data
-from schedule_finder.search import measured_places
-from tests.model.test_answer_kl import RULE, a_model_of, meter_of
+from schedule_finder.search import measured_layers
+from tests.model.test_answer_kl import POLICY, a_model_of, answer_kl_of
 from tests.model.test_command_line import call
 from tests.support.schedules import schedule_for
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
@@ -50,7 +51,7 @@ def test_the_first_place_is_before_the_decoder_where_layer_0_attends(
     name: str, expected: list[int] | None
 ) -> None:
     backbone = find_backbone(a_model_of(name)[0])
-    places = measured_places(backbone)
+    places = measured_layers(backbone)
     if expected is not None:
         assert places == expected
     layers = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
@@ -60,11 +61,11 @@ def test_the_first_place_is_before_the_decoder_where_layer_0_attends(
 def test_before_the_decoder_is_measured_as_a_whole_schedule_is_and_its_look_is_counted() -> None:
     tiny = FAMILIES["llava"]
     inputs = tiny.batch((1,))
-    answer_kl = meter_of(tiny.build(), [inputs])
+    answer_kl = answer_kl_of(tiny.build(), [inputs])
     begun = answer_kl.forwards
-    found = dict(answer_kl.measure_single([-1, 4], (0.5,), RULE))
+    found = dict(answer_kl.measure_single([-1, 4], (0.5,), POLICY))
     single = answer_kl.forwards
-    assert found[-1][0].tolist() == answer_kl.measure((Stage(layer=-1, keep_ratio=0.5),), RULE).tolist()
+    assert found[-1][0].tolist() == answer_kl.measure((Stage(layer=-1, keep_ratio=0.5),), POLICY).tolist()
     tokens = inputs["input_ids"].shape[1]
     half = (tokens - VISION / 2) / tokens
     whole_schedule = half + pre_decoder_share(find_backbone(tiny.build()).shape) / LAYERS
@@ -86,7 +87,7 @@ def tight(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a schedule below the cost of a first layer, which was evaluated; not to be changed."""
     folder = tmp_path_factory.mktemp("tight")
     data, out = write_jsonl(folder / "data", 20), folder / "run"
-    asked = ("--samples", 16, "--eval-samples", 4, "--budget", "14%", "--no-sweep", "--out", out)
+    asked = ("--samples", 16, "--eval-samples", 4, "--budget", "14%", "--baselines", "all", "--out", out)
     call("run", checkpoint, "--dataset", data, *asked)
     return out
 

@@ -1,4 +1,4 @@
-"""What stands in for a measuring process where only the one that waits for it is tested; imports nothing heavy."""
+"""A measuring process without models, for tests of the process that waits for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def works(jobs: Any, folder: str) -> None:
-    """What `scripts.bench_gpu.measure` does, but for measuring: in some jobs some rival does not come back."""
+    """Answers jobs as `scripts.bench_gpu.measure` does, without measuring; some baselines of some jobs fail."""
     process = len(list(Path(folder).iterdir()))
     (Path(folder) / str(process)).touch()
     while True:

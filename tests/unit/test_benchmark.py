@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_runtime import Schedule, ScheduleError, Stage
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import prefill_flops
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
 from schedule_finder.benchmark import choose_schedule, faster_text
 from schedule_finder.benchmark.baselines import baselines
@@ -132,7 +132,7 @@ def tokens_of(stages: tuple[Stage, ...], num_vision: int, layers: int) -> list[i
     num_vision=st.integers(1, 3000),
 )
 @settings(deadline=None, max_examples=200)
-def test_competitors_cost_what_ours_costs(
+def test_baselines_cost_as_much_as_the_schedule(
     layers: int, places: set[int], kept: list[float], num_vision: int
 ) -> None:
     stages = [
@@ -161,7 +161,7 @@ def test_competitors_cost_what_ours_costs(
     assert not any(one.fast for one in by_name.values())
 
 
-def test_the_fast_path_has_a_yardstick_of_its_own() -> None:
+def test_the_fast_path_has_an_unpruned_baseline_of_its_own() -> None:
     ours = schedule((1, 0.2), (5, 0.1))
     plain = baselines(ours, 576)
     *others, full, fast = baselines(ours, 576, fast=True)
@@ -223,22 +223,22 @@ def test_the_preset_that_fits_is_the_default(model_type: str, layers: int, prese
 
 
 @pytest.mark.parametrize("layers", [12, 28, 36])
-def test_a_preset_is_moved_to_another_depth(layers: int) -> None:
+def test_a_preset_is_scaled_to_another_depth(layers: int) -> None:
     found, source = choose_schedule(None, backbone("any", "qwen3_vl", layers))
     preset = Schedule.preset("adaptinfer/llava-1.5-7b-64")
-    assert "moved" in source
+    assert "scaled" in source
     assert (found.backbone.model_type, found.backbone.num_layers) == ("qwen3_vl", layers)
     assert [stage.keep_ratio for stage in found.stages] == [stage.keep_ratio for stage in preset.stages]
     for mine, theirs in zip(found.stages, preset.stages, strict=True):
         assert abs(mine.layer / layers - theirs.layer / 32) <= 0.5 / layers + 1e-9
 
 
-def test_a_file_for_another_backbone_is_moved_onto_a_shape_only(tmp_path: Any) -> None:
+def test_a_file_for_another_backbone_is_scaled_onto_a_shape_only(tmp_path: Any) -> None:
     path = tmp_path / "schedule.json"
     schedule((0, 0.5), (6, 0.25)).save(path)
     found, source = choose_schedule(str(path), backbone("shape:x", "llava", 24))
     assert [(stage.layer, stage.keep_ratio) for stage in found.stages] == [(0, 0.5), (12, 0.25)]
-    assert "moved" in source
+    assert "scaled" in source
     with pytest.raises(ScheduleError, match="num_layers is 24"):
         choose_schedule(str(path), backbone("./my-llava", "llava", 24))
     assert choose_schedule(str(path), backbone("./my-llava", "llava", 12)) == (Schedule.load(path), str(path))

@@ -1,4 +1,4 @@
-"""Costs of a schedule: both token counts, FLOPs and cache bytes."""
+"""Costs of a schedule: both token counts, FLOPs and cache entries."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_runtime import Stage
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import (
     budget_of,
     flops_ratio,
-    kv_cache_bytes,
+    kept_per_layer,
     pre_decoder_share,
     prefill_flops,
     processed_ratios,
     published_ratios,
     scores_before_decoder,
 )
+from pruning_runtime.geometry import DecoderShape
+from pruning_runtime.schedule import ScorerChoice
 
 LLAVA_7B = DecoderShape(
     num_layers=32,
@@ -143,16 +144,9 @@ def test_flops_of_llava_7b_are_near_two_per_weight_and_token() -> None:
     assert per_token == pytest.approx(2 * 6.476e9, rel=0.05)
 
 
-@given(st.lists(st.integers(0, 2000), min_size=28, max_size=28), st.sampled_from([1, 2, 4]))
-@settings(deadline=None, max_examples=50)
-def test_cache_bytes_are_two_tensors_of_every_kept_token(tokens: list[int], bytes_per_value: int) -> None:
-    expected = sum(2 * count * 2 * 128 * bytes_per_value for count in tokens)
-    assert kv_cache_bytes(QWEN_2B, tokens, bytes_per_value) == expected
-
-
-def test_cache_bytes_of_a_full_llava_7b_prompt() -> None:
-    # Half a MiB per token in 16 bits: 32 layers x 2 x 4096 x 2 bytes.
-    assert kv_cache_bytes(LLAVA_7B, [640] * 32) == 640 * 2**19
+def test_kept_per_layer_changes_after_a_stage_s_own_layer() -> None:
+    assert kept_per_layer([(-1, "half"), (2, "few")], "all", 5) == ["half"] * 3 + ["few"] * 2
+    assert kept_per_layer([], (7, 3), 2) == [(7, 3)] * 2
 
 
 @pytest.mark.parametrize(
@@ -166,12 +160,21 @@ def test_cache_bytes_of_a_full_llava_7b_prompt() -> None:
         ([], "text_guided", False),
     ],
 )
-def test_what_looks_ahead(stages: list[tuple[int, float]], scorer: str, pre_decoder: bool) -> None:
+def test_what_is_scored_before_the_decoder(
+    stages: list[tuple[int, float]], scorer: str, pre_decoder: bool
+) -> None:
     made = [Stage(layer=layer, keep_ratio=ratio) for layer, ratio in stages]
     assert scores_before_decoder(made, scorer) is pre_decoder
 
 
-def test_the_share_of_a_look() -> None:
+def test_the_first_stage_s_own_scorer_decides() -> None:
+    own = ScorerChoice(name="strided")
+    assert not scores_before_decoder([Stage(layer=-1, keep_ratio=0.5, scorer=own)], "text_guided")
+    own = ScorerChoice(name="text_guided")
+    assert scores_before_decoder([Stage(layer=-1, keep_ratio=0.5, scorer=own)], "strided")
+
+
+def test_the_share_of_scoring_before_the_decoder() -> None:
     """Three of the four square maps of attention beside an MLP of 11008, and Qwen's grouped keys and values."""
     square = 4096 * 4096
     assert pre_decoder_share(LLAVA_7B) == pytest.approx(3 * square / (4 * square + 3 * 4096 * 11008))
@@ -183,7 +186,7 @@ def test_the_share_of_a_look() -> None:
 
 @given(stage_lists(always=frozenset({-1})), prompts)
 @settings(deadline=None, max_examples=50)
-def test_a_look_is_charged_once_over_the_whole_prompt(stages: list[Stage], prompt: tuple[int, int]) -> None:
+def test_pre_decoder_scoring_is_charged_once(stages: list[Stage], prompt: tuple[int, int]) -> None:
     free = budget_of(stages, QWEN_2B, *prompt)
     charged = budget_of(stages, QWEN_2B, *prompt, pre_decoder=True)
     assert charged.processed - free.processed == pytest.approx(

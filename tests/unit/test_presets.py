@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pruning_runtime import Schedule
-from pruning_runtime.backbone import DecoderShape
 from pruning_runtime.costs import budget_of, processed_ratios, published_ratios
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import PRESET_FOLDER
 
 NAMES = (

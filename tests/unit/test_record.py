@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from pruning_runtime import Record, Stage
 from pruning_runtime.costs import processed_ratios
-from pruning_runtime.record import StageRecord, Stopwatch
+from pruning_runtime.record import StageRecord
+from pruning_runtime.timing import Stopwatch
 
 
 def stage_record(layer: int, keep: tuple[int, ...]) -> StageRecord:
@@ -74,7 +75,7 @@ def test_the_record_and_the_accounting_agree(layers: list[int], kept: list[int])
     assert record.processed == pytest.approx(sum(expected) / 8)
 
 
-@pytest.mark.parametrize(("first", "looked"), [(-1, 0.3), (0, 0.0)])
+@pytest.mark.parametrize(("first", "pre_decoder_cost"), [(-1, 0.3), (0, 0.0)])
 def test_a_look_is_charged_where_tokens_left_before_the_decoder(first: int, pre_decoder_cost: float) -> None:
     """A stage that drops none of a small prompt's tokens is not listed, and nothing was looked at for it."""
     record = Record(

@@ -182,7 +182,7 @@ def test_discovery_never_meets_evaluation(tmp_path: Path) -> None:
     small = choose_samples(data, 64, 450, seed=1)
     assert [e.use for e in small].count("held_out") == 10
     assert len({e.id for e in small}) == len(small) == 50
-    with pytest.raises(InputError, match="two are the least"):
+    with pytest.raises(InputError, match="at least two are needed"):
         choose_samples(open_data(str(jsonl(tmp_path, [{"image": "a", "question": "b"}]))), 1, 1, 0)
 
 
@@ -560,3 +560,17 @@ def test_entries_on_disk(tmp_path: Path) -> None:
         read_entries(path)
     with pytest.raises(InputError, match="no samples chosen"):
         read_entries(tmp_path / "none.jsonl")
+
+
+def test_lists_of_earlier_releases_name_calibration_samples_discovery(tmp_path: Path) -> None:
+    path = tmp_path / "1_samples.jsonl"
+    path.write_text(
+        '{"id": "a", "source": "x", "row": 1, "use": "discovery", "status": "done"}\n'
+        '{"id": "b", "source": "x", "row": 2, "use": "held_out"}\n'
+    )
+    (tmp_path / "1_samples.jsonl.updates").write_text(
+        '{"id": "c", "source": "x", "row": 3, "use": "discovery"}\n'
+    )
+    assert [entry.use for entry in read_entries(path)] == ["calibration", "held_out", "calibration"]
+    write_entries(path, read_entries(path))
+    assert "discovery" not in path.read_text()

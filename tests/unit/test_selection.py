@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruning_runtime import Stage
-from pruning_runtime.selection import StagePlan, gather_positions, merge_dropped, plan_stages, select_kept
+from pruning_runtime.merging import merge_dropped
+from pruning_runtime.selection import StagePlan, gather_positions, plan_stages, select_kept
 
 TEXT, VISION, PADDING = "text", "vision", "padding"
 # A protected vision token.
@@ -233,8 +234,8 @@ def test_ratios_of_one_and_rows_without_vision_plan_nothing() -> None:
 def test_ratios_count_from_the_original_tokens() -> None:
     stages = [Stage(layer=0, keep_ratio=0.5), Stage(layer=3, keep_ratio=0.25)]
     assert plan_stages(stages, [16, 8], [4, 12]) == (
-        StagePlan(0, (8, 4), 16, filled=True),
-        StagePlan(3, (4, 2), 14, filled=True),
+        StagePlan(0, (8, 4), 16, padded=True),
+        StagePlan(3, (4, 2), 14, padded=True),
     )
 
 

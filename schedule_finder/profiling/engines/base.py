@@ -1,9 +1,8 @@
-"""What an engine is given and gives back, and the limits of a batch.
+"""Interface of the engines: chunks of samples in, batch results out; and the limits of a batch.
 
-Samples go through an engine in *chunks*: fixed results of the run's list of samples. How a chunk is cut into
-batches depends on its own samples alone, never on what is already done, and a chunk that is done again makes
-the same batches: padding, and with it every rounding, is the same however often a run was interrupted, and
-whichever worker does it.
+Samples go through an engine in *chunks*, fixed slices of the run's list of samples. The batches of a chunk depend
+on its own samples alone, not on what is finished, so a repeated chunk makes the same batches: padding and rounding
+are the same after any interruption and on any worker.
 """
 
 from __future__ import annotations
@@ -12,25 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.models.loading import LoadedBackbone
-from schedule_finder.profiling.capture import ProfileRow
+from schedule_finder.profiling.capture import ProfileRow, layers_to_profile
 from schedule_finder.samples import SampleEntry
 
 CHUNK_SIZE = 64
-"""Samples in a chunk: enough to group by length, few enough to hold, and to do again."""
+"""Samples in a chunk: a compromise between grouping by length and work that an interruption repeats."""
 
 Report = Callable[[str], None]
-"""Takes a line for the user about something unusual that was dealt with."""
+"""Called with a line for the user about a problem that was handled."""
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What a batch may hold at most.
+    """Limits of a batch.
 
     Attributes:
         samples: samples.
-        tokens: tokens, padding included: what the memory of a forward grows with.
+        tokens: tokens with padding, which determine the memory of a forward pass.
     """
 
     samples: int = 32
@@ -39,7 +38,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class SampleChunk:
-    """A fixed result of the list of samples, and the ids in it that are still to be done."""
+    """A fixed slice of the list of samples, and the ids in it that are not finished."""
 
     number: int
     entries: tuple[SampleEntry, ...]
@@ -48,7 +47,7 @@ class SampleChunk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One sample's entry as it is now, and its row where it could be profiled."""
+    """The new entry of one sample, and its row where it could be profiled."""
 
     entry: SampleEntry
     row: ProfileRow | None = None
@@ -66,9 +65,9 @@ class Engine(Protocol):
     """Runs chunks through one backbone, or copies of it. Used inside a ``with``, which ends its workers.
 
     Attributes:
-        meta: what the profile's ``meta.json`` says of the backbone.
-        loaded: the backbone, where it is in this process and stays there.
-        place: where it runs, for people.
+        meta: content of the profile's ``meta.json``.
+        loaded: the backbone, where it is in this process.
+        place: device or workers, for display.
     """
 
     meta: dict[str, Any]
@@ -82,17 +81,19 @@ class Engine(Protocol):
     def profile(self, chunks: Iterable[SampleChunk], report: Report) -> Iterator[BatchResult]:
         """Every wanted sample of every chunk once, chunks in any order.
 
-        Chunks that are begun later may be left out when the caller stops iterating.
+        No further chunk is started once the caller stops iterating.
         """
 
 
 def describe_backbone(loaded: LoadedBackbone) -> dict[str, Any]:
-    """What must be alike for two profiles to be about the same thing."""
+    """Meta of a profile: equal for all profiles that can be merged."""
     shape = loaded.backbone.shape
+    layers, left_out = layers_to_profile(loaded.backbone)
     return {
         "backbone": loaded.identity.model_dump(),
         "shape": {name: getattr(shape, name) for name in DecoderShape.__slots__},
-        "layers": list(range(shape.num_layers)),
+        "layers": layers,
+        "left_out": {str(layer): reason for layer, reason in left_out.items()},
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "prompt_digest": loaded.prompt_digest,
     }

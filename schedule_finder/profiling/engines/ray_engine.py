@@ -1,9 +1,9 @@
 """The engine of many GPUs and machines: one worker per GPU on a Ray cluster.
 
-Workers are Ray actors in an `ActorPool`, a queue from which whichever is free takes the next chunk. Ray
-itself restarts an actor that died (``max_restarts``) and gives it its chunk again (``max_task_retries``);
-a Ray Data set would do the same for more set-up: rows to blocks and back, and its own executor and progress
-bars. Only the driver writes: workers send rows back, so there is one store and nothing to lock.
+Workers are Ray actors in an `ActorPool`: the next free worker takes the next chunk. Ray restarts an actor that
+died (``max_restarts``) and repeats its chunk (``max_task_retries``). Ray Data would need more set-up for the same:
+conversion to blocks and back, its own executor and progress bars. Workers send rows to the driver, the only
+writer, so the store needs no lock.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from schedule_finder.profiling.engines.worker import Worker
 from schedule_finder.samples import DataSet
 
 RETRIES = 2
-"""How often a chunk is done again when the worker that did it dies."""
+"""How often a chunk is repeated when its worker dies."""
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker does first, wherever it is: the two functions travel there.
+    """How a worker loads backbone and data; the functions are sent to its machine.
 
     Attributes:
-        load: loads the backbone; paths in it must be good on every machine.
+        load: loads the backbone; its paths must exist on every machine.
         open_data: opens the data set; likewise.
-        limits: of its batches.
+        limits: limits of its batches.
         threads: CPU threads of a worker.
         gpus: GPUs of a worker where the cluster has any, 0 for none; None divides them all among the workers.
     """
@@ -52,7 +52,7 @@ class WorkerSettings:
 
 
 class _RayWorker:
-    """What runs inside an actor. It loads at its first call: a constructor's errors reach nobody."""
+    """The code of an actor. It loads at the first call, since errors of a constructor are not reported."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -78,10 +78,10 @@ class _RayWorker:
 
 
 class RayEngine:
-    """Workers on the Ray cluster that ``RAY_ADDRESS`` names or that runs here, else on one of its own.
+    """Workers on the Ray cluster of ``RAY_ADDRESS``, else a local one that runs, else one that is started.
 
     Args:
-        settings: what every worker does first.
+        settings: how every worker loads.
         workers: how many; default one per GPU, or one on a cluster without GPUs.
 
     Raises:
@@ -90,16 +90,16 @@ class RayEngine:
 
     def __init__(self, settings: WorkerSettings, workers: int | None = None) -> None:
         try:
-            # Nothing is sent anywhere unless the user asks for it.
+            # No usage statistics unless the user asks for them.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray
         except ImportError:
             raise InputError("--engine ray needs ray: pip install 'adaptinfer[ray]'") from None
         if not ray.is_initialized():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-        there = ray.cluster_resources()
-        kind = "GPU" if there.get("GPU", 0) and settings.gpus != 0 else "CPU"
-        units = int(there.get(kind, 0))
+        resources = ray.cluster_resources()
+        kind = "GPU" if resources.get("GPU", 0) and settings.gpus != 0 else "CPU"
+        units = int(resources.get(kind, 0))
         if kind == "CPU":
             count, each = workers or 1, settings.threads
         elif settings.gpus:
@@ -118,7 +118,7 @@ class RayEngine:
         actor = ray.remote(_RayWorker).options(max_restarts=-1, max_task_retries=RETRIES, **needed)
         self._workers: list[Any] = [actor.remote(settings) for _ in range(count)]
         try:
-            # Of all of them: each has loaded, or says what is wrong, before a run is begun.
+            # Of all workers: loading errors appear before the run is begun.
             self.meta = ray.get([worker.meta.remote() for worker in self._workers])[0]
         except ray.exceptions.RayError as error:
             self.__exit__()
@@ -128,12 +128,12 @@ class RayEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the workers' GPUs back."""
+        """End the workers, which releases their GPUs."""
         for worker in self._workers:
             self._ray.kill(worker)
 
     def profile(self, chunks: Iterable[SampleChunk], report: Report) -> Iterator[BatchResult]:
-        """Chunks as they are finished, one result each."""
+        """One result per chunk, in the order in which they finish."""
         pool = self._ray.util.ActorPool(self._workers)
         try:
             for outcomes, notes in pool.map_unordered(_profile_remotely, list(chunks)):
@@ -149,11 +149,11 @@ def _profile_remotely(worker: Any, chunk: SampleChunk) -> Any:
 
 
 def _explained(error: Any) -> Exception:
-    """What went wrong in a worker, without Ray's account of where."""
+    """The cause of a worker's error, without Ray's traceback."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         return cause
     return RuntimeError(
-        f"a Ray worker died {RETRIES + 1} times on the same {CHUNK_SIZE} samples ({type(error).__name__}); what was done "
-        "before is kept: look at the worker's log below /tmp/ray, and give the same command again"
+        f"a Ray worker died {RETRIES + 1} times on the same {CHUNK_SIZE} samples ({type(error).__name__}); finished "
+        "samples are kept: see the worker's log below /tmp/ray, and run the same command again"
     )

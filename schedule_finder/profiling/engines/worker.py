@@ -1,4 +1,4 @@
-"""One copy of a backbone that turns chunks of samples into profile rows, whatever engine drives it."""
+"""One copy of a backbone that turns chunks of samples into profile rows, for every engine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from schedule_finder.profiling.engines.base import BatchLimits, Outcome, Report,
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, describe
 
 HELD_BYTES = 512 * 2**20
-"""Decoded images of a chunk that are held until their batch is due; what is beyond is loaded again then."""
+"""Decoded images of a chunk kept in memory until their batch runs; others are loaded again."""
 
 
 class Worker:
     """Profiles chunks with one backbone.
 
     A sample that cannot be used (unreadable, refused by the processor, NaN in its attention, too large for the
-    memory even alone) comes back without a row, as skipped with the reason. When memory runs out, the batch is
-    done in halves, and later batches hold no more tokens than such a half; from then on batches, and with them
-    roundings, depend on the machine.
+    memory even alone) is returned without a row, as skipped with the reason. When memory runs out, the batch is
+    halved, and later batches have at most as many tokens as a half; from then on batches, and with them rounding,
+    depend on the machine.
     """
 
     def __init__(self, loaded: LoadedBackbone, data: DataSet, limits: BatchLimits, report: Report) -> None:
@@ -34,7 +34,7 @@ class Worker:
         self._report = report
         self._most_samples = limits.samples
         self._most_tokens = limits.tokens
-        self._longest = 0  # tokens per row of the batch in hand
+        self._longest = 0  # tokens per row of the current batch
         self._held: dict[str, Sample] = {}
 
     def profile(self, chunk: SampleChunk) -> Iterator[list[Outcome]]:
@@ -42,14 +42,14 @@ class Worker:
         self._held.clear()
         unusable, order = self._load(chunk)
         yield [outcome for outcome in unusable if outcome.entry.id in chunk.wanted]
-        # The largest sample tells how many of its kind fit; those after it are no larger, or so it seems from
-        # outside. Where that errs, a batch that turns out too large is halved.
-        length = self._length_alone(order[0]) if order else 0
+        # The first sample has the most pixels, so its length bounds the others, in most cases. A batch that turns
+        # out too large is halved.
+        length = self._length_of(order[0]) if order else 0
         while order:
             count = min(self._most_samples, max(1, self._most_tokens // max(1, length)))
             batch, order = order[:count], order[count:]
             self._longest = 0
-            yield list(self._do(batch, chunk.wanted))
+            yield list(self._run(batch, chunk.wanted))
             length = self._longest or length
             for entry in batch:
                 self._held.pop(entry.id, None)
@@ -71,8 +71,8 @@ class Worker:
         usable.sort(key=lambda item: item[:2])
         return unusable, [entry for *_, entry in usable]
 
-    def _length_alone(self, entry: SampleEntry) -> int:
-        """Tokens of one sample, or 0 where the processor refuses it: its batch will find out why."""
+    def _length_of(self, entry: SampleEntry) -> int:
+        """Tokens of one sample, or 0 where the processor raises; its batch then reports the reason."""
         try:
             return self.loaded.inputs([self._sample(entry)])["input_ids"].shape[1]
         except (InputError, UnsupportedBackbone):
@@ -80,8 +80,8 @@ class Worker:
         except Exception:
             return 0
 
-    def _do(self, batch: Sequence[SampleEntry], wanted: frozenset[str]) -> Iterator[Outcome]:
-        """Run a batch, in halves where it is too large or one of its samples spoils it."""
+    def _run(self, batch: Sequence[SampleEntry], wanted: frozenset[str]) -> Iterator[Outcome]:
+        """Run a batch, in halves where it is too large or one of its samples fails."""
         rows, tokens, reason, out_of_memory = None, 0, "", False
         try:
             inputs = self.loaded.inputs([self._sample(entry) for entry in batch])
@@ -93,14 +93,14 @@ class Worker:
                 rows = profile_batch(self.loaded.backbone, inputs)
         except (InputError, UnsupportedBackbone, torch.AcceleratorError):
             raise  # not about one sample
-        except Exception as error:  # processors and models raise anything at all on odd samples
+        except Exception as error:  # processors and models raise errors of any type
             reason = " ".join(str(error).split()) or type(error).__name__
             out_of_memory = is_out_of_memory(error)
         if rows is not None:
             outcomes = zip(batch, rows, strict=True)
             yield from (_outcome(entry, row) for entry, row in outcomes if entry.id in wanted)
             return
-        # Below the `except`, whose error holds on to the tensors of the failed attempt.
+        # Outside the `except`, whose error keeps the tensors of the failed attempt alive.
         if out_of_memory:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -114,8 +114,8 @@ class Worker:
             yield from (_skipped(entry, reason) for entry in batch if entry.id in wanted)
             return
         half = len(batch) // 2
-        yield from self._do(batch[:half], wanted)
-        yield from self._do(batch[half:], wanted)
+        yield from self._run(batch[:half], wanted)
+        yield from self._run(batch[half:], wanted)
 
     def _sample(self, entry: SampleEntry) -> Sample:
         return self._held.get(entry.id) or self._data.load(entry)

@@ -1,7 +1,7 @@
-"""Benches in a process of their own, which is replaced when one of them takes it down.
+"""Runs benchmarks in a second process and replaces the process after a failure.
 
-An error in a CUDA kernel ends what a process can do with the device; one that hangs ends more. So nothing here
-imports torch, and what does runs elsewhere.
+After an error in a CUDA kernel a process cannot use the device any more, and a kernel may hang. This module does not
+import torch; the second process does.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-SILENCE_SECONDS = 60.0
-"""On a GPU one run takes seconds, and so do imports and building the largest backbone."""
+TIMEOUT_SECONDS = 60.0
+"""Longest time without a message: on a GPU a run, the imports and building a backbone each take seconds."""
 SPARE_SECONDS = 20.0
-"""What a bench takes beyond its own seconds: building the backbone, its first rounds."""
+"""Time of a benchmark beyond its own limit: building the backbone and the first rounds."""
 NO_TIME = "no time left"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One bench."""
+    """One benchmark."""
 
     backbone: str
     batch: int
@@ -31,32 +31,32 @@ class Job:
 
 
 @dataclass
-class Crew:
-    """Runs jobs in a process that is replaced when it fails.
+class BenchProcess:
+    """Runs jobs in a second process, which is replaced when it fails.
 
     Args:
-        work: what the process does: called with its end of a pipe and ``arguments``, it receives jobs and answers each
-            with ``("running", baseline)`` as one begins, and at last with ``("done", document)`` or ``("failed",
-            reason)``, after which it is replaced.
+        work: function of the second process, called with its end of a pipe and ``arguments``. It receives jobs and sends
+            ``("running", baseline)`` before each baseline, and then ``("done", document)`` or ``("failed", reason)``.
+            After a failure the process is replaced.
         arguments: for ``work``.
-        needed: baselines without which there is no bench.
-        until: by `time.monotonic`; then the process is ended, whatever it does.
-        silence: seconds without a word after which it is ended, too.
+        needed: baselines without which a benchmark has no result.
+        until: time by `time.monotonic` at which the process is ended.
+        timeout: seconds without a message after which the process is ended.
     """
 
     work: Callable[..., None]
     arguments: tuple[Any, ...]
     needed: Sequence[str]
     until: float
-    silence: float
+    timeout: float
     failed: list[dict[str, Any]] = field(default_factory=list)
-    """What failed: ``backbone``, ``batch``, ``reason``, and ``baseline`` where it was one of several."""
+    """Failures: ``backbone``, ``batch``, ``reason``, and ``baseline`` if only that one failed."""
     _without: tuple[str, ...] = ()
     _process: Any = None
     _jobs: Any = None
 
     def documents(self, plan: Sequence[Job]) -> Iterator[dict[str, Any]]:
-        """Run ``plan``; yields a document for each bench that was measured."""
+        """Run ``plan``; yields a document per finished benchmark."""
         for job in plan:
             document = self._document(job)
             if document is not None:
@@ -69,21 +69,21 @@ class Crew:
             if time.monotonic() + job.seconds + SPARE_SECONDS > self.until:
                 self._note(job, NO_TIME)
                 return None
-            kind, said, running = self._ask(job)
+            kind, result, running = self._ask(job)
             if kind == "done":
-                return said
+                return result
             self._end()
             if kind == "late":
                 self._note(job, NO_TIME)
                 return None
             if running is None or running in self.needed:
-                self._note(job, said)
+                self._note(job, result)
                 return None
-            self._note(job, f"{said}; left out from here on", baseline=running)
+            self._note(job, f"{result}; left out from here on", baseline=running)
             self._without += (running,)
 
     def _ask(self, job: Job) -> tuple[str, Any, str | None]:
-        """``done``, ``failed`` or ``late``; the document or the reason; which baseline ran last."""
+        """``done``, ``failed`` or ``late``; the document or the reason; the baseline that ran last."""
         if self._process is None:
             context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
             self._jobs, theirs = context.Pipe()
@@ -93,21 +93,21 @@ class Crew:
         running = None
         try:
             self._jobs.send(replace(job, without=job.without + self._without))
-            while self._jobs.poll(max(0.0, min(self.silence, self.until - time.monotonic()))):
-                kind, said = self._jobs.recv()
+            while self._jobs.poll(max(0.0, min(self.timeout, self.until - time.monotonic()))):
+                kind, content = self._jobs.recv()
                 if kind != "running":
-                    return kind, said, running
-                running = said
+                    return kind, content, running
+                running = content
         except (EOFError, ConnectionError):
-            self._process.join(self.silence)
+            self._process.join(self.timeout)
             return "failed", f"the process ended with code {self._process.exitcode}", running
         kind = "late" if time.monotonic() >= self.until else "failed"
-        return kind, f"no word for {self.silence:.0f} s", running
+        return kind, f"no message for {self.timeout:.0f} s", running
 
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join(self.silence)  # a driver may keep hold of it for a while
+            self._process.join(self.timeout)  # a driver may delay its end
             self._jobs.close()
             self._process = None
 
