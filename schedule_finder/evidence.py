@@ -164,13 +164,20 @@ class Evidence(_Facts):
 class HeldOutSummary(_Facts):
     """The evaluation of one schedule in short, ``5_evaluation.json``.
 
-    ``schedule`` is the `digest` of the schedule that was evaluated, ``budget`` its target.
+    ``schedule`` is the `digest` of the schedule that was evaluated, ``name`` its name, ``budget`` its target.
+    ``others``: schedules that were evaluated beside it on the same samples.
     """
 
     schedule: str
+    name: str | None = None
     budget: float
     samples: int
     methods: dict[str, HeldOutResult]
+    others: list[HeldOutSummary] = []
+
+    def of(self, wanted: str) -> HeldOutSummary | None:
+        """The part about the schedule with this digest; None where it was not evaluated."""
+        return next((one for one in (self, *self.others) if one.schedule == wanted), None)
 
     def save(self, path: Path) -> None:
         """Write the file in one step."""

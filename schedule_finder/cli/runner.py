@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
-from schedule_finder.cli.options import DATA_OPTIONS, Debug, Json, Residual
+from schedule_finder.cli.options import DATA_OPTIONS, Debug, Json, Residual, Version
 from schedule_finder.cli.progress import notes
 from schedule_finder.errors import AdaptInferError
 
@@ -25,6 +25,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _application(version: Version = False) -> None:
+    """Options of the program itself; they are handled by their callbacks."""
 
 
 def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:

@@ -16,6 +16,8 @@ from schedule_finder.samples import Sample
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.shapes import random_stages
 
+OWN = "schedule"
+"""Name of the method where a single schedule is evaluated."""
 RANDOM_DRAWS = 3
 SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Budgets of the accuracy curve, in the unit of the schedule's budget."""
@@ -30,12 +32,19 @@ class Method:
         schedule: what prunes.
         budget: its target, 1 for the full model.
         image_scale: factor on the sides of images before the processor.
+        of: name and digest of the schedule that it is, or is the baseline of; empty for the full model.
     """
 
     name: str
     schedule: Schedule
     budget: float = 1.0
     image_scale: float = 1.0
+    of: tuple[str, str] = ("", "")
+
+    @property
+    def is_schedule(self) -> bool:
+        """Whether this is the schedule itself (or, in a sweep, one for another budget) and no baseline."""
+        return self.name in (OWN, self.of[0])
 
     @classmethod
     def full(cls, schedule: Schedule) -> Method:
@@ -55,6 +64,8 @@ class Comparison:
             is the user's. Raises `OutOfReach`.
         target: the schedule's budget on the typical prompt.
         earliest: the first layer that a stage may have.
+        method: name of the schedule as a method.
+        of: see `Method`.
     """
 
     schedule: Schedule
@@ -63,6 +74,8 @@ class Comparison:
     solve: Callable[[float, str | None], Schedule]
     target: Callable[[], BudgetTarget]
     earliest: Callable[[], int]
+    method: str = OWN
+    of: tuple[str, str] = ("", "")
 
     @property
     def budget(self) -> float:
@@ -171,7 +184,7 @@ def methods_to_compare(
 
     A budget that cannot be reached on this backbone is left out.
     """
-    methods = [Method("schedule", comparison.schedule, comparison.budget)]
+    methods = [Method(comparison.method, comparison.schedule, comparison.budget)]
     methods += [method for name in baselines for method in BASELINES[name](name, comparison)]
     for budget in sweep if comparison.schedule.budget else ():
         if abs(budget - comparison.budget) < 1e-9:
@@ -181,7 +194,7 @@ def methods_to_compare(
         except OutOfReach:
             continue
         methods += methods_to_compare(other, ("not-merged", *SWEEP_BASELINES))
-    return methods
+    return [replace(method, of=comparison.of) for method in methods]
 
 
 def scaled(sample: Sample, factor: float) -> Sample:

@@ -34,6 +34,8 @@ COLUMNS = (
     "prefill_ms",
     "scorer",
     "dropped_tokens",
+    "schedule",
+    "digest",
 )
 
 
@@ -70,7 +72,7 @@ class Outcome:
 
 def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
     """One row per method and question type (``all`` first), with the columns `COLUMNS`."""
-    own = {method.budget: found for method, found in outcomes.items() if method.name == "schedule"}
+    own = {(method.of, method.budget): found for method, found in outcomes.items() if method.is_schedule}
     rows = []
     for method, found in outcomes.items():
         prunes = bool(method.schedule.stages)
@@ -79,13 +81,15 @@ def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
             "budget": method.budget,
             "scorer": method.schedule.scorer.name if prunes else None,
             "dropped_tokens": method.schedule.dropped_tokens if prunes else None,
+            "schedule": method.of[0],
+            "digest": method.of[1],
         }
         kinds = sorted({outcome.question_type for outcome in found} - {"all"})
         rows += [
             facts
             | {"question_type": kind}
             | _summary([outcome for outcome in found if kind in ("all", outcome.question_type)])
-            | _difference(found, own.get(method.budget, ()), kind)
+            | _difference(found, own.get((method.of, method.budget), ()), kind)
             for kind in ("all", *kinds)
         ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -17,6 +17,7 @@ from schedule_finder.provenance import provenance
 
 if TYPE_CHECKING:
     from schedule_finder.profiling.store import ProfileStore
+    from schedule_finder.run.schedules import Schedules
 
 FORMAT, VERSION = "adaptinfer-run", 1
 
@@ -71,8 +72,15 @@ class Run:
 
     @property
     def schedule(self) -> Path:
-        """Step 4's file."""
+        """The selected schedule, a copy of one of `schedules`."""
         return self.folder / "4_schedule.json"
+
+    @property
+    def schedules(self) -> Schedules:
+        """Every result of step 4 by name."""
+        from schedule_finder.run.schedules import Schedules  # imports pydantic
+
+        return Schedules(self)
 
     @property
     def pareto(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Alternative, Confidence, PolicyResult, SolverEvidence
 from schedule_finder.intervals import bootstrap_weights, mean_interval
-from schedule_finder.measuring.answer_kl import AnswerKL
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.solvers.allocation import allocate
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
+
+if TYPE_CHECKING:
+    from schedule_finder.measuring.answer_kl import AnswerKL
 
 MAX_STAGES = 4
 LEAST_GAIN = 0.05

@@ -9,10 +9,11 @@ from schedule_finder.cli import parsing
 from schedule_finder.cli.names import AUTO, BUDGET_KINDS, DETECTOR_NAMES, SOLVER_NAMES
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, EngineOptions, begin_run, open_search
-from schedule_finder.cli.steps import draw_figures, evaluate_schedule, profile_samples
+from schedule_finder.cli.steps import draw_figures, evaluate_schedule, note_stale, profile_samples
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
+from schedule_finder.run.numbers import run_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,8 @@ def run(
     loaded = running.loaded or model.load()  # workers of a cluster keep their backbones
     with open_search(current, (loaded, data), batch_size) as search:
         fraction = parsing.budget_fraction(budget, search)
-        show_schedule(pipeline.schedule_step(current, search, budget=fraction, kind=kind, **asked))
+        found = pipeline.schedule_step(current, search, budget=fraction, kind=kind, **asked)
+    show_schedule(found.schedule)
     evaluated = None
     if eval_samples:
         evaluated = evaluate_schedule(
@@ -89,12 +91,14 @@ def _finish(current: Run, evaluated: pd.DataFrame | None) -> dict[str, Any]:
     if evaluated is not None:
         show_evaluation(evaluated, current)
     screen.print(f"schedule: [bold]{current.schedule}[/bold]", soft_wrap=True)
+    note_stale(current)
     screen.print(f"figures:  [bold]{current.figures}[/bold] ({len(figures)} files)", soft_wrap=True)
     return {
         "run": str(current.folder),
         "schedule": str(current.schedule),
         "evaluation": str(current.evaluation) if evaluated is not None else None,
         "figures": [str(path) for path in figures],
+        "numbers": run_numbers(current),
     }
 
 

@@ -51,11 +51,12 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         screen.print(f"cost in % of unpruned: {shares}")
     for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
-    if held_out is not None and held_out.schedule != digest(schedule):
+    own = None if held_out is None else held_out.of(digest(schedule))
+    if held_out is not None and own is None:
         screen.print("held out: the stored evaluation is of another schedule; evaluate again")
         return
     # Version 1 kept the results in the schedule file.
-    found = held_out.methods if held_out is not None else evidence.held_out
+    found = own.methods if own is not None else evidence.held_out
     results = [
         f"{name} {100 * result.exact_match:.1f} % ({_percents(result.ci_low, result.ci_high)})"
         for method, name in (("schedule", "exact match"), ("full", "full model"))
