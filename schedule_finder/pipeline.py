@@ -49,6 +49,13 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
+def planned_entries(run: Run, data: DataSet, count: int | str, held_out: int, seed: int) -> list[SampleEntry]:
+    """The list of samples of a run, chosen now if it is not yet. Writes nothing."""
+    if run.samples.exists():
+        return read_entries(run.samples)
+    return choose_samples(data, MOST_SAMPLES if count == AUTO else int(count), held_out, seed)
+
+
 def profile_step(
     run: Run,
     engine: Engine,
@@ -369,9 +376,8 @@ def _held_out(entries: Sequence[SampleEntry]) -> int:
 
 
 def _entries(run: Run, data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    """The run's list of samples, chosen now if it is not yet; written in one piece, without notes beside it."""
-    chosen = run.samples.exists()
-    entries = read_entries(run.samples) if chosen else choose_samples(data, count, held_out, seed)
+    """The run's list of samples, written in one piece, without notes beside it."""
+    entries = planned_entries(run, data, count, held_out, seed)
     write_entries(run.samples, entries)
     return entries
 

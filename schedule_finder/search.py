@@ -292,7 +292,13 @@ def measured_layers(backbone: Backbone) -> list[int]:
 
     The first is -1 (before the decoder) where layer 0 has attention to score with.
     """
-    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    return spread_layers(
+        [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    )
+
+
+def spread_layers(usable: list[int]) -> list[int]:
+    """At most `MEASURED_LAYERS` of ``usable``, evenly spread, after -1 where layer 0 is among them."""
     spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
     return [-1, *spread] if usable[0] == 0 else spread
 

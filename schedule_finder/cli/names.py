@@ -42,6 +42,10 @@ SCORER_NAMES = tuple(name for name, scorer in SCORERS.items() if scorer.needs_at
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 DROPPED_TOKENS: tuple[DroppedTokens, ...] = get_args(DroppedTokens)
 
+NUM_DEFAULT_BASELINES = 3
+"""`schedule_finder.evaluation.methods.NUM_DEFAULT`."""
+RANDOM_LAYER_DRAWS = 3
+"""`schedule_finder.evaluation.methods.RANDOM_DRAWS`."""
 RESERVED_NAMES = ("full", "schedule", *(name.replace("-", " ") for name in BASELINE_NAMES), *BASELINE_NAMES)
 """Methods of an evaluation; no schedule can be called so."""
 

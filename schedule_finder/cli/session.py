@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from schedule_finder.cli.checks import check_folder
 from schedule_finder.cli.names import AUTO, ENGINE_NAMES
 from schedule_finder.cli.parsing import choice, number_of_samples
 from schedule_finder.cli.progress import progress_bar, status
@@ -19,7 +20,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.run.folder import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from schedule_finder.models.loading import LoadedBackbone
     from schedule_finder.profiling.engines.base import Engine
@@ -114,8 +115,15 @@ def begin_run(
     seed: int,
     columns: dict[str, Any],
     out: Path | None,
+    check: Callable[[Run, Engine, DataSet], None] = lambda _run, _engine, _data: None,
+    write: bool = True,
 ) -> tuple[Run, Engine, DataSet]:
-    """Load everything that can fail, and only then write the run's folder. Raises `InputError`."""
+    """Load everything that can fail, and only then write the run's folder, unless ``write`` is False.
+
+    ``check`` raises `InputError` where the run cannot work; it is called before anything is written.
+    """
+    folder = out or Path("outputs") / Path(backbone.name).name
+    check_folder(folder)
     from schedule_finder.pipeline import MOST_SAMPLES
 
     if not dataset:
@@ -137,8 +145,8 @@ def begin_run(
     }
     data = open_data_of(options)
     running = engine.make(backbone, data, options)
-    folder = out or Path("outputs") / Path(backbone.name).name
-    run = Run.begin(folder, command_line(), options)
+    check(Run(folder), running, data)
+    run = Run.begin(folder, command_line(), options) if write else Run(folder)
     identity = running.meta["backbone"]
     screen.print(
         f"[bold]{escape(backbone.name)}[/bold] ({identity['model_type']}, {identity['num_layers']} layers, "

@@ -57,6 +57,8 @@ class Solver(ABC):
     detector: ClassVar[str | None] = None
     """Whose change points it follows; None: the run's default."""
     needs_sensitivity: ClassVar[bool] = False
+    before_decoder: ClassVar[bool] = False
+    """Whether its first stage may be before the decoder."""
     measures: ClassVar[bool] = False
     """Whether it uses `Problem.answer_kl`."""
 

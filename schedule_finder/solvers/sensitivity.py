@@ -55,6 +55,7 @@ class Sensitivity(Solver):
 
     name = "sensitivity"
     needs_sensitivity = True
+    before_decoder = True
     measures = True
 
     def solve(self, problem: Problem) -> Solution:
