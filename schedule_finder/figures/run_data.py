@@ -129,7 +129,7 @@ class RunData:
         if not path.exists():
             return None
         table = read_evaluation(path)
-        if "digest" not in table or self.digest is None:  # an older run does not say
+        if "digest" not in table or table.digest.isna().all() or self.digest is None:  # an older run
             return table
         ours = table[table.digest == self.digest]
         if ours.empty:
