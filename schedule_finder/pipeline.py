@@ -16,8 +16,9 @@ from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.evaluation.evaluate import Evaluation
 from schedule_finder.evaluation.example import write_example
+from schedule_finder.evaluation.first_answers import ask_full_model, first_samples
 from schedule_finder.evaluation.methods import Comparison, baseline_names, methods_to_compare
-from schedule_finder.evidence import Asked, Evidence, HeldOutResult, HeldOutSummary, digest
+from schedule_finder.evidence import AnswerQuality, Asked, Evidence, HeldOutResult, HeldOutSummary, digest
 from schedule_finder.files import write_json, write_text
 from schedule_finder.measuring.unit_store import UnitStore, model_digest
 from schedule_finder.models.loading import LoadedBackbone
@@ -46,6 +47,28 @@ PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+def first_answers_step(
+    run: Run, loaded: LoadedBackbone, data: DataSet, *, batch_size: int, max_new_tokens: int, report: Report
+) -> None:
+    """Before the long part: a few answers of the full model, and a warning where they are suspicious.
+
+    Writes ``1_first_answers.json``; a run that has the file repeats its warning only. Nothing is refused: a data set
+    may be hard, and the search needs no reference answers.
+    """
+    quality = AnswerQuality.load(run.first_answers)
+    if quality is None:
+        options = run.options
+        count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
+        entries = _entries(run, data, count, options["eval_samples"], options["seed"])
+        samples = first_samples(data, entries)
+        if not samples:
+            return  # the profile refuses a data set that cannot be read
+        quality = ask_full_model(loaded, samples, batch_size, max_new_tokens)
+        quality.save(run.first_answers)
+    for line in quality.lines():
+        report(line)
 
 
 def profile_step(
@@ -192,8 +215,9 @@ def evaluate_step(
 ) -> pd.DataFrame:
     """Step 5: the schedule and its baselines against the full model, on samples that search never used.
 
-    Writes ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the example for the overlay. Finished batches
-    are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
+    Writes every answer to ``5_answers.parquet``, the table ``5_evaluation.csv``, its summary ``5_evaluation.json`` and
+    the example for the overlay. Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step
+    continues there.
 
     Args:
         run: the run, with a schedule.
@@ -223,12 +247,15 @@ def evaluate_step(
                 write_example(run.folder, loaded, schedule, samples[0], max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before
-        table = evaluation.table()
+        table, quality = evaluation.table(), evaluation.full_model()
+        evaluation.write_answers(run.answers)
         write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
-        _held_out_summary(schedule, table).save(run.evaluation_summary)
+        _held_out_summary(schedule, table, quality).save(run.evaluation_summary)
         write_entries(run.samples, entries)
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
+    for line in quality.lines():
+        report(line)
     return table
 
 
@@ -285,7 +312,7 @@ class _Forecast:
         self._progress(self._done, self._total)
 
 
-def _held_out_summary(schedule: Schedule, table: pd.DataFrame) -> HeldOutSummary:
+def _held_out_summary(schedule: Schedule, table: pd.DataFrame, quality: AnswerQuality) -> HeldOutSummary:
     """All methods at the schedule's budget, over all question types."""
     budget = schedule.budget.target if schedule.budget else 1.0
     own = table[
@@ -296,6 +323,7 @@ def _held_out_summary(schedule: Schedule, table: pd.DataFrame) -> HeldOutSummary
         schedule=digest(schedule),
         budget=budget,
         samples=int(own.n.max()),
+        full_model=quality,
         methods={
             row["method"]: HeldOutResult(
                 n=row["n"],

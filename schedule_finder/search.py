@@ -15,7 +15,7 @@ from pruning_runtime.backbone import Backbone
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Asked, DetectorChoice, Evidence, TypicalPrompt
+from schedule_finder.evidence import AnswerQuality, Asked, DetectorChoice, Evidence, TypicalPrompt
 from schedule_finder.files import write_json
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
@@ -112,6 +112,9 @@ class Search:
             asked=Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens),
             solver=solution.evidence,
         )
+        first_answers = AnswerQuality.load(self._run.first_answers)
+        if first_answers is not None:
+            evidence = evidence.model_copy(update={"full_model": first_answers})
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(

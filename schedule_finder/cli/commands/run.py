@@ -9,7 +9,7 @@ from schedule_finder.cli import parsing
 from schedule_finder.cli.names import AUTO, BUDGET_KINDS, DETECTOR_NAMES, SOLVER_NAMES
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, EngineOptions, begin_run, open_search
-from schedule_finder.cli.steps import draw_figures, evaluate_schedule, profile_samples
+from schedule_finder.cli.steps import ask_first, draw_figures, evaluate_schedule, profile_samples
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
@@ -68,10 +68,14 @@ def run(
     )  # fmt: skip
     from schedule_finder import pipeline
 
+    if running.loaded is not None:  # workers of a cluster keep their backbones
+        ask_first(current, running.loaded, data, batch_size, max_new_tokens)
     with running:
         profile_samples(current, running, data, most_skipped)
     show_detections(pipeline.detect_step(current, detector))
-    loaded = running.loaded or model.load()  # workers of a cluster keep their backbones
+    loaded = running.loaded or model.load()
+    if running.loaded is None:
+        ask_first(current, loaded, data, batch_size, max_new_tokens)
     with open_search(current, (loaded, data), batch_size) as search:
         fraction = parsing.budget_fraction(budget, search)
         show_schedule(pipeline.schedule_step(current, search, budget=fraction, kind=kind, **asked))
