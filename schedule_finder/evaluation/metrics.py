@@ -98,7 +98,7 @@ def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
             ]
             reference = [one for one in own.get(method.budget, ()) if kind in ("all", one.question_type)]
             rows.append(facts | {"question_type": kind} | _summary(of_kind) | _difference(of_kind, reference))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"draws": "Int64"})
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"draws": float})
 
 
 _Draw = tuple[Method, Sequence[Outcome]]

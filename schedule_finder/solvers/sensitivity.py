@@ -44,8 +44,8 @@ class Sensitivity(Solver):
 
     With a model, the best predicted stages (one choice per number of stages, and those that resampled samples lead
     to) and their neighbours are measured as whole schedules on other samples, and the best stages with every policy
-    that may be chosen (`choose_policy`). Among schedules that do not differ significantly from the best, the one with the fewest
-    stages is chosen.
+    that may be chosen (`choose_policy`). Among schedules that do not differ significantly from the best, the one
+    with the fewest stages is chosen.
 
     The measure is that of VTW (arXiv 2405.05803), which drops everything at one layer only. The nearest prior art is
     DOP (arXiv 2507.02909), which also adds up output KL that was measured one parameter at a time.
@@ -214,7 +214,8 @@ def choose_policy(
     """
     own = measured[preferred]
     best = min(measured, key=lambda policy: measured[policy].mean())
-    better = [policy for policy, values in measured.items() if mean_interval(own - values)[0] > 0]
+    several = len(own) > 1  # one sample has no interval
+    better = [policy for policy, values in measured.items() if several and mean_interval(own - values)[0] > 0]
     rule: Literal[
         "preferred is best", "preferred within tolerance", "significantly better", "beyond tolerance"
     ]

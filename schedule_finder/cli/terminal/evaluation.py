@@ -29,7 +29,7 @@ def show_evaluation(table: pd.DataFrame, current: Run) -> None:
     )
     for row in own.itertuples():
         shown.add_row(
-            f"{row.method} x{row.draws}" if pd.notna(row.draws) else row.method,
+            f"{row.method} x{row.draws:.0f}" if pd.notna(row.draws) else row.method,
             _exact_match(row),
             f"{100 * row.agreement:.1f}",
             f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",

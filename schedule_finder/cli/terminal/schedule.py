@@ -52,7 +52,7 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         screen.print(f"cost in % of unpruned: {shares}")
     for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
-    measured = evidence.solver is not None and evidence.solver.policy_choice is not None
+    measured = evidence.solver is not None and bool(evidence.solver.policies)
     if evidence.asked is not None and evidence.asked.scorer == AUTO and not measured:
         screen.print(f"scorer auto: {schedule.scorer.name}, the default; no other scorer was measured")
     if held_out is not None and held_out.schedule != digest(schedule):
