@@ -14,7 +14,7 @@ import pandas as pd
 from pruning_runtime.errors import ScheduleError
 from pruning_runtime.schedule import BudgetKind, Schedule
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.evidence import Asked, Evidence, HeldOutResult, HeldOutSummary
+from schedule_finder.evidence import AnswerQuality, Asked, Evidence, HeldOutResult, HeldOutSummary
 from schedule_finder.files import write_json, write_text
 from schedule_finder.profiling.collect import Collection
 from schedule_finder.profiling.engines.base import Engine, Report
@@ -54,6 +54,30 @@ def planned_entries(run: Run, data: DataSet, count: int | str, held_out: int, se
     if run.samples.exists():
         return read_entries(run.samples)
     return choose_samples(data, MOST_SAMPLES if count == AUTO else int(count), held_out, seed)
+
+
+def first_answers_step(
+    run: Run, loaded: LoadedBackbone, data: DataSet, *, batch_size: int, max_new_tokens: int, report: Report
+) -> None:
+    """Before the long part: a few answers of the full model, and a warning where they are suspicious.
+
+    Writes ``1_first_answers.json``; a run that has the file repeats its warning only. Nothing is refused: a data set
+    may be hard, and the search needs no reference answers.
+    """
+    from schedule_finder.evaluation.first_answers import ask_full_model, first_samples
+
+    quality = AnswerQuality.load(run.first_answers)
+    if quality is None:
+        options = run.options
+        count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
+        entries = _entries(run, data, count, options["eval_samples"], options["seed"])
+        samples = first_samples(data, entries)
+        if not samples:
+            return  # the profile refuses a data set that cannot be read
+        quality = ask_full_model(loaded, samples, batch_size, max_new_tokens)
+        quality.save(run.first_answers)
+    for line in quality.lines():
+        report(line)
 
 
 def profile_step(
@@ -206,8 +230,9 @@ def evaluate_step(
 ) -> pd.DataFrame:
     """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
-    Writes ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the example for the overlay. Finished batches
-    are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
+    Writes every answer to ``5_answers.parquet``, the table ``5_evaluation.csv``, its summary ``5_evaluation.json`` and
+    the example for the overlay. Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step
+    continues there.
 
     Args:
         run: the run, with a schedule if ``schedules`` is empty.
@@ -256,12 +281,16 @@ def evaluate_step(
                 write_example(run.folder, loaded, first, samples[0], max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before
-        table = evaluation.table()
+        table, quality = evaluation.table(), evaluation.full_model()
+        evaluation.write_answers(run.answers)
         write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
-        _held_out_summaries(_first(run, chosen), chosen, table).save(run.evaluation_summary)
+        first_one = _first(run, chosen)
+        _held_out_summaries(first_one, chosen, table, quality).save(run.evaluation_summary)
         write_entries(run.samples, entries)
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
+    for line in quality.lines():
+        report(line)
     return table
 
 
@@ -343,14 +372,14 @@ class _Forecast:
 
 
 def _held_out_summaries(
-    first: NamedSchedule, chosen: Sequence[NamedSchedule], table: pd.DataFrame
+    first: NamedSchedule, chosen: Sequence[NamedSchedule], table: pd.DataFrame, quality: AnswerQuality
 ) -> HeldOutSummary:
     """The summary of ``first`` with those of the others in it."""
-    others = [_held_out_summary(one, table) for one in chosen if one is not first]
-    return _held_out_summary(first, table).model_copy(update={"others": others})
+    others = [_held_out_summary(one, table, quality) for one in chosen if one is not first]
+    return _held_out_summary(first, table, quality).model_copy(update={"others": others})
 
 
-def _held_out_summary(named: NamedSchedule, table: pd.DataFrame) -> HeldOutSummary:
+def _held_out_summary(named: NamedSchedule, table: pd.DataFrame, quality: AnswerQuality) -> HeldOutSummary:
     """The full model, the schedule and its baselines at its budget, over all question types."""
     budget = named.schedule.budget.target if named.schedule.budget else 1.0
     ours = (table.schedule == named.name) & np.isclose(table.budget, budget)
@@ -361,6 +390,7 @@ def _held_out_summary(named: NamedSchedule, table: pd.DataFrame) -> HeldOutSumma
         name=named.name,
         budget=budget,
         samples=int(own.n.max()),
+        full_model=quality,
         methods={
             "schedule" if row["method"] == named.name else row["method"]: HeldOutResult(
                 n=row["n"],

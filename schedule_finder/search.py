@@ -14,7 +14,7 @@ from pruning_runtime import Schedule
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Asked, DetectorChoice, Evidence, TypicalPrompt
+from schedule_finder.evidence import AnswerQuality, Asked, DetectorChoice, Evidence, TypicalPrompt
 from schedule_finder.files import write_json
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
 from schedule_finder.measuring.sensitivity_table import (
@@ -115,6 +115,9 @@ class Search:
             asked=Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens),
             solver=solution.evidence,
         )
+        first_answers = AnswerQuality.load(self._run.first_answers)
+        if first_answers is not None:
+            evidence = evidence.model_copy(update={"full_model": first_answers})
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(

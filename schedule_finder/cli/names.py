@@ -44,8 +44,9 @@ DROPPED_TOKENS: tuple[DroppedTokens, ...] = get_args(DroppedTokens)
 
 NUM_DEFAULT_BASELINES = 3
 """`schedule_finder.evaluation.methods.NUM_DEFAULT`."""
-RANDOM_LAYER_DRAWS = 3
-"""`schedule_finder.evaluation.methods.RANDOM_DRAWS`."""
+RANDOM_DRAWS = 3
+"""`schedule_finder.evaluation.methods.RANDOM_DRAWS`, of each of `DRAWN_BASELINES`."""
+DRAWN_BASELINES = ("random", "random-layers")
 RESERVED_NAMES = ("full", "schedule", *(name.replace("-", " ") for name in BASELINE_NAMES), *BASELINE_NAMES)
 """Methods of an evaluation; no schedule can be called so."""
 

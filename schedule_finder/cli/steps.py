@@ -49,6 +49,16 @@ def profile_samples(run: Run, engine: Engine, data: DataSet, max_skipped: float)
     return counts
 
 
+def ask_first(run: Run, loaded: LoadedBackbone, data: DataSet, batch_size: int, max_new_tokens: int) -> None:
+    """A few answers of the full model, and a warning where they are suspicious."""
+    from schedule_finder import pipeline
+
+    with status("asking the full model"):
+        pipeline.first_answers_step(
+            run, loaded, data, batch_size=batch_size, max_new_tokens=max_new_tokens, report=note
+        )
+
+
 def evaluate_schedule(
     run: Run,
     loaded: LoadedBackbone,

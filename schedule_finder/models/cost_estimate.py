@@ -82,13 +82,16 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a run does; the defaults are those of ``run`` with an image of 896 x 896 pixels per question."""
+    """What a run does; the defaults are those of ``run`` with an image of 896 x 896 pixels per question.
+
+    ``methods``: the full model, the schedule, two baselines and three draws of the random one.
+    """
 
     vision_tokens: int = 1024
     other_tokens: int = 64
     samples: int = 1000
     held_out: int = 450
-    methods: int = 5
+    methods: int = 7
     new_tokens: int = 16
     batch_size: int = 32
     batch_tokens: int = 16384

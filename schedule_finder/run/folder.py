@@ -88,6 +88,16 @@ class Run:
         return self.folder / "4_pareto.csv"
 
     @property
+    def first_answers(self) -> Path:
+        """A few answers of the full model, asked for before the profile of `run`."""
+        return self.folder / "1_first_answers.json"
+
+    @property
+    def answers(self) -> Path:
+        """Every answer of step 5."""
+        return self.folder / "5_answers.parquet"
+
+    @property
     def evaluation(self) -> Path:
         """Step 5's table."""
         return self.folder / "5_evaluation.csv"

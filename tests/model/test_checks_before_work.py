@@ -98,7 +98,7 @@ def test_a_dry_run_counts_the_work_and_writes_nothing(made: tuple[Any, ...], tmp
     assert plan["tokens_per_sample"]["vision"] == {"mean": 16.0, "min": 16, "max": 16}
     assert plan["tokens_per_sample"]["other"]["min"] >= 5
     assert plan["forwards"]["profile"] == 12
-    assert (plan["methods"], plan["generations"]) == (6, 24)
+    assert (plan["methods"], plan["generations"]) == (8, 32)
     assert plan["timed"] == {"samples": 8, "batches": 2}
     assert plan["memory"]["weights_bytes"] == weights_in(made[1])
     assert plan["memory"]["peak_bytes"] > plan["memory"]["weights_bytes"]

@@ -72,7 +72,7 @@ def test_listed_names_are_those_of_the_registries() -> None:
     assert names.DETECTOR_NAMES[0] == DEFAULT_DETECTOR
     assert set(names.SCORER_NAMES) == set(SCORE_FIELDS)
     assert tuple(BASELINES) == names.BASELINE_NAMES
-    assert (NUM_DEFAULT, RANDOM_DRAWS) == (names.NUM_DEFAULT_BASELINES, names.RANDOM_LAYER_DRAWS)
+    assert (NUM_DEFAULT, RANDOM_DRAWS) == (names.NUM_DEFAULT_BASELINES, names.RANDOM_DRAWS)
     assert (names.AUTO, *DTYPES) == names.DTYPE_NAMES
     assert names.data_presets() == tuple(presets())
     assert names.AUTO == AUTO

@@ -12,14 +12,21 @@ from schedule_finder.cli.names import (
     BASELINE_NAMES,
     BUDGET_KINDS,
     DETECTOR_NAMES,
+    DRAWN_BASELINES,
     NUM_DEFAULT_BASELINES,
-    RANDOM_LAYER_DRAWS,
+    RANDOM_DRAWS,
     SOLVER_NAMES,
 )
 from schedule_finder.cli.progress import status
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, EngineOptions, begin_run, open_search
-from schedule_finder.cli.steps import draw_figures, evaluate_schedule, note_stale, profile_samples
+from schedule_finder.cli.steps import (
+    ask_first,
+    draw_figures,
+    evaluate_schedule,
+    note_stale,
+    profile_samples,
+)
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.plan import show_plan
@@ -104,10 +111,14 @@ def run(
         methods = _number_of_methods(baselines) if eval_samples else 0
         return _plan(running, data, planned, batches, asked["solver"], methods, max_new_tokens)
 
+    if running.loaded is not None:  # workers of a cluster keep their backbones
+        ask_first(current, running.loaded, data, batch_size, max_new_tokens)
     with running:
         profile_samples(current, running, data, most_skipped)
     show_detections(pipeline.detect_step(current, detector))
-    loaded = running.loaded or model.load()  # workers of a cluster keep their backbones
+    loaded = running.loaded or model.load()
+    if running.loaded is None:
+        ask_first(current, loaded, data, batch_size, max_new_tokens)
     with open_search(current, (loaded, data), batch_size) as search:
         fraction = parsing.budget_fraction(budget, search)
         found = pipeline.schedule_step(current, search, budget=fraction, kind=kind, **asked)
@@ -121,11 +132,11 @@ def run(
 
 
 def _number_of_methods(baselines: str | None) -> int:
-    """The full model, the schedule and its baselines; at most, because some do not apply everywhere."""
+    """The full model, the schedule and its baselines, random ones once per draw; some may not apply later."""
     if baselines is None:
-        return 2 + NUM_DEFAULT_BASELINES
+        return 2 + NUM_DEFAULT_BASELINES - 1 + RANDOM_DRAWS  # one of the default ones is `random`
     names = BASELINE_NAMES if baselines == "all" else () if baselines == "none" else baselines.split(",")
-    return 2 + sum(RANDOM_LAYER_DRAWS if name.strip() == "random-layers" else 1 for name in names)
+    return 2 + sum(RANDOM_DRAWS if name.strip() in DRAWN_BASELINES else 1 for name in names)
 
 
 def _plan(

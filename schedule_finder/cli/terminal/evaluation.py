@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli.terminal import make_table, screen, show_table
 
@@ -26,6 +26,10 @@ def show_evaluation(table: pd.DataFrame, current: Run) -> None:
         "exact match in % with its 95 % interval; same: same answer as the full model; KL of the first answer token; "
         "proc. and publ.: vision tokens, processed and by the published count; KV: cache bytes; time: decoder prefill"
     )
+    if overall.draws.notna().any():
+        screen.print(
+            "x3 and the like: mean of so many random draws, and in brackets their range, not the interval"
+        )
     screen.print(f"all question types and budgets: {current.evaluation}", soft_wrap=True)
 
 
@@ -38,8 +42,8 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
     )
     for row in own.itertuples():
         shown.add_row(
-            row.method,
-            f"{100 * row.exact_match:.1f} ({100 * row.ci_low:.1f}-{100 * row.ci_high:.1f})",
+            f"{row.method} x{row.draws:.0f}" if pd.notna(row.draws) else row.method,
+            _exact_match(row),
             f"{100 * row.agreement:.1f}",
             f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",
             f"{100 * row.processed:.1f}",
@@ -49,3 +53,10 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
             f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
         )
     show_table(shown)
+
+
+def _exact_match(row: Any) -> str:
+    """Exact match in percent with its interval, or with the range over random draws."""
+    several = row.draws == row.draws and row.exact_match == row.exact_match  # neither is missing
+    low, high = (row.draw_low, row.draw_high) if several else (row.ci_low, row.ci_high)
+    return f"{100 * row.exact_match:.1f} ({100 * low:.1f}-{100 * high:.1f})"
