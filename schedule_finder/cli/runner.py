@@ -12,12 +12,15 @@ import typer
 from rich.markup import escape
 
 from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
-from schedule_finder.cli.options import DATA_OPTIONS, Debug, Json, Residual
+from schedule_finder.cli.options import DATA_OPTIONS, LOADING_OPTIONS, Debug, Json, Residual
 from schedule_finder.cli.progress import notes
 from schedule_finder.errors import AdaptInferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_GROUPS = {"columns": DATA_OPTIONS, "loading": LOADING_OPTIONS}
+"""Parameters of commands that stand for several options."""
 
 app = typer.Typer(
     help="Find out which layers of a vision-language model need its vision tokens, and prune the others' tokens.",
@@ -30,13 +33,15 @@ app = typer.Typer(
 def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Register ``function`` as a command that prints an error as one line and, with --json, its result.
 
-    The exit code is 2 for bad input and 1 for a failure. A parameter ``columns`` stands for all `DATA_OPTIONS`; a
-    parameter ``dropped_tokens`` also accepts the hidden old option ``--residual``.
+    The exit code is 2 for bad input and 1 for a failure. A parameter ``columns`` stands for all `DATA_OPTIONS`,
+    ``loading`` for all `LOADING_OPTIONS`; a parameter ``dropped_tokens`` also accepts the hidden old option
+    ``--residual``.
     """
     own = inspect.signature(function, eval_str=True).parameters
     added: dict[str, tuple[Any, Any]] = {"json_output": (Json, False), "debug": (Debug, False)}
-    if "columns" in own:
-        added = {name: (kind, None) for name, kind in DATA_OPTIONS.items()} | added
+    groups = {name: group for name, group in _GROUPS.items() if name in own}
+    for group in groups.values():
+        added = {name: (kind, None) for name, kind in group.items()} | added
     if "dropped_tokens" in own:
         added["residual"] = (Residual, None)
 
@@ -44,8 +49,8 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     def guarded(
         *args: Any, json_output: bool, debug: bool, residual: str | None = None, **kwargs: Any
     ) -> None:
-        if "columns" in own:
-            kwargs["columns"] = {name: kwargs.pop(name) for name in DATA_OPTIONS}
+        for name, group in groups.items():
+            kwargs[name] = {option: kwargs.pop(option) for option in group}
         if residual is not None:
             kwargs["dropped_tokens"] = residual
         try:
@@ -57,7 +62,7 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         if json_output:
             sys.stdout.write(json.dumps(result) + "\n")
 
-    parameters = [parameter for name, parameter in own.items() if name != "columns"]
+    parameters = [parameter for name, parameter in own.items() if name not in groups]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for name, (kind, default) in added.items()

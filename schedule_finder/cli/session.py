@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from rich.markup import escape
 
 from schedule_finder.cli.names import AUTO, ENGINE_NAMES
 from schedule_finder.cli.parsing import choice, number_of_samples
-from schedule_finder.cli.progress import progress_bar, status
+from schedule_finder.cli.progress import note, progress_bar, status
 from schedule_finder.cli.runner import command_line
 from schedule_finder.cli.terminal import screen
 from schedule_finder.errors import InputError
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class BackboneOptions:
     device: str
     dtype: str
     threads: int | None
+    options: LoadOptions = field(default_factory=LoadOptions)
 
     def load(self) -> LoadedBackbone:
         """Load the backbone and set the number of threads. Raises `InputError`."""
@@ -57,13 +59,25 @@ class BackboneOptions:
             threads = 1 if self.threads is None and self.name == "demo" else self.threads
             if threads is not None:
                 torch.set_num_threads(threads)
-            return load_backbone(self.name, device=self.device, dtype=self.dtype)
+            return load_backbone(
+                self.name, device=self.device, dtype=self.dtype, options=self.options
+            )
 
 
-def load_again(run: Run, device: str, dtype: str, threads: int | None) -> tuple[LoadedBackbone, DataSet]:
-    """The backbone and the data set of a run that exists."""
-    data = open_data_of(run.options)
-    return BackboneOptions(run.options["backbone"], device, dtype, threads).load(), data
+def load_again(
+    run: Run, device: str, dtype: str, threads: int | None, trust_remote_code: bool = False
+) -> tuple[LoadedBackbone, DataSet]:
+    """The backbone and the data set of a run that exists, loaded as the run was begun.
+
+    Raises:
+        InputError: one of them does not load, or the checkpoint is not the one that was profiled.
+    """
+    options = run.options
+    how = LoadOptions.of_run(options.get("loading", {}), trust_remote_code=trust_remote_code)
+    data = open_data_of(options)
+    loaded = BackboneOptions(options["backbone"], device, dtype, threads, how).load()
+    run.profile.check_backbone(loaded.identity.model_dump(), note)
+    return loaded, data
 
 
 def open_data_of(options: dict[str, Any]) -> DataSet:
@@ -135,6 +149,8 @@ def begin_run(
         "seed": seed,
         "columns": _stored_columns(columns, rows),
     }
+    if loading := backbone.options.stored():
+        options["loading"] = loading
     data = open_data_of(options)
     running = engine.make(backbone, data, options)
     folder = out or Path("outputs") / Path(backbone.name).name

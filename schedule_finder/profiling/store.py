@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
+from schedule_finder.models.fingerprint import differences
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]
@@ -110,7 +111,13 @@ class ProfileStore:
         meta = {"format": FORMAT, "version": VERSION, "left_out": {}, **meta}
         if self.meta_path.exists():
             known = self.meta()
-            different = [key for key in meta if known.get(key) != meta[key]]
+            if "backbone" in meta:
+                self.check_backbone(meta["backbone"])
+            different = [
+                key
+                for key in meta
+                if _without_fingerprint(known.get(key)) != _without_fingerprint(meta[key])
+            ]
             if different:
                 raise StoreError(
                     f"{self.folder} holds a profile with another {', '.join(different)}; "
@@ -120,6 +127,28 @@ class ProfileStore:
                 return
             meta = known
         write_json(self.meta_path, meta)
+
+    def check_backbone(self, backbone: dict[str, Any], report: Callable[[str], None] = lambda _line: None) -> None:
+        """Raise `StoreError` where the profile is of another state of this backbone's checkpoint.
+
+        Args:
+            backbone: identity of the backbone that is loaded.
+            report: called with a line where the profile holds no fingerprint to compare with.
+        """
+        if not self.meta_path.exists():
+            return
+        known = self.meta()["backbone"].get("fingerprint")
+        found = backbone.get("fingerprint")
+        if changed := differences(known, found):
+            raise StoreError(
+                f"{self.folder}: the {' and the '.join(changed)} of backbone {backbone.get('name')!r} changed since it was "
+                "profiled; restore the checkpoint, or choose another --out and profile again"
+            )
+        if not known and found:
+            report(
+                f"{self.folder}: written by an earlier release, without a fingerprint of the backbone; whether its "
+                "weights changed is not known"
+            )
 
     def meta(self) -> dict[str, Any]:
         """The content of ``meta.json``, as version 2. Raises `StoreError` where there is no profile."""
@@ -224,6 +253,11 @@ class ProfileStore:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
+
+
+def _without_fingerprint(value: Any) -> Any:
+    """A field of the meta without the fingerprint, which `ProfileStore.check_backbone` compares."""
+    return {k: v for k, v in value.items() if k != "fingerprint"} if isinstance(value, dict) else value
 
 
 _COLUMNS = [

@@ -106,7 +106,9 @@ class Run:
         if run.path.exists():
             known = run.document()["options"]
             different = [
-                f"{name} {known.get(name)!r}" for name in options if known.get(name) != options[name]
+                f"{name} {known.get(name)!r}"
+                for name in {**options, **known}
+                if known.get(name) != options.get(name)
             ]
             if different:
                 raise InputError(

@@ -16,6 +16,7 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.run import show_backbone, show_run
 from schedule_finder.cli.terminal.schedule import show_schedule
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def evaluate(
     max_new_tokens: opt.MaxNewTokens = 16,
     baselines: opt.Baselines = None,
     sweep: opt.Sweep = False,
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
     """Step 5: the schedule and its baselines against the full model, on held-out samples."""
     current = open_run(folder)
-    loaded, data = load_again(current, device, dtype, threads)
+    loaded, data = load_again(current, device, dtype, threads, trust_remote_code)
     table = evaluate_schedule(
         current,
         loaded,
@@ -63,6 +65,8 @@ def inspect(
     what: Annotated[
         str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")
     ],
+    *,
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of a run, a schedule file, a published preset or a backbone, as tables."""
     from pruning_runtime.schedule import Schedule
@@ -80,7 +84,7 @@ def inspect(
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
-        facts = _backbone_facts(BackboneOptions(what, "cpu", "auto", None).load())
+        facts = _backbone_facts(BackboneOptions(what, "cpu", "auto", None, LoadOptions.given(**loading)).load())
         show_backbone(what, facts)
         return facts
     show_schedule(found, held_out)

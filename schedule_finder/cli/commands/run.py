@@ -13,6 +13,7 @@ from schedule_finder.cli.steps import draw_figures, evaluate_schedule, profile_s
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
+from schedule_finder.models.load_options import LoadOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ def run(
     sweep: opt.Sweep = False,
     *,
     columns: dict[str, Any],
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """All steps: profile, detect, schedule, evaluate, plot.
 
@@ -61,7 +63,7 @@ def run(
     detector = detector and parsing.choice("--detector", detector, DETECTOR_NAMES)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
-    model = BackboneOptions(backbone, device, dtype, threads)
+    model = BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading))
     current, running, data = begin_run(
         model, EngineOptions(engine, workers, batch_size, batch_tokens), dataset=dataset, samples=samples,
         eval_samples=eval_samples, seed=seed, columns=columns, out=out,
@@ -116,11 +118,12 @@ def profile(
     threads: opt.Threads = None,
     *,
     columns: dict[str, Any],
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples and record the attention to their vision tokens, layer by layer. Resumes."""
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
     current, running, data = begin_run(
-        BackboneOptions(backbone, device, dtype, threads),
+        BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading)),
         EngineOptions(engine, workers, batch_size, batch_tokens),
         dataset=dataset,
         samples=samples,
