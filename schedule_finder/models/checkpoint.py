@@ -98,7 +98,7 @@ def check_weights(name: str, info: dict[str, Any], *, allowed: bool) -> None:
     )
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     problems = [
-        f"{len(keys)} {what} ({_first(keys)})"
+        f"{len(keys)} tensor{'s' * (len(keys) > 1)} {what} ({_first(keys)})"
         for what, keys in (
             ("missing", () if allowed else missing),
             ("unexpected", () if allowed else unexpected),
@@ -109,7 +109,7 @@ def check_weights(name: str, info: dict[str, Any], *, allowed: bool) -> None:
     if problems:
         hint = "" if mismatched else "; --allow-missing-weights loads it all the same, with random values for what is missing"
         raise InputError(
-            f"backbone {name!r}: its weights are not those of its config.json: tensors {', '.join(problems)}; correct the "
+            f"backbone {name!r}: its weights are not those of its config.json: {', '.join(problems)}; correct the "
             f"checkpoint or its configuration{hint}"
         )
 

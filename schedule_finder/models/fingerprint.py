@@ -19,7 +19,6 @@ _NOT_COMPARED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 """Fields of a configuration that do not change the model: where it was saved, and how it is loaded."""
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_READABLE = {"configuration": "config.json", "weights": "weights"}
 
 
 def fingerprint(find: Callable[[str], Path | None]) -> dict[str, str]:
@@ -63,7 +62,7 @@ def weights_fingerprint(files: list[Path]) -> str:
 def differences(known: Mapping[str, str] | None, found: Mapping[str, str] | None) -> list[str]:
     """What differs of two fingerprints, in words; parts that one of them lacks are not compared."""
     return [
-        _READABLE.get(part, part)
+        part
         for part in sorted(known or {})
         if part in (found or {}) and (known or {})[part] != (found or {})[part]
     ]

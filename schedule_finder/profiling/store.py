@@ -108,16 +108,13 @@ class ProfileStore:
 
         Raises `StoreError` where the folder holds a profile of something else.
         """
-        meta = {"format": FORMAT, "version": VERSION, "left_out": {}, **meta}
+        # Through JSON, which has lists only: what is compared is what a file holds.
+        meta = json.loads(json.dumps({"format": FORMAT, "version": VERSION, "left_out": {}, **meta}))
         if self.meta_path.exists():
             known = self.meta()
             if "backbone" in meta:
                 self.check_backbone(meta["backbone"])
-            different = [
-                key
-                for key in meta
-                if _without_fingerprint(known.get(key)) != _without_fingerprint(meta[key])
-            ]
+            different = [key for key in meta if not _same(key, known.get(key), meta[key])]
             if different:
                 raise StoreError(
                     f"{self.folder} holds a profile with another {', '.join(different)}; "
@@ -255,9 +252,15 @@ class ProfileStore:
         return sorted(self.folder.glob("part-*.parquet"))
 
 
-def _without_fingerprint(value: Any) -> Any:
-    """A field of the meta without the fingerprint, which `ProfileStore.check_backbone` compares."""
-    return {k: v for k, v in value.items() if k != "fingerprint"} if isinstance(value, dict) else value
+def _same(field_name: str, known: Any, given: Any) -> bool:
+    """Whether a field of the stored meta is that of the profile to be stored.
+
+    Backbone and shape are compared in what both state: earlier releases stated less. `ProfileStore.check_backbone`
+    compares the fingerprint.
+    """
+    if field_name not in ("backbone", "shape") or not isinstance(known, dict):
+        return bool(known == given)
+    return all(known[name] == given[name] for name in known.keys() & given.keys() - {"fingerprint"})
 
 
 _COLUMNS = [

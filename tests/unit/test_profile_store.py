@@ -220,3 +220,13 @@ def test_other_versions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text('{"format": "adaptinfer-profile", "version": 3}')
     with pytest.raises(StoreError, match="version 3; need .*version 1 or 2"):
         ProfileStore(tmp_path).read()
+
+
+def test_a_meta_with_tuples_is_continued(tmp_path: Path) -> None:
+    """JSON has lists only; the shape of a backbone holds tuples."""
+    meta = {**META, "shape": {"num_layers": LAYERS, "linear_flops": (1,) * LAYERS}}
+    store = ProfileStore(tmp_path)
+    store.open(meta)
+    store.open(meta)
+    with pytest.raises(StoreError, match="another shape"):
+        store.open({**meta, "shape": {"num_layers": LAYERS, "linear_flops": (2,) * LAYERS}})
