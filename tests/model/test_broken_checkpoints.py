@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.model.test_command_line import call
+from schedule_finder.cli.commands import app
+from tests.model.test_command_line import call, runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 
@@ -116,14 +117,17 @@ def test_a_changed_checkpoint_is_noticed_by_every_step(
 
 
 def test_a_profile_without_a_fingerprint_goes_on_with_a_notice(
-    source: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    source: dict[str, Path], tmp_path: Path
 ) -> None:
     checkpoint, out = copy_of(source, tmp_path), tmp_path / "run"
     profile(checkpoint, source["data"], out)
     meta = json.loads((out / "2_profile" / "meta.json").read_text())
     del meta["backbone"]["fingerprint"]
     (out / "2_profile" / "meta.json").write_text(json.dumps(meta))
-    assert profile(checkpoint, source["data"], out)["done"] == 8
+    arguments = ("--dataset", source["data"], "--samples", 8, "--eval-samples", 2, "--out", out)
+    result = runner.invoke(app, ["profile", *map(str, (checkpoint, *arguments))])
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("without a fingerprint of the backbone") == 1
     call("detect", out)
     call("schedule", out, "--solver", "retained")
 

@@ -127,6 +127,7 @@ def test_a_damaged_shard_is_set_aside_and_only_its_samples_are_missing(tmp_path:
         store.read()
     assert (tmp_path / "part-00000.corrupt").exists()
     assert store.ids() == list("efgh")
+    assert store.recover(lambda _line: None) == list("efgh")
     store.append(list("abcd"), rows_of(4))
     assert len(store.read()) == 8
 
