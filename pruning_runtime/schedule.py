@@ -192,6 +192,10 @@ class Schedule(_Part):
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ScheduleError(
+                f"{path}: there is no such file; write it with `adaptinfer-profile schedule {path.parent}`"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ScheduleError(f"{path}: cannot be read ({error})") from error
         return cls.from_json(text, source=str(path))

@@ -143,6 +143,10 @@ DATA_OPTIONS: dict[str, Any] = {
     "frames": Annotated[
         int | None, typer.Option("--frames", min=1, help="Frames per video, evenly spaced; default 8.")
     ],
+    "allow_outside_paths": Annotated[
+        bool | None,
+        typer.Option("--allow-outside-paths", help="Read images outside the folder of the data file."),
+    ],
 }  # fmt: skip
 """How a data set is read: options by their names in `DataOptions`, which holds the defaults."""
 

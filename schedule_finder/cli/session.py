@@ -59,9 +59,7 @@ class BackboneOptions:
             threads = 1 if self.threads is None and self.name == "demo" else self.threads
             if threads is not None:
                 torch.set_num_threads(threads)
-            return load_backbone(
-                self.name, device=self.device, dtype=self.dtype, options=self.options
-            )
+            return load_backbone(self.name, device=self.device, dtype=self.dtype, options=self.options)
 
 
 def load_again(

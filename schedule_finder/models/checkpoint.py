@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +13,12 @@ from safetensors import SafetensorError
 
 from schedule_finder.demo import BACKBONE_FOLDER
 from schedule_finder.errors import InputError
+from schedule_finder.hub import hub_reachable
+from schedule_finder.library_messages import library_messages_off
 from schedule_finder.models.load_options import LoadOptions
 
-HUB_SECONDS = 3.0
-"""How long the hub may take to answer before only its local cache is used."""
 _SHOWN = 3
 """Tensors that a refusal names."""
-_LOGGERS = ("transformers", "huggingface_hub", "httpx", "httpx2", "accelerate")
 
 
 def checkpoint_source(name: str) -> str:
@@ -32,7 +29,9 @@ def checkpoint_source(name: str) -> str:
         return name
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():
-        raise InputError(f"backbone {name!r}: no config.json in that folder; give a model folder, a hub name or `demo`")
+        raise InputError(
+            f"backbone {name!r}: no config.json in that folder; give a model folder, a hub name or `demo`"
+        )
     return str(folder)
 
 
@@ -59,7 +58,9 @@ def load_checkpoint(
     quantization = _quantization(options.load_in, dtype, device)
     with library_messages_off(), _one_line(name, offline):
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # of loading weights: the commands have progress of their own
         _check_kind(AutoConfig.from_pretrained(source, **hub), name)
         if options.attn_implementation is not None:
             quantization["attn_implementation"] = options.attn_implementation
@@ -107,45 +108,15 @@ def check_weights(name: str, info: dict[str, Any], *, allowed: bool) -> None:
         if keys
     ]
     if problems:
-        hint = "" if mismatched else "; --allow-missing-weights loads it all the same, with random values for what is missing"
+        hint = (
+            ""
+            if mismatched
+            else "; --allow-missing-weights loads it all the same, with random values for what is missing"
+        )
         raise InputError(
             f"backbone {name!r}: its weights are not those of its config.json: {', '.join(problems)}; correct the "
             f"checkpoint or its configuration{hint}"
         )
-
-
-def hub_reachable() -> bool:
-    """Whether the hub answers at all within `HUB_SECONDS`; any status counts."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception:  # errors of the HTTP client, whose types differ between versions of huggingface_hub
-        return False
-    return True
-
-
-@contextmanager
-def library_messages_off() -> Iterator[None]:
-    """No log lines and warnings of the libraries: what they say is checked here and said in one line."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import transformers.utils.logging  # sets the level of its own logger when it is imported
-            from transformers.utils.logging import disable_progress_bar
-
-            disable_progress_bar()
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextmanager
@@ -155,7 +126,16 @@ def _one_line(name: str, offline: bool) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         if offline:
             raise InputError(
                 f"backbone {name!r} does not load: it is no local folder, the hub cannot be reached, and its files are not "
@@ -210,7 +190,10 @@ def _quantization(load_in: str | None, dtype: torch.dtype | str, device: torch.d
 
 def _check_processor_args(processor: Any, arguments: Any) -> None:
     """Refuse names that no part of the processor has: transformers ignores them."""
-    parts = [processor, *(getattr(processor, name, None) for name in ("image_processor", "video_processor", "tokenizer"))]
+    parts = [
+        processor,
+        *(getattr(processor, name, None) for name in ("image_processor", "video_processor", "tokenizer")),
+    ]
     known = {
         name
         for part in parts
@@ -220,7 +203,9 @@ def _check_processor_args(processor: Any, arguments: Any) -> None:
     }
     for name in arguments:
         if name not in known:
-            option = {"min_pixels": "--min-pixels", "max_pixels": "--max-pixels"}.get(name, f"--processor-arg {name}")
+            option = {"min_pixels": "--min-pixels", "max_pixels": "--max-pixels"}.get(
+                name, f"--processor-arg {name}"
+            )
             raise InputError(f"{option}: {type(processor).__name__} has no argument {name!r}")
 
 

@@ -61,7 +61,9 @@ class LoadOptions:
         """From the options of a run. Raises `InputError` where the run needs code and it is not allowed."""
         names = {field.name for field in fields(cls)}
         if unknown := sorted(set(stored) - names):
-            raise InputError(f"run.json: unknown loading option {unknown[0]!r}; known: {', '.join(sorted(names))}")
+            raise InputError(
+                f"run.json: unknown loading option {unknown[0]!r}; known: {', '.join(sorted(names))}"
+            )
         if stored.get("trust_remote_code") and not trust_remote_code:
             raise InputError(
                 "this run's backbone was loaded with --trust-remote-code; give the option again to run the checkpoint's "

@@ -44,7 +44,10 @@ class LoadedBackbone:
         The chat template, and the system prompt and the processor arguments where they are given.
         """
         text = _template(self.processor)
-        given = {"system_prompt": self.options.system_prompt, "processor_args": dict(self.options.processor_args)}
+        given = {
+            "system_prompt": self.options.system_prompt,
+            "processor_args": dict(self.options.processor_args),
+        }
         if any(given.values()):
             text += json.dumps(given, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -104,7 +104,9 @@ class Manifest:
 
     def next_number(self) -> int:
         """Number of the next shard; none is used twice."""
-        names = {path.stem for path in shards(self._folder)} | {Path(name).stem for name in self.listed() or {}}
+        names = {path.stem for path in shards(self._folder)} | {
+            Path(name).stem for name in self.listed() or {}
+        }
         return max((number_of(name) for name in names), default=-1) + 1
 
     def _is_next(self, path: Path) -> bool:
@@ -122,7 +124,9 @@ class Manifest:
 
 def shards(folder: Path) -> list[Path]:
     """The shards in a folder, in order."""
-    return sorted(path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-").isdecimal())
+    return sorted(
+        path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-").isdecimal()
+    )
 
 
 def number_of(stem: str) -> int:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
-from schedule_finder.profiling.manifest import Manifest, shards
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.manifest import Manifest, shards
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]
 
@@ -129,7 +129,9 @@ class ProfileStore:
             meta = known
         write_json(self.meta_path, meta)
 
-    def check_backbone(self, backbone: dict[str, Any], report: Callable[[str], None] = lambda _line: None) -> None:
+    def check_backbone(
+        self, backbone: dict[str, Any], report: Callable[[str], None] = lambda _line: None
+    ) -> None:
         """Raise `StoreError` where the profile is of another state of this backbone's checkpoint.
 
         Args:

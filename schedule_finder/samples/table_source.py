@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 
 from schedule_finder.errors import InputError
+from schedule_finder.hub import cache_only, hub_reachable
 from schedule_finder.samples.presets import Preset, presets
 
 FRAMES = 8
@@ -32,7 +33,8 @@ class DataOptions:
     """The user's options for a data set; None: guessed, or taken from the preset.
 
     ``image_column`` and ``video_column`` are a column, several with commas between, or a template of a path over
-    columns (``videos/{video_id}.mp4``). ``frames``: frames of each video.
+    columns (``videos/{video_id}.mp4``). ``frames``: frames of each video. ``allow_outside_paths``: read media that lie
+    outside the data set's folder.
     """
 
     split: str | None = None
@@ -44,6 +46,7 @@ class DataOptions:
     question_template: str | None = None
     answer_column: str | None = None
     frames: int = FRAMES
+    allow_outside_paths: bool = False
 
 
 def resolve_source(given: str) -> tuple[str | None, Preset | None, str]:
@@ -80,7 +83,8 @@ def open_table(location: str, preset: Preset | None, options: DataOptions) -> tu
             raise InputError(f"data set {location!r}: {path.suffix!r} is none of {', '.join(FORMATS)}")
         return _load_file(path, options.streaming), path.parent, "train"
     location = str(path) if local else location
-    with loading(location):
+    offline = not local and not hub_reachable()
+    with loading(location), cache_only() if offline else nullcontext():
         config, split = _config_and_split(location, preset, options)
         return load_table(location, config, split, options.streaming), path if local else None, split
 

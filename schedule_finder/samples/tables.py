@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class TableData:
             question_type=preset.question_type if preset else None,
         )
         self._frames = options.frames
+        self._outside = options.allow_outside_paths
         table = table.select_columns(list(dict.fromkeys(self._columns.media + self._columns.text)))
         table = undecoded(table)
         if options.streaming:
@@ -193,7 +195,16 @@ class TableData:
             raise BadSample(
                 f"{kind} {path!r} is a name only; download the data set's repository and give its folder"
             )
-        file = self._folder / path
+        file = Path(os.path.normpath(self._folder / path))
+        # Not `resolve`: a link inside the folder was made by its owner, a path in a data file by anybody.
+        inside = file.is_relative_to(os.path.normpath(self._folder)) or file.is_relative_to(
+            self._folder.absolute()
+        )
+        if not inside and not self._outside:
+            raise InputError(
+                f"{kind} {path!r} lies outside the data set's folder {self._folder}; move the {kind}s there, or give "
+                "--allow-outside-paths if you trust the data file"
+            )
         if not file.is_file():
             raise BadSample(f"{kind} {path!r} does not exist below {self._folder}")
         return file, path

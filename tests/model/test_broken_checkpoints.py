@@ -90,7 +90,9 @@ def test_a_tied_head_is_not_missing(source: dict[str, Path], tmp_path: Path) -> 
 
 def swap(weights: dict[str, torch.Tensor]) -> None:
     """Exchange the weights of two layers."""
-    one = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight") and "language" in name)
+    one = next(
+        name for name in weights if name.endswith("layers.1.mlp.up_proj.weight") and "language" in name
+    )
     other = one.replace("layers.1.", "layers.2.")
     weights[one], weights[other] = weights[other], weights[one]
 

@@ -34,7 +34,9 @@ def profile(made: dict[str, Path], out: Path, code: int = 0) -> Any:
     )  # fmt: skip
 
 
-def test_a_missing_shard_is_refused_and_its_samples_are_done_again(made: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_shard_is_refused_and_its_samples_are_done_again(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
     out = shutil.copytree(made["run"], tmp_path / "run")
     shards = sorted((out / "2_profile").glob("part-*.parquet"))
     assert len(shards) == 2
@@ -91,7 +93,9 @@ def test_merging_needs_complete_profiles(made: dict[str, Path], tmp_path: Path) 
     assert "missing (64 samples)" in call("merge", out, made["run"], "--out", tmp_path / "joined", code=2)
 
 
-def test_fewer_samples_than_asked_for_are_one_notice_and_evidence(made: dict[str, Path], tmp_path: Path) -> None:
+def test_fewer_samples_than_asked_for_are_one_notice_and_evidence(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     data = write_jsonl(tmp_path / "data", 10)
     result = runner.invoke(

@@ -84,7 +84,9 @@ def inspect(
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
-        facts = _backbone_facts(BackboneOptions(what, "cpu", "auto", None, LoadOptions.given(**loading)).load())
+        facts = _backbone_facts(
+            BackboneOptions(what, "cpu", "auto", None, LoadOptions.given(**loading)).load()
+        )
         show_backbone(what, facts)
         return facts
     show_schedule(found, held_out)
