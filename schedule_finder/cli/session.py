@@ -149,9 +149,10 @@ def begin_run(
     }
     if loading := backbone.options.stored():
         options["loading"] = loading
+    folder = out or Path("outputs") / Path(backbone.name).name
+    _check_not_among_data(folder, dataset)
     data = open_data_of(options)
     running = engine.make(backbone, data, options)
-    folder = out or Path("outputs") / Path(backbone.name).name
     run = Run.begin(folder, command_line(), options)
     identity = running.meta["backbone"]
     screen.print(
@@ -161,6 +162,25 @@ def begin_run(
         soft_wrap=True,
     )
     return run, running, data
+
+
+def _check_not_among_data(folder: Path, dataset: list[str]) -> None:
+    """Refuse an output folder in which the run's files would become part of the data.
+
+    That is a data folder or a folder in it, and the folder of a data file itself: a folder below that is fine, since
+    the file names its images. Raises `InputError`.
+    """
+    out = folder.expanduser().resolve()
+    for given in dataset:
+        location = Path(given if Path(given).expanduser().exists() else given.partition("=")[2] or given).expanduser()
+        if not location.exists():
+            continue
+        place = location.resolve()
+        if (place.is_dir() and out.is_relative_to(place)) or out == place.parent:
+            raise InputError(
+                f"--out {folder}: {'inside' if place.is_dir() and out != place else 'the folder of'} the data set {given!r}; "
+                "the run's files would mix with the data: choose another --out"
+            )
 
 
 def _stored_columns(columns: dict[str, Any], rows: int) -> dict[str, Any]:

@@ -48,9 +48,8 @@ class LoadOptions:
     ) -> Self:
         """From the options of a command line; None means not given. Raises `InputError`."""
         arguments = dict(map(_argument, processor_arg or []))
-        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-            if value is not None:
-                arguments[name] = value
+        pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        arguments |= {name: value for name, value in pixels.items() if value is not None}
         _check("--load-in", options.get("load_in"), LOAD_IN)
         _check("--attn-implementation", options.get("attn_implementation"), ATTENTION_KERNELS)
         known = {name: value for name, value in options.items() if value is not None}

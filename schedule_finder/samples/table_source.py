@@ -23,6 +23,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".arrow": ("arrow", {}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
+    ".tar": ("webdataset", {}),
 }
 _SPLITS = ("test", "validation", "val", "dev", "train")
 """Order in which splits are preferred where the user named none."""
@@ -170,6 +171,23 @@ def undecoded(table: Any) -> Any:
             raw = type(inner)(decode=False)
             table = table.cast_column(name, raw if inner is feature else datasets.List(raw))
     return table
+
+
+def expanded(table: Any) -> Any:
+    """The table with the fields of a webdataset's ``json`` files as columns, except those that are there already."""
+    fields = (table.features or {}).get("json")
+    if not isinstance(fields, dict):
+        return table
+    names = [name for name in fields if name not in table.features]
+    features = {name: feature for name, feature in table.features.items() if name != "json"}
+    features |= {name: fields[name] for name in names}
+    import datasets
+
+    return table.map(
+        lambda row: {name: (row["json"] or {}).get(name) for name in names},
+        remove_columns=["json"],
+        features=datasets.Features(features),
+    )
 
 
 def column_names(table: Any, given: str) -> list[str]:
