@@ -29,6 +29,15 @@ class TypicalPrompt(_Facts):
     other_tokens: float | None = None
 
 
+class SampleCounts(_Facts):
+    """Samples that were asked for and used; ``asked`` is None where the number was ``auto``."""
+
+    asked: int | None
+    profiled: int
+    asked_held_out: int
+    held_out: int
+
+
 class Asked(_Facts):
     """What the user asked the search for; ``auto`` leaves the choice to the solver."""
 
@@ -246,6 +255,7 @@ class Evidence(_Facts):
     detector: DetectorChoice | None = None
     change_points: list[int] = []
     asked: Asked | None = None
+    counts: SampleCounts | None = None
     solver: SerializeAsAny[SolverEvidence] | None = None
     full_model: AnswerQuality | None = None
     """A few answers of the unpruned model before the search; `run` asks for them."""

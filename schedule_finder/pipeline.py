@@ -29,6 +29,7 @@ from schedule_finder.samples import (
     choose_samples,
     describe,
     read_entries,
+    shortage,
     write_entries,
 )
 from schedule_finder.samples.skipping import MOST_SKIPPED, check_skipped, count_by_status
@@ -116,7 +117,9 @@ def profile_step(
     count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
     entries = _entries(run, data, count, options["eval_samples"], options["seed"])
     store = run.profile
-    store.open(engine.meta)
+    store.open(engine.meta, report)
+    if line := shortage(entries, options["samples"], options["eval_samples"]):
+        report(line)
     stored = set(store.recover(report))
     collection = Collection(run.samples, entries, store, stored, progress, max_skipped, after_shard)
     with run.step("profile") as facts:

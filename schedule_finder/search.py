@@ -14,7 +14,14 @@ from pruning_runtime import Schedule
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import AnswerQuality, Asked, DetectorChoice, Evidence, TypicalPrompt
+from schedule_finder.evidence import (
+    AnswerQuality,
+    Asked,
+    DetectorChoice,
+    Evidence,
+    SampleCounts,
+    TypicalPrompt,
+)
 from schedule_finder.files import write_json
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
 from schedule_finder.measuring.sensitivity_table import (
@@ -113,6 +120,7 @@ class Search:
             detector=DetectorChoice(name=detector),
             change_points=change_points,
             asked=Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens),
+            counts=self._counts,
             solver=solution.evidence,
         )
         first_answers = AnswerQuality.load(self._run.first_answers)
@@ -132,6 +140,7 @@ class Search:
                 revision=profile.meta["backbone"].get("revision"),
                 profile_dtype=profile.meta["dtype"],
                 prompt_digest=profile.meta["prompt_digest"],
+                loading=self._run.options.get("loading", {}),
                 seed=self._run.options["seed"],
             ),
         )
@@ -190,6 +199,20 @@ class Search:
     @cached_property
     def _entries(self) -> dict[str, SampleEntry]:
         return {entry.id: entry for entry in read_entries(self._run.samples)}
+
+    @property
+    def _counts(self) -> SampleCounts:
+        """Samples of the run: asked for and there."""
+        options = self._run.options
+        asked = options["samples"]
+        return SampleCounts(
+            asked=asked if isinstance(asked, int) else None,
+            profiled=len(self.profile),
+            asked_held_out=options["eval_samples"],
+            held_out=sum(
+                entry.use == "held_out" and entry.status != "skipped" for entry in self._entries.values()
+            ),
+        )
 
     @property
     def _question_types(self) -> list[str]:

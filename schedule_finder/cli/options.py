@@ -20,6 +20,7 @@ from schedule_finder.cli.names import (
     data_presets,
     listed,
 )
+from schedule_finder.models.load_options import ATTENTION_KERNELS, LOAD_IN
 
 DEFAULT_BUDGET = "35%"
 
@@ -187,5 +188,48 @@ DATA_OPTIONS: dict[str, Any] = {
     "frames": Annotated[
         int | None, typer.Option("--frames", min=1, help="Frames per video, evenly spaced; default 8.")
     ],
+    "allow_outside_paths": Annotated[
+        bool | None,
+        typer.Option("--allow-outside-paths", help="Read images outside the folder of the data file."),
+    ],
 }  # fmt: skip
 """How a data set is read: options by their names in `DataOptions`, which holds the defaults."""
+
+LOADING_OPTIONS: dict[str, Any] = {
+    "revision": Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub name.")
+    ],
+    "trust_remote_code": Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+    ],
+    "attn_implementation": Annotated[
+        str | None,
+        typer.Option("--attn-implementation", help=f"Attention kernel: {listed(ATTENTION_KERNELS)}."),
+    ],
+    "load_in": Annotated[
+        str | None, typer.Option("--load-in", help=f"Quantize with bitsandbytes: {listed(LOAD_IN)}.")
+    ],
+    "allow_missing_weights": Annotated[
+        bool | None,
+        typer.Option("--allow-missing-weights", help="Accept a checkpoint with missing or unexpected tensors."),
+    ],
+    "system_prompt": Annotated[
+        str | None, typer.Option("--system-prompt", help="Text of a system message before each question.")
+    ],
+    "min_pixels": Annotated[
+        int | None, typer.Option("--min-pixels", min=1, help="Smallest image that the processor makes.")
+    ],
+    "max_pixels": Annotated[
+        int | None, typer.Option("--max-pixels", min=1, help="Largest image that the processor makes.")
+    ],
+    "processor_arg": Annotated[
+        list[str] | None,
+        typer.Option("--processor-arg", help="KEY=VALUE for the processor; repeat it for several."),
+    ],
+}  # fmt: skip
+"""How a checkpoint is loaded: the options of `LoadOptions.given`, which holds the defaults."""
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+"""The one of `LOADING_OPTIONS` that a run does not keep, so that commands on a run take it."""

@@ -19,6 +19,7 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.run import show_backbone, show_run
 from schedule_finder.cli.terminal.schedule import show_schedule
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
 from schedule_finder.run.numbers import read_rows, run_numbers
 
@@ -38,6 +39,7 @@ def evaluate(
     sweep: opt.Sweep = False,
     schedule: opt.ChosenSchedules = None,
     eval_samples: opt.FewerSamples = None,
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
     """Step 5: schedules and their baselines against the full model, on held-out samples.
 
@@ -50,7 +52,7 @@ def evaluate(
     chosen = current.schedules.several(schedule or (), RESERVED_NAMES)
     if not chosen:
         Schedule.load(current.schedule)  # before the backbone is loaded
-    loaded, data = load_again(current, device, dtype, threads)
+    loaded, data = load_again(current, device, dtype, threads, trust_remote_code)
     table = evaluate_schedule(
         current,
         loaded,
@@ -90,6 +92,8 @@ def inspect(
     what: Annotated[
         str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")
     ],
+    *,
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of a run, a schedule file, a published preset or a backbone, as tables."""
     from schedule_finder.evidence import HeldOutSummary
@@ -108,7 +112,9 @@ def inspect(
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
-        facts = _backbone_facts(BackboneOptions(what, "cpu", "auto", None).load())
+        facts = _backbone_facts(
+            BackboneOptions(what, "cpu", "auto", None, LoadOptions.given(**loading)).load()
+        )
         show_backbone(what, facts)
         return facts
     show_schedule(found, held_out)

@@ -31,6 +31,7 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.plan import show_plan
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.numbers import run_numbers
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run(
     dry_run: opt.DryRun = False,
     *,
     columns: dict[str, Any],
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """All steps: profile, detect, schedule, evaluate, plot.
 
@@ -88,7 +90,7 @@ def run(
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
     parsing.check_baselines(baselines)
-    model = BackboneOptions(backbone, device, dtype, threads)
+    model = BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading))
     planned: list[SampleEntry] = []
 
     def check(run: Run, running: Engine, data: DataSet) -> None:
@@ -197,11 +199,12 @@ def profile(
     threads: opt.Threads = None,
     *,
     columns: dict[str, Any],
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples and record the attention to their vision tokens, layer by layer. Resumes."""
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
     current, running, data = begin_run(
-        BackboneOptions(backbone, device, dtype, threads),
+        BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading)),
         EngineOptions(engine, workers, batch_size, batch_tokens),
         dataset=dataset,
         samples=samples,

@@ -53,6 +53,7 @@ def schedule(
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 32,
     threads: opt.Threads = None,
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
     """Step 4: a schedule for any budget, from the profile and from measurements on the backbone.
 
@@ -78,7 +79,7 @@ def schedule(
     from schedule_finder.solvers import SOLVERS
 
     measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency")
-    backbone = load_again(current, device, dtype, threads) if measures else None
+    backbone = load_again(current, device, dtype, threads, trust_remote_code) if measures else None
     with open_search(current, backbone, batch_size) as search:
         if pareto:
             table = pipeline.pareto_step(current, search, kind=kind, **asked)
