@@ -127,6 +127,7 @@ def test_a_damaged_shard_is_set_aside_and_only_its_samples_are_missing(tmp_path:
         store.read()
     assert (tmp_path / "part-00000.corrupt").exists()
     assert store.ids() == list("efgh")
+    assert store.recover(lambda _line: None) == list("efgh")
     store.append(list("abcd"), rows_of(4))
     assert len(store.read()) == 8
 
@@ -220,3 +221,13 @@ def test_other_versions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text('{"format": "adaptinfer-profile", "version": 3}')
     with pytest.raises(StoreError, match="version 3; need .*version 1 or 2"):
         ProfileStore(tmp_path).read()
+
+
+def test_a_meta_with_tuples_is_continued(tmp_path: Path) -> None:
+    """JSON has lists only; the shape of a backbone holds tuples."""
+    meta = {**META, "shape": {"num_layers": LAYERS, "linear_flops": (1,) * LAYERS}}
+    store = ProfileStore(tmp_path)
+    store.open(meta)
+    store.open(meta)
+    with pytest.raises(StoreError, match="another shape"):
+        store.open({**meta, "shape": {"num_layers": LAYERS, "linear_flops": (2,) * LAYERS}})
