@@ -182,7 +182,7 @@ class _Document(_Facts):
         if not path.exists():
             return None
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise InputError(f"{path}: {_problem(error)}; {cls.remedy}") from error
 
