@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
@@ -59,6 +60,15 @@ class Profile:
     def layers(self) -> list[int]:
         """Decoder layers of the ``layers`` dimension, rising; layers without attention of their own are missing."""
         return list(self.meta["layers"])
+
+    @property
+    def shape(self) -> DecoderShape:
+        """Geometry of the decoder."""
+        sizes: dict[str, Any] = self.meta["shape"]
+        fields: dict[str, Any] = {
+            name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()
+        }
+        return DecoderShape(**fields)
 
     @property
     def earliest_stage(self) -> int:
@@ -107,18 +117,21 @@ class ProfileStore:
 
         Raises `StoreError` where the folder holds a profile of something else.
         """
-        meta = {"format": FORMAT, "version": VERSION, "left_out": {}, **meta}
+        # As it is read back: tuples become lists.
+        meta = json.loads(json.dumps({"format": FORMAT, "version": VERSION, "left_out": {}, **meta}))
         if self.meta_path.exists():
             known = self.meta()
-            different = [key for key in meta if known.get(key) != meta[key]]
+            different = [key for key in meta if not _agree(known.get(key), meta[key])]
             if different:
                 raise StoreError(
                     f"{self.folder} holds a profile with another {', '.join(different)}; "
                     "choose another --out, or remove that folder to start again"
                 )
-            if json.loads(self.meta_path.read_text(encoding="utf-8")) == known:
+            meta = {
+                key: known[key] | value if isinstance(value, dict) else value for key, value in meta.items()
+            }
+            if json.loads(self.meta_path.read_text(encoding="utf-8")) == meta:
                 return
-            meta = known
         write_json(self.meta_path, meta)
 
     def meta(self) -> dict[str, Any]:
@@ -232,6 +245,13 @@ _COLUMNS = [
     *(column for name in SCORE_FIELDS for column in (name, f"{name}_max")),
     *CURVE_FIELDS,
 ]
+
+
+def _agree(known: Any, new: Any) -> bool:
+    """Whether two values of a meta are equal; of objects the common fields, as earlier releases have fewer."""
+    if isinstance(known, dict) and isinstance(new, dict) and known and new:
+        return all(known[name] == new[name] for name in known.keys() & new.keys())
+    return bool(known == new)
 
 
 def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
