@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from schedule_finder.errors import InputError
 from schedule_finder.samples.photo_assets import PhotoAssets, cache_folder, load_photographs
-from schedule_finder.samples.photo_questions import QUESTION_TYPES, PhotoQuestion, ask
+from schedule_finder.samples.photo_questions import LEARNT_TYPES, PhotoQuestion, ask
 from schedule_finder.samples.photo_scenes import PhotoScene, Split, draw_scene, render_scene, scene_generator
 
 MAX_NEW_TOKENS = 48
@@ -52,7 +52,7 @@ def evaluate(
     questions: int,
     seed: int,
     split: Split = "held_out",
-    types: tuple[str, ...] = QUESTION_TYPES,
+    types: tuple[str, ...] = LEARNT_TYPES,
 ) -> dict[str, tuple[int, int]]:
     """Right answers and questions of each type, of exactly ``questions`` questions in all."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
