@@ -172,14 +172,16 @@ def _check_not_among_data(folder: Path, dataset: list[str]) -> None:
     """
     out = folder.expanduser().resolve()
     for given in dataset:
-        location = Path(given if Path(given).expanduser().exists() else given.partition("=")[2] or given).expanduser()
+        location = Path(
+            given if Path(given).expanduser().exists() else given.partition("=")[2] or given
+        ).expanduser()
         if not location.exists():
             continue
         place = location.resolve()
         if (place.is_dir() and out.is_relative_to(place)) or out == place.parent:
             raise InputError(
-                f"--out {folder}: {'inside' if place.is_dir() and out != place else 'the folder of'} the data set {given!r}; "
-                "the run's files would mix with the data: choose another --out"
+                f"--out {folder}: {'inside' if place.is_dir() and out != place else 'the folder of'} the data set "
+                f"{given!r}; the run's files would mix with the data: choose another --out"
             )
 
 

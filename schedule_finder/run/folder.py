@@ -186,6 +186,7 @@ class Run:
             return nullcontext()
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+
     def _recorded(self, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         entry: dict[str, Any] = {"state": "running", **options}
         self._update(name, entry)

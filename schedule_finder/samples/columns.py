@@ -16,7 +16,18 @@ from schedule_finder.errors import InputError
 from schedule_finder.samples.dialogs import DIALOG_COLUMNS, read_dialog, without_placeholders
 from schedule_finder.samples.entries import BadSample
 
-IMAGE_COLUMNS = ("image", "images", "image_path", "img", "picture", "image_bytes", "jpg", "jpeg", "png", "webp")
+IMAGE_COLUMNS = (
+    "image",
+    "images",
+    "image_path",
+    "img",
+    "picture",
+    "image_bytes",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+)
 VIDEO_COLUMNS = ("video", "videos", "video_path", "frames", "clip", "mp4")
 QUESTION_COLUMNS = ("question", "query", "prompt", "instruction", "text")
 ANSWER_COLUMNS = ("answer", "answers", "label", "target", "response")

@@ -23,15 +23,22 @@ ROWS = 10
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("formats")
-    return {"checkpoint": write_llava_folder(folder / "llava"), "images": write_jsonl(folder / "data", ROWS).parent}
+    return {
+        "checkpoint": write_llava_folder(folder / "llava"),
+        "images": write_jsonl(folder / "data", ROWS).parent,
+    }
 
 
 def samples_of(made: dict[str, Path], data: Path, out: Path) -> list[dict[str, Any]]:
     """Profile a data file; the entries of all samples, by row."""
-    found = call("profile", made["checkpoint"], "--dataset", data, "--samples", 8, "--eval-samples", 2, "--out", out)
+    found = call(
+        "profile", made["checkpoint"], "--dataset", data, "--samples", 8, "--eval-samples", 2, "--out", out
+    )
     assert (found["done"], found["skipped"]) == (8, 0)
     entries = [json.loads(line) for line in (out / "1_samples.jsonl").read_text().splitlines()]
-    return sorted((entry for entry in entries if entry["use"] == "calibration"), key=lambda entry: entry["row"])
+    return sorted(
+        (entry for entry in entries if entry["use"] == "calibration"), key=lambda entry: entry["row"]
+    )
 
 
 def write_lines(path: Path, row: Callable[[int], dict[str, Any]]) -> Path:
@@ -135,13 +142,26 @@ def test_webdataset_tar_files(made: dict[str, Path], tmp_path: Path, streaming: 
     with tarfile.open(path, "w") as tar:
         for number in range(ROWS):
             image = (made["images"] / "images" / f"{number}.png").read_bytes()
-            text = json.dumps({"question": f"what is word{number + 20} ?", "answer": f"red {number}"}).encode()
+            text = json.dumps(
+                {"question": f"what is word{number + 20} ?", "answer": f"red {number}"}
+            ).encode()
             for suffix, content in (("png", image), ("json", text)):
                 info = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     out = tmp_path / "run"
-    arguments = ("profile", made["checkpoint"], "--dataset", path, "--samples", 6, "--eval-samples", 2, "--out", out)
+    arguments = (
+        "profile",
+        made["checkpoint"],
+        "--dataset",
+        path,
+        "--samples",
+        6,
+        "--eval-samples",
+        2,
+        "--out",
+        out,
+    )
     assert call(*arguments, *(["--streaming"] if streaming else []))["done"] == 6
     for entry in map(json.loads, (out / "1_samples.jsonl").read_text().splitlines()):
         if entry["use"] == "calibration":
