@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from pruning_runtime import Schedule
-from pruning_runtime.schedule import BudgetKind
-from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from pruning_runtime.errors import ScheduleError
+from pruning_runtime.schedule import BudgetKind, Schedule
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.evaluation.evaluate import Evaluation
-from schedule_finder.evaluation.example import write_example
-from schedule_finder.evaluation.methods import Comparison, baseline_names, methods_to_compare
-from schedule_finder.evidence import Asked, Evidence, HeldOutResult, HeldOutSummary, digest
+from schedule_finder.evidence import AnswerQuality, Asked, Evidence, HeldOutResult, HeldOutSummary
 from schedule_finder.files import write_json, write_text
-from schedule_finder.measuring.unit_store import UnitStore, model_digest
-from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.profiling.collect import Collection
 from schedule_finder.profiling.engines.base import Engine, Report
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
+from schedule_finder.run.schedules import NamedSchedule
 from schedule_finder.samples import (
     BadSample,
     DataSet,
@@ -40,6 +36,11 @@ from schedule_finder.samples.skipping import MOST_SKIPPED, check_skipped, count_
 from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import DEFAULT_SOLVER
 
+if TYPE_CHECKING:
+    from schedule_finder.evaluation.evaluate import Evaluation
+    from schedule_finder.evaluation.methods import Comparison
+    from schedule_finder.models.loading import LoadedBackbone
+
 MOST_SAMPLES = 4096
 """Where the number of samples is `auto`."""
 PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
@@ -47,6 +48,37 @@ PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+def planned_entries(run: Run, data: DataSet, count: int | str, held_out: int, seed: int) -> list[SampleEntry]:
+    """The list of samples of a run, chosen now if it is not yet. Writes nothing."""
+    if run.samples.exists():
+        return read_entries(run.samples)
+    return choose_samples(data, MOST_SAMPLES if count == AUTO else int(count), held_out, seed)
+
+
+def first_answers_step(
+    run: Run, loaded: LoadedBackbone, data: DataSet, *, batch_size: int, max_new_tokens: int, report: Report
+) -> None:
+    """Before the long part: a few answers of the full model, and a warning where they are suspicious.
+
+    Writes ``1_first_answers.json``; a run that has the file repeats its warning only. Nothing is refused: a data set
+    may be hard, and the search needs no reference answers.
+    """
+    from schedule_finder.evaluation.first_answers import ask_full_model, first_samples
+
+    quality = AnswerQuality.load(run.first_answers)
+    if quality is None:
+        options = run.options
+        count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
+        entries = _entries(run, data, count, options["eval_samples"], options["seed"])
+        samples = first_samples(data, entries)
+        if not samples:
+            return  # the profile refuses a data set that cannot be read
+        quality = ask_full_model(loaded, samples, batch_size, max_new_tokens)
+        quality.save(run.first_answers)
+    for line in quality.lines():
+        report(line)
 
 
 def profile_step(
@@ -99,6 +131,8 @@ def profile_step(
 
 def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     """Step 3: change points by every detector; ``detector`` is the one the schedule will follow."""
+    from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS  # imports scipy: half a second
+
     default = detector or DEFAULT_DETECTOR
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
@@ -126,16 +160,18 @@ def schedule_step(
     solver: str = DEFAULT_SOLVER,
     scorer: str = AUTO,
     dropped_tokens: str = AUTO,
-) -> Schedule:
-    """Step 4: from the profile, its change points and measurements on the model to ``4_schedule.json``.
+    name: str | None = None,
+) -> NamedSchedule:
+    """Step 4: from the profile, its change points and measurements on the model to a schedule.
 
+    The schedule is kept in ``4_schedules/`` under ``name`` (None: `default_name`) and selected: ``4_schedule.json``.
     Measurements are kept in ``4_measurements/``; an interrupted step continues there.
     """
     asked = {"solver": solver, "scorer": scorer, "dropped_tokens": dropped_tokens}
-    with run.step("schedule", budget=budget, budget_kind=kind, **asked):
-        schedule = search.solve(budget, kind, **asked)
-        schedule.save(run.schedule)
-    return schedule
+    with run.step("schedule", budget=budget, budget_kind=kind, **asked) as facts:
+        kept = run.schedules.keep(search.solve(budget, kind, **asked), name)
+        facts["name"] = kept.name
+    return kept
 
 
 def pareto_step(
@@ -192,14 +228,17 @@ def evaluate_step(
     baselines: str | None = None,
     sweep: Sequence[float] = (),
     report: Report = lambda _line: None,
+    schedules: Sequence[NamedSchedule] = (),
+    most_samples: int | None = None,
 ) -> pd.DataFrame:
-    """Step 5: the schedule and its baselines against the full model, on samples that search never used.
+    """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
-    Writes ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the example for the overlay. Finished batches
-    are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
+    Writes every answer to ``5_answers.parquet``, the table ``5_evaluation.csv``, its summary ``5_evaluation.json`` and
+    the example for the overlay. Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step
+    continues there.
 
     Args:
-        run: the run, with a schedule.
+        run: the run, with a schedule if ``schedules`` is empty.
         loaded: the backbone.
         data: what the samples are loaded from.
         progress: called with the samples done and all samples.
@@ -208,37 +247,82 @@ def evaluate_step(
         baselines: names as in `baseline_names`; None: the default ones.
         sweep: further budgets, each with a schedule of its own from the same profile.
         report: called with the number of generations, and with the expected time once a batch was timed.
+        schedules: what is evaluated, each with baselines of its own, as methods of their names; empty: the selected
+            schedule, as the method ``schedule``.
+        most_samples: use the first held-out samples only; None: all.
     """
-    schedule = Schedule.load(run.schedule)
-    schedule.check_backbone(loaded.backbone)
-    names = baseline_names(baselines, schedule)
+    from schedule_finder.evaluation.evaluate import Evaluation
+    from schedule_finder.evaluation.example import write_example
+    from schedule_finder.evaluation.methods import baseline_names, methods_to_compare
+    from schedule_finder.measuring.unit_store import UnitStore, model_digest
+
+    chosen = list(schedules) or [_selected(run)]
+    for one in chosen:
+        one.schedule.check_backbone(loaded.backbone)
+        baseline_names(baselines, one.schedule)
     entries = read_entries(run.samples)
-    with run.step("evaluate", max_new_tokens=max_new_tokens) as facts:
+    wanted = _held_out(entries) if most_samples is None else most_samples
+    with run.step("evaluate", max_new_tokens=max_new_tokens, schedules=[one.name for one in chosen]) as facts:
         evaluation: Evaluation | None = None
-        for samples in _held_out_batches(run, data, entries, batch_size):
+        for samples in _held_out_batches(run, data, entries, batch_size, most_samples):
             if evaluation is None:
                 search = Search(run, (loaded, data), batch_size=batch_size)
-                methods = methods_to_compare(_comparison(loaded, schedule, samples, search), names, sweep)
+                methods = [
+                    method
+                    for one in chosen
+                    for method in methods_to_compare(
+                        _comparison(loaded, one, samples, search, own_name=bool(schedules)),
+                        baseline_names(baselines, one.schedule),
+                        sweep,
+                    )
+                ]
                 evaluation = Evaluation(
                     loaded, methods, max_new_tokens, UnitStore(run.evaluation_parts, model_digest(loaded))
                 )
-                evaluation.after_unit = _Forecast(len(methods) + 1, _held_out(entries), progress, report)
-                write_example(run.folder, loaded, schedule, samples[0], max_new_tokens)
+                evaluation.after_unit = _Forecast(len(methods) + 1, wanted, progress, report)
+                first = _first(run, chosen).schedule
+                write_example(run.folder, loaded, first, samples[0], max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before
-        table = evaluation.table()
+        table, quality = evaluation.table(), evaluation.full_model()
+        evaluation.write_answers(run.answers)
         write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
-        _held_out_summary(schedule, table).save(run.evaluation_summary)
+        first_one = _first(run, chosen)
+        _held_out_summaries(first_one, chosen, table, quality).save(run.evaluation_summary)
         write_entries(run.samples, entries)
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
+    for line in quality.lines():
+        report(line)
     return table
 
 
+def _selected(run: Run) -> NamedSchedule:
+    """The selected schedule. Raises `ScheduleError` where there is none."""
+    selected = run.schedules.selected()
+    return NamedSchedule("schedule", Schedule.load(run.schedule)) if selected is None else selected
+
+
+def _first(run: Run, chosen: Sequence[NamedSchedule]) -> NamedSchedule:
+    """The schedule that the example and the head of the summary are of: the selected one, or the first."""
+    with suppress(ScheduleError, InputError):
+        selected = run.schedules.selected()
+        return next((one for one in chosen if selected and one.digest == selected.digest), chosen[0])
+    return chosen[0]
+
+
 def _comparison(
-    loaded: LoadedBackbone, schedule: Schedule, samples: Sequence[Sample], search: Search
+    loaded: LoadedBackbone,
+    named: NamedSchedule,
+    samples: Sequence[Sample],
+    search: Search,
+    *,
+    own_name: bool,
 ) -> Comparison:
     """What baselines are made from; other schedules are searched with what the user asked for."""
+    from schedule_finder.evaluation.methods import OWN, Comparison
+
+    schedule = named.schedule
     evidence = Evidence.of(schedule)
     solver = evidence.solver.solver if evidence.solver else DEFAULT_SOLVER
     asked = evidence.asked or Asked(solver=solver, scorer=AUTO, dropped_tokens=AUTO)
@@ -260,6 +344,8 @@ def _comparison(
         solve=solve,
         target=lambda: search.target(schedule.budget.target if schedule.budget else 1.0, kind),
         earliest=lambda: search.profile.earliest_stage,
+        method=named.name if own_name else OWN,
+        of=(named.name, named.digest),
     )
 
 
@@ -288,19 +374,28 @@ class _Forecast:
         self._progress(self._done, self._total)
 
 
-def _held_out_summary(schedule: Schedule, table: pd.DataFrame) -> HeldOutSummary:
-    """All methods at the schedule's budget, over all question types."""
-    budget = schedule.budget.target if schedule.budget else 1.0
-    own = table[
-        (table.question_type == "all") & ((table.method == "full") | np.isclose(table.budget, budget))
-    ]
+def _held_out_summaries(
+    first: NamedSchedule, chosen: Sequence[NamedSchedule], table: pd.DataFrame, quality: AnswerQuality
+) -> HeldOutSummary:
+    """The summary of ``first`` with those of the others in it."""
+    others = [_held_out_summary(one, table, quality) for one in chosen if one is not first]
+    return _held_out_summary(first, table, quality).model_copy(update={"others": others})
+
+
+def _held_out_summary(named: NamedSchedule, table: pd.DataFrame, quality: AnswerQuality) -> HeldOutSummary:
+    """The full model, the schedule and its baselines at its budget, over all question types."""
+    budget = named.schedule.budget.target if named.schedule.budget else 1.0
+    ours = (table.schedule == named.name) & np.isclose(table.budget, budget)
+    own = table[(table.question_type == "all") & ((table.method == "full") | ours)]
     names = [name for name in HeldOutResult.model_fields if name != "n"]
     return HeldOutSummary(
-        schedule=digest(schedule),
+        schedule=named.digest,
+        name=named.name,
         budget=budget,
         samples=int(own.n.max()),
+        full_model=quality,
         methods={
-            row["method"]: HeldOutResult(
+            "schedule" if row["method"] == named.name else row["method"]: HeldOutResult(
                 n=row["n"],
                 **{name: None if pd.isna(row[name]) else round(float(row[name]), 6) for name in names},
             )
@@ -314,23 +409,28 @@ def _held_out(entries: Sequence[SampleEntry]) -> int:
 
 
 def _entries(run: Run, data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    """The run's list of samples, chosen now if it is not yet; written in one piece, without notes beside it."""
-    chosen = run.samples.exists()
-    entries = read_entries(run.samples) if chosen else choose_samples(data, count, held_out, seed)
+    """The run's list of samples, written in one piece, without notes beside it."""
+    entries = planned_entries(run, data, count, held_out, seed)
     write_entries(run.samples, entries)
     return entries
 
 
 def _held_out_batches(
-    run: Run, data: DataSet, entries: list[SampleEntry], batch_size: int
+    run: Run, data: DataSet, entries: list[SampleEntry], batch_size: int, most: int | None = None
 ) -> Iterator[list[Sample]]:
-    """Held-out samples in batches; notes in ``entries`` how loading went.
+    """Held-out samples in batches, at most ``most`` of them; notes in ``entries`` how loading went.
 
-    Raises `InputError` where there are none or too many cannot be used.
+    Raises `InputError` where there are none, fewer than ``most``, or too many that cannot be used.
     """
     held_out = [index for index, entry in enumerate(entries) if entry.use == "held_out"]
     if not held_out:
         raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
+    if most is not None and most > len(held_out):
+        raise InputError(
+            f"--eval-samples {most}: the run holds out {len(held_out)} samples; ask for fewer, or begin a run with "
+            f"--eval-samples {most}"
+        )
+    held_out = held_out[:most]
     skipped: list[SampleEntry] = []
     for first in range(0, len(held_out), batch_size):
         samples = []

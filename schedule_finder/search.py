@@ -6,31 +6,41 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 
 from pruning_runtime import Schedule
-from pruning_runtime.backbone import Backbone
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Asked, DetectorChoice, Evidence, SampleCounts, TypicalPrompt
+from schedule_finder.evidence import (
+    AnswerQuality,
+    Asked,
+    DetectorChoice,
+    Evidence,
+    SampleCounts,
+    TypicalPrompt,
+)
 from schedule_finder.files import write_json
-from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
 from schedule_finder.measuring.sensitivity_table import (
     SensitivityTable,
     better_dropped_tokens,
     measure_sensitivity,
 )
-from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.profiling.store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run.folder import Run
 from schedule_finder.run.reader import ChangePoints, read_change_points
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
+
+if TYPE_CHECKING:
+    from pruning_runtime.backbone import Backbone
+    from schedule_finder.measuring.answer_kl import AnswerKL
+    from schedule_finder.models.loading import LoadedBackbone
 
 AUTO = "auto"
 """The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
@@ -113,6 +123,9 @@ class Search:
             counts=self._counts,
             solver=solution.evidence,
         )
+        first_answers = AnswerQuality.load(self._run.first_answers)
+        if first_answers is not None:
+            evidence = evidence.model_copy(update={"full_model": first_answers})
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(
@@ -236,6 +249,8 @@ class Search:
         return self._answer_kl
 
     def _measure_on(self, samples: list[Sample]) -> AnswerKL:
+        from schedule_finder.measuring.answer_kl import AnswerKL
+
         return AnswerKL.for_samples(self._loaded, samples, self._batch_size, self._run.measurements)
 
     @cached_property
@@ -303,7 +318,13 @@ def measured_layers(backbone: Backbone) -> list[int]:
 
     The first is -1 (before the decoder) where layer 0 has attention to score with.
     """
-    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    return spread_layers(
+        [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    )
+
+
+def spread_layers(usable: list[int]) -> list[int]:
+    """At most `MEASURED_LAYERS` of ``usable``, evenly spread, after -1 where layer 0 is among them."""
     spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
     return [-1, *spread] if usable[0] == 0 else spread
 

@@ -69,12 +69,9 @@ def run_benchmark(
     Raises:
         InputError: the backbone cannot take such inputs.
     """
-    lengths = sorted(set(lengths))
-    if not lengths or lengths[0] < 1 or not batches or min(batches) < 1:
-        raise InputError("--lengths and --batch: whole numbers of at least 1")
+    lengths = _checked_lengths(lengths, batches)
     parameter = next(backbone.model.parameters())
     rounds = max(rounds, MIN_ROUNDS)
-    total = len(batches) * rounds
     fast = parameter.is_cuda if fast is None else fast
     document: dict[str, Any] = {"rates": [], "results": [], "failed": []}
     for index, batch in enumerate(batches):
@@ -82,12 +79,12 @@ def run_benchmark(
         every = [one for one in baselines(schedule, bench.num_vision, fast=fast) if one.name not in without]
 
         def count(number: int, before: int = index * rounds) -> None:
-            progress(before + number, total)
+            progress(before + number, len(batches) * rounds)
 
         until = time.monotonic() + seconds / len(batches)
         measured = _measure(bench, every, lengths[-1], rounds, until, count, before_run)
         _add_results(document, bench, every, measured, lengths)
-    progress(total, total)
+    progress(len(batches) * rounds, len(batches) * rounds)
     return {
         **_description(backbone, schedule, bench.num_vision, num_text, schedule_source),
         "lengths": lengths,
@@ -95,6 +92,13 @@ def run_benchmark(
         **document,
         "environment": _environment(parameter),
     }
+
+
+def _checked_lengths(lengths: Sequence[int], batches: Sequence[int]) -> list[int]:
+    found = sorted(set(lengths))
+    if not found or found[0] < 1 or not batches or min(batches) < 1:
+        raise InputError("--lengths and --batch: whole numbers of at least 1")
+    return found
 
 
 def _environment(parameter: torch.Tensor) -> dict[str, Any]:

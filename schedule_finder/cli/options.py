@@ -24,6 +24,16 @@ from schedule_finder.models.load_options import ATTENTION_KERNELS, LOAD_IN
 
 DEFAULT_BUDGET = "35%"
 
+
+def _print_version(asked: bool) -> None:
+    """Print the package's version and end the program."""
+    if asked:
+        from pruning_runtime import __version__
+
+        typer.echo(f"adaptinfer {__version__}")
+        raise typer.Exit
+
+
 Backbone = Annotated[
     str, typer.Argument(metavar="[BACKBONE]", help="`demo`, a checkpoint folder, or a hub name.")
 ]
@@ -63,6 +73,37 @@ Model = Annotated[
 ]
 Pareto = Annotated[
     bool, typer.Option("--pareto", help="Solve for a range of budgets instead; writes a table and a figure.")
+]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--name", help="Name of the result; default from budget, kind and solver, as 35pct-processed-paper."
+    ),
+]
+ScheduleCopy = Annotated[
+    Path | None, typer.Option("--out", help="Also write the schedule to this file, which must not exist yet.")
+]
+Select = Annotated[
+    str | None,
+    typer.Option("--select", help="Search nothing: make the schedule of this name the selected one."),
+]
+ChosenSchedules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--schedule",
+        help="Name of a schedule of the run, or a file; default the selected one. Repeat it to compare several.",
+    ),
+]
+FewerSamples = Annotated[
+    int | None,
+    typer.Option("--eval-samples", min=1, help="Use the first held-out samples only; default all."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the work ahead, with time and memory from a few timed batches; write nothing.",
+    ),
 ]
 Detector = Annotated[
     str | None,
@@ -107,6 +148,10 @@ Baselines = Annotated[
 ]
 Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate schedules for other budgets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Residual = Annotated[str | None, typer.Option("--residual", hidden=True)]
 """The previous name of ``--dropped-tokens``, with the values ``none`` and ``merged``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import typer.core
 from rich.markup import escape
 
 from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
-from schedule_finder.cli.options import DATA_OPTIONS, LOADING_OPTIONS, Debug, Json, Residual
+from schedule_finder.cli.options import DATA_OPTIONS, LOADING_OPTIONS, Debug, Json, Residual, Version
 from schedule_finder.cli.progress import notes
 from schedule_finder.errors import AdaptInferError
 from schedule_finder.library_messages import library_messages_off
@@ -45,6 +46,9 @@ class Commands(typer.core.TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+MOST_NAME = 200
+"""Characters of a path in an error."""
+
 app = typer.Typer(
     cls=Commands,
     help="Find out which layers of a vision-language model need its vision tokens, and prune the others' tokens.",
@@ -52,6 +56,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _application(version: Version = False) -> None:
+    """Options of the program itself; they are handled by their callbacks."""
 
 
 def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
@@ -113,7 +122,7 @@ def _report_usage(error: Any) -> int:
 
 def _report(error: Exception) -> int:
     """Print ``error`` as one line; returns the exit code."""
-    line = escape(" ".join(str(error).split()))
+    line = escape(" ".join((_about_file(error) or str(error)).split()))
     if _is_bad_input(error):
         notes.print(f"[red]error:[/red] {line}", soft_wrap=True)
         return 2
@@ -124,7 +133,21 @@ def _report(error: Exception) -> int:
 
 
 def _is_bad_input(error: Exception) -> bool:
-    return isinstance(error, (AdaptInferError, ScheduleError, UnsupportedBackbone, PruningError))
+    known = (AdaptInferError, ScheduleError, UnsupportedBackbone, PruningError)
+    return isinstance(error, known) or _about_file(error) is not None
+
+
+def _about_file(error: Exception) -> str | None:
+    """The line about a path that cannot be used: a folder where a file belongs, no permission, too long a name.
+
+    None for any other error.
+    """
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return None
+    path = error.filename2 if error.filename2 is not None else error.filename
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else str(path)
+    shown = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}..."
+    return f"{shown}: {error.strerror}; check what is there, or give another path"
 
 
 def command_line() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from schedule_finder.cli.checks import check_folder
 from schedule_finder.cli.names import AUTO, ENGINE_NAMES
 from schedule_finder.cli.parsing import choice, number_of_samples
 from schedule_finder.cli.progress import note, progress_bar, status
@@ -20,7 +21,7 @@ from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from schedule_finder.models.loading import LoadedBackbone
     from schedule_finder.profiling.engines.base import Engine
@@ -126,8 +127,15 @@ def begin_run(
     seed: int,
     columns: dict[str, Any],
     out: Path | None,
+    check: Callable[[Run, Engine, DataSet], None] = lambda _run, _engine, _data: None,
+    write: bool = True,
 ) -> tuple[Run, Engine, DataSet]:
-    """Load everything that can fail, and only then write the run's folder. Raises `InputError`."""
+    """Load everything that can fail, and only then write the run's folder, unless ``write`` is False.
+
+    ``check`` raises `InputError` where the run cannot work; it is called before anything is written.
+    """
+    folder = out or Path("outputs") / Path(backbone.name).name
+    check_folder(folder)
     from schedule_finder.pipeline import MOST_SAMPLES
 
     if not dataset:
@@ -149,11 +157,11 @@ def begin_run(
     }
     if loading := backbone.options.stored():
         options["loading"] = loading
-    folder = out or Path("outputs") / Path(backbone.name).name
     _check_not_among_data(folder, dataset)
     data = open_data_of(options)
     running = engine.make(backbone, data, options)
-    run = Run.begin(folder, command_line(), options)
+    check(Run(folder), running, data)
+    run = Run.begin(folder, command_line(), options) if write else Run(folder)
     identity = running.meta["backbone"]
     screen.print(
         f"[bold]{escape(backbone.name)}[/bold] ({identity['model_type']}, {identity['num_layers']} layers, "
@@ -179,9 +187,10 @@ def _check_not_among_data(folder: Path, dataset: list[str]) -> None:
             continue
         place = location.resolve()
         if (place.is_dir() and out.is_relative_to(place)) or out == place.parent:
+            where = "inside" if place.is_dir() and out != place else "the folder of"
             raise InputError(
-                f"--out {folder}: {'inside' if place.is_dir() and out != place else 'the folder of'} the data set "
-                f"{given!r}; the run's files would mix with the data: choose another --out"
+                f"--out {folder}: {where} the data set {given!r}; "
+                "the run's files would mix with the data: choose another --out"
             )
 
 

@@ -14,7 +14,7 @@ from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 from schedule_finder.intervals import band
-from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.profiling.store import Profile, ProfileStore
 from schedule_finder.signals import carried_by_best, tokens_to_carry
 from schedule_finder.solvers import BudgetTarget, Problem

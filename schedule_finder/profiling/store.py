@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
-from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.manifest import Manifest, shards
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]

@@ -17,6 +17,7 @@ from schedule_finder.provenance import provenance
 
 if TYPE_CHECKING:
     from schedule_finder.profiling.store import ProfileStore
+    from schedule_finder.run.schedules import Schedules
 
 FORMAT, VERSION = "adaptinfer-run", 1
 
@@ -71,13 +72,30 @@ class Run:
 
     @property
     def schedule(self) -> Path:
-        """Step 4's file."""
+        """The selected schedule, a copy of one of `schedules`."""
         return self.folder / "4_schedule.json"
+
+    @property
+    def schedules(self) -> Schedules:
+        """Every result of step 4 by name."""
+        from schedule_finder.run.schedules import Schedules  # imports pydantic
+
+        return Schedules(self)
 
     @property
     def pareto(self) -> Path:
         """The Pareto front over budgets, for ``schedule --pareto``."""
         return self.folder / "4_pareto.csv"
+
+    @property
+    def first_answers(self) -> Path:
+        """A few answers of the full model, asked for before the profile of `run`."""
+        return self.folder / "1_first_answers.json"
+
+    @property
+    def answers(self) -> Path:
+        """Every answer of step 5."""
+        return self.folder / "5_answers.parquet"
 
     @property
     def evaluation(self) -> Path:

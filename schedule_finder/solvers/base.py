@@ -13,8 +13,9 @@ from schedule_finder.profiling.store import Profile
 from schedule_finder.solvers.budget import BudgetTarget
 
 if TYPE_CHECKING:
-    from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+    from schedule_finder.measuring.answer_kl import AnswerKL
     from schedule_finder.measuring.sensitivity_table import SensitivityTable
+    from schedule_finder.measuring.token_policy import TokenPolicy
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Solver(ABC):
     detector: ClassVar[str | None] = None
     """Whose change points it follows; None: the run's default."""
     needs_sensitivity: ClassVar[bool] = False
+    before_decoder: ClassVar[bool] = False
+    """Whether its first stage may be before the decoder."""
     measures: ClassVar[bool] = False
     """Whether it uses `Problem.answer_kl`."""
 
