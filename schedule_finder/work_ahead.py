@@ -43,6 +43,7 @@ def plan_run(
     limits: BatchLimits,
     *,
     solver: str,
+    budget: float | None,
     methods: int,
     max_new_tokens: int,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def plan_run(
         entries: the run's list of samples; calibration samples that are ``done`` are not counted again.
         limits: of a batch.
         solver: of the search.
+        budget: in vision tokens processed; None where it has another unit.
         methods: what is evaluated, the full model included; 0: nothing.
         max_new_tokens: longest answer.
 
@@ -66,7 +68,15 @@ def plan_run(
     held_out = sum(one.use == "held_out" and one.status != "skipped" for one in entries) if methods else 0
     timing = _time_batches(loaded, data, calibration, limits, max_new_tokens)
     parts = loaded.backbone
-    search = search_forwards(solver, measured_layers(parts), parts.shape.num_layers, len(calibration))
+    vision, other = sum(timing.vision_tokens), sum(timing.other_tokens)
+    search = search_forwards(
+        solver,
+        measured_layers(parts),
+        parts.shape.num_layers,
+        len(calibration),
+        vision_share=vision / (vision + other),
+        budget=budget,
+    )
     forwards = {"profile": len(pending), "search": None if search is None else round(search)}
     generations = held_out * methods
     seconds = {

@@ -96,6 +96,7 @@ class Job:
     batch_size: int = 32
     batch_tokens: int = 16384
     solver: str = "sensitivity"
+    budget: float = 0.35
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,14 @@ def estimate(model: Model, job: Job, rates: Rates) -> CostEstimate:
     forward = (flops + model.tower.flops(job.vision_tokens)) / rates.flops
     token = (weights + batch * cache) / rates.bandwidth / batch
     layers = spread_layers(list(range(shape.num_layers - 1)))
-    searched = round(search_forwards(job.solver, layers, shape.num_layers, job.samples) or 0)
+    searched = search_forwards(
+        job.solver,
+        layers,
+        shape.num_layers,
+        job.samples,
+        vision_share=job.vision_tokens / prompt,
+        budget=job.budget,
+    )
     generations = job.methods * job.held_out
     return CostEstimate(
         weights=weights,
@@ -160,10 +168,10 @@ def estimate(model: Model, job: Job, rates: Rates) -> CostEstimate:
         gpus=gpus,
         prefill_flops=flops,
         prefill_ms=1e3 * flops / rates.flops,
-        search_forwards=searched,
+        search_forwards=round(searched or 0),
         generations=generations,
         profile_seconds=job.samples * forward,
-        search_seconds=searched * forward,
+        search_seconds=(searched or 0) * forward,
         evaluate_seconds=generations * (forward + job.new_tokens * token),
     )
 

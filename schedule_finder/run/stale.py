@@ -99,11 +99,12 @@ def _example(run: Run, selected: NamedSchedule) -> Stale | None:
 
 
 def _figures(run: Run, selected: NamedSchedule) -> Stale | None:
-    wrong = []
+    wrong: dict[str, str | None] = {}
     for path in sorted(run.figures.glob("*.png")):
         found = figure_digest(path)
         if found != selected.digest and (found is not None or path.stem in _OF_A_SCHEDULE):
-            wrong.append(f"{run.figures.name}/{path.stem}")
+            wrong[f"{run.figures.name}/{path.stem}"] = found
     if not wrong:
         return None
-    return Stale(tuple(wrong), "drawn from another schedule", f"adaptinfer-profile plot {run.folder}")
+    reason = "drawn from another schedule" if any(wrong.values()) else "do not say which schedule they show"
+    return Stale(tuple(wrong), reason, f"adaptinfer-profile plot {run.folder}")

@@ -111,7 +111,9 @@ def run(
     )  # fmt: skip
     if dry_run:
         methods = _number_of_methods(baselines) if eval_samples else 0
-        return _plan(running, data, planned, batches, asked["solver"], methods, max_new_tokens)
+        share = parsing.fraction("--budget", budget) if kind == "processed" else None
+        work = {"solver": asked["solver"], "budget": share, "methods": methods}
+        return _plan(running, data, planned, batches, max_new_tokens=max_new_tokens, **work)
 
     if running.loaded is not None:  # workers of a cluster keep their backbones
         ask_first(current, running.loaded, data, batch_size, max_new_tokens)
@@ -146,20 +148,16 @@ def _plan(
     data: DataSet,
     planned: Sequence[SampleEntry],
     batches: EngineOptions,
-    solver: str,
-    methods: int,
-    max_new_tokens: int,
+    **work: Any,
 ) -> dict[str, Any]:
-    """Time a few batches, and show and return the work ahead."""
+    """Time a few batches, and show and return the work ahead; ``work`` is passed to `plan_run`."""
     from schedule_finder.profiling.engines.base import BatchLimits
     from schedule_finder.work_ahead import plan_run
 
     assert running.loaded is not None  # the local engine's
     limits = BatchLimits(samples=batches.batch_size, tokens=batches.batch_tokens)
     with status("timing a few batches"):
-        plan = plan_run(
-            running.loaded, data, planned, limits, solver=solver, methods=methods, max_new_tokens=max_new_tokens
-        )  # fmt: skip
+        plan = plan_run(running.loaded, data, planned, limits, **work)
     show_plan(plan)
     return {"dry_run": True, **plan}
 
