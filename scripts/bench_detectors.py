@@ -1,6 +1,6 @@
 """How often do the detectors find planted change points, and how fast are they?
 
-Each case is a stock LLaVA (`tests/planted.py`) of 12 to 40 layers whose attention moves at 0 to 4 known
+Each case is a stock LLaVA (`tests/support/planted.py`) of 12 to 40 layers whose attention moves at 0 to 4 known
 layers, at least 3 layers apart where they fit. It goes through the whole path: forward, profile, detect.
 A case counts as found when every boundary has a change point within one layer and there is no other.
 
@@ -39,7 +39,7 @@ from schedule_finder.change_points import (
     single_breaks,
 )
 from schedule_finder.signals import layer_shift
-from tests.planted import planted_llava, random_boundaries, recovered
+from tests.support.planted import planted_llava, random_boundaries, recovered
 
 if TYPE_CHECKING:
     from collections.abc import Callable

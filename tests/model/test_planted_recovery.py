@@ -10,7 +10,7 @@ from pruning_runtime.backbone import find_backbone
 from schedule_finder.attention_profile import profile_batch
 from schedule_finder.change_points import DistributionShift, get_detector
 from schedule_finder.signals import layer_shift, vision_distribution
-from tests.planted import planted_llava, random_boundaries, recovered
+from tests.support.planted import planted_llava, random_boundaries, recovered
 
 MODERATE_NOISE = 1.0  # nats; neighbours inside a regime then differ by about 1/8 of what a boundary does
 
