@@ -18,7 +18,7 @@ from schedule_finder.change_points.base import (
     ShiftEvidence,
 )
 from schedule_finder.change_points.distances import LayerDistances, layer_distances
-from schedule_finder.change_points.isolated import find_isolated, is_isolated, layer_parts
+from schedule_finder.change_points.isolated import find_candidates, is_isolated, layer_parts
 from schedule_finder.change_points.noise_model import (
     SMALLEST_OWN,
     NoiseModel,
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 SMALLEST_CHANGE = 2 * SMALLEST_OWN
 """Nats between the means of two regimes. A smaller distance is below what two layers differ by at least."""
+DRIFT_MARGIN = 1.0
+"""What the model with drift has to be more likely by, twice the log-likelihood per dimension: three times the
+simulation error of a penalty, which otherwise decides where both are as likely."""
 CLEAR_EFFECT = 1.0
 """Effect size from which a change stands without the permutation test: the regimes differ by more than two layers
 of one regime do."""
@@ -157,15 +160,15 @@ class AttentionShift:
             model = NoiseModel(own, drift, dimensions)
             costs = SegmentCosts(model)
             table = costs.tables(distance[None])[0]
-            if drift == 0:
-                penalty, breaks = levels.penalty, {one.layer: one.penalty for one in tested}
-            else:
+            if drift:
                 simulated = breaking_penalty(costs.tables(model.simulate(self.simulations, seed)))
                 penalty = max(float(np.quantile(simulated, self.level)), levels.simulated)
                 breaks = dict.fromkeys(segment(table, penalty), penalty)
+            else:
+                penalty, breaks = levels.penalty, {one.layer: one.penalty for one in tested}
             # Twice the negative log-likelihood per dimension, penalised.
             value = total_cost(table, list(breaks)) + costs.log_determinant(list(breaks)) + penalty * len(breaks)
-            choices.append((value, Segmentation(model, costs, table, penalty, breaks)))
+            choices.append((value + DRIFT_MARGIN * bool(drift), Segmentation(model, costs, table, penalty, breaks)))
         best = min(choices, key=lambda one: one[0])[1]
         sure = range(len(distance)) if best.model.drift == 0 else [one.layer for one in tested]
         return replace(best, breaks=_large_enough(distance, best.breaks, sure))
@@ -215,10 +218,12 @@ def _isolated(
 ) -> list[IsolatedLayer]:
     """Isolated layers with enough support; ``again`` are the resamples' distances."""
     regime = segment_numbers(breaks, len(number))
-    found, parts = find_isolated(pairs, uniform, regime)
+    candidates = find_candidates(pairs, uniform, regime)
+    parts = layer_parts(pairs, uniform, regime, candidates)
+    found = np.flatnonzero(is_isolated(parts, candidates)[0]).tolist()
     if not found:
         return []
-    support = is_isolated(layer_parts(again, again_uniform, regime, frozenset(found))).mean(axis=0)
+    support = is_isolated(layer_parts(again, again_uniform, regime, candidates), candidates).mean(axis=0)
     isolated = []
     for layer in found:
         to_others = pairs[0, layer].copy()

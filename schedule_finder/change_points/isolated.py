@@ -7,17 +7,22 @@ Three conditions, each against the nearest layers of the same regime (its mates)
   ``B``, half of ``B[l, u] + B[m, u] - B[l, m]`` is what ``l`` and ``m`` have in common, and noise of either layer
   does not enter;
 * its own part of the distance to its mates exceeds what two mates share;
-* its own part is an outlier among all layers' own parts (logarithms; median and median absolute deviation).
+* its own part is an outlier among all layers' own parts: in logarithms, above the median by as many standard
+  deviations (median absolute deviation) as the largest of that many normal values seldom is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schedule_finder.change_points.noise_model import SMALLEST_OWN
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SHARED = 0.25
 """Between 0, which layers that attend to different tokens share, and 1, which layers that differ by noise share."""
@@ -45,7 +50,7 @@ class LayerParts:
 
 
 def layer_parts(
-    pairs: np.ndarray, to_uniform: np.ndarray, regime: np.ndarray, without: frozenset[int] = frozenset()
+    pairs: np.ndarray, to_uniform: np.ndarray, regime: np.ndarray, without: Collection[int] = (), *, robust: bool = False
 ) -> LayerParts:
     """Compare every layer with its mates.
 
@@ -54,7 +59,9 @@ def layer_parts(
         to_uniform: distances to the uniform distribution ``[n, num_layers]``, nats.
         regime: number of each layer's regime ``[num_layers]``.
         without: layers that are nobody's mate.
+        robust: take medians over mates instead of means.
     """
+    average = np.median if robust else np.mean
     size = pairs.shape[1]
     own, shared, pattern = np.zeros((3, len(pairs), size))
     shared[:] = 1.0
@@ -66,36 +73,40 @@ def layer_parts(
         if len(mates) < 2:
             continue
         i, j = np.triu_indices(len(mates), 1)
-        within = pairs[:, mates[i], mates[j]].mean(axis=1)
-        to_mates = pairs[:, layer, mates].mean(axis=1)
-        flat = to_uniform[:, mates].mean(axis=1)
+        within = average(pairs[:, mates[i], mates[j]], axis=1)
+        to_mates = average(pairs[:, layer, mates], axis=1)
+        flat = average(to_uniform[:, mates], axis=1)
         own[:, layer] = to_mates - within / 2
         pattern[:, layer] = np.maximum(flat - within / 2, 1e-9)
         shared[:, layer] = (to_uniform[:, layer] + flat - to_mates) / 2 / pattern[:, layer]
     return LayerParts(own, shared, pattern)
 
 
-def is_isolated(parts: LayerParts) -> np.ndarray:
-    """Which layers are isolated, ``[n, num_layers]`` of bool."""
+def attends_elsewhere(parts: LayerParts) -> np.ndarray:
+    """The first two conditions, ``[n, num_layers]`` of bool."""
+    little = (parts.shared < SHARED) | (parts.pattern < SHARED * (parts.pattern + parts.own))
+    return little & (parts.own > parts.pattern)
+
+
+def is_isolated(parts: LayerParts, candidates: Collection[int]) -> np.ndarray:
+    """Candidates that meet all three conditions, ``[n, num_layers]`` of bool; the others set the spread."""
     size = parts.own.shape[1]
     logs = np.log(np.maximum(parts.own, SMALLEST_OWN))
-    middle = np.median(logs, axis=1, keepdims=True)
-    spread = 1.4826 * np.median(abs(logs - middle), axis=1, keepdims=True)
+    others = np.delete(logs, list(candidates), axis=1)
+    others = others if others.shape[1] >= size / 2 else logs
+    middle = np.median(others, axis=1, keepdims=True)
+    spread = 1.4826 * np.median(abs(others - middle), axis=1, keepdims=True)
     limit = middle + NormalDist().inv_cdf(1 - LEVEL / size) * np.maximum(spread, SMALLEST_SPREAD)
-    elsewhere = (parts.shared < SHARED) | (parts.pattern < SHARED * (parts.pattern + parts.own))
-    return elsewhere & (parts.own > parts.pattern) & (logs > limit)
+    chosen = np.isin(np.arange(size), list(candidates))
+    return attends_elsewhere(parts) & (logs > limit) & chosen
 
 
-def find_isolated(pairs: np.ndarray, to_uniform: np.ndarray, regime: np.ndarray) -> tuple[list[int], LayerParts]:
-    """Isolated layers of one profile, and the comparison in which they are nobody's mates.
+def find_candidates(pairs: np.ndarray, to_uniform: np.ndarray, regime: np.ndarray) -> list[int]:
+    """Layers that meet the first two conditions against the median mate; as mates they would hide one another.
 
+    Where half of a regime's layers do, the regime has no pattern of its own, and none of them is a candidate.
     Args: as of `layer_parts`, with ``n = 1``.
     """
-    found: frozenset[int] = frozenset()
-    for _ in range(4):  # an isolated mate hides others; the set settles at once or in two rounds
-        parts = layer_parts(pairs, to_uniform, regime, found)
-        now = frozenset(np.flatnonzero(is_isolated(parts)[0]).tolist())
-        if now == found:
-            break
-        found = now
-    return sorted(found), parts
+    found = attends_elsewhere(layer_parts(pairs, to_uniform, regime, robust=True))[0]
+    few = np.bincount(regime[found], minlength=regime.max() + 1) < np.bincount(regime) / 2
+    return np.flatnonzero(found & few[regime]).tolist()
