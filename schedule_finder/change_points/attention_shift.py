@@ -18,7 +18,12 @@ from schedule_finder.change_points.base import (
     ShiftEvidence,
 )
 from schedule_finder.change_points.distances import LayerDistances, layer_distances
-from schedule_finder.change_points.isolated import find_candidates, is_isolated, layer_parts
+from schedule_finder.change_points.isolated import (
+    find_candidates,
+    is_isolated,
+    layer_parts,
+    without_majorities,
+)
 from schedule_finder.change_points.noise_model import (
     SMALLEST_OWN,
     NoiseModel,
@@ -220,7 +225,7 @@ def _isolated(
     regime = segment_numbers(breaks, len(number))
     candidates = find_candidates(pairs, uniform, regime)
     parts = layer_parts(pairs, uniform, regime, candidates)
-    found = np.flatnonzero(is_isolated(parts, candidates)[0]).tolist()
+    found = np.flatnonzero(without_majorities(is_isolated(parts, candidates)[0], regime)).tolist()
     if not found:
         return []
     support = is_isolated(layer_parts(again, again_uniform, regime, candidates), candidates).mean(axis=0)

@@ -89,7 +89,7 @@ def attends_elsewhere(parts: LayerParts) -> np.ndarray:
 
 
 def is_isolated(parts: LayerParts, candidates: Collection[int]) -> np.ndarray:
-    """Candidates that meet all three conditions, ``[n, num_layers]`` of bool; the others set the spread."""
+    """All three conditions, ``[n, num_layers]`` of bool; ``candidates`` do not enter the spread of own parts."""
     size = parts.own.shape[1]
     logs = np.log(np.maximum(parts.own, SMALLEST_OWN))
     others = np.delete(logs, list(candidates), axis=1)
@@ -97,16 +97,19 @@ def is_isolated(parts: LayerParts, candidates: Collection[int]) -> np.ndarray:
     middle = np.median(others, axis=1, keepdims=True)
     spread = 1.4826 * np.median(abs(others - middle), axis=1, keepdims=True)
     limit = middle + NormalDist().inv_cdf(1 - LEVEL / size) * np.maximum(spread, SMALLEST_SPREAD)
-    chosen = np.isin(np.arange(size), list(candidates))
-    return attends_elsewhere(parts) & (logs > limit) & chosen
+    return attends_elsewhere(parts) & (logs > limit)
 
 
 def find_candidates(pairs: np.ndarray, to_uniform: np.ndarray, regime: np.ndarray) -> list[int]:
     """Layers that meet the first two conditions against the median mate; as mates they would hide one another.
 
-    Where half of a regime's layers do, the regime has no pattern of its own, and none of them is a candidate.
     Args: as of `layer_parts`, with ``n = 1``.
     """
-    found = attends_elsewhere(layer_parts(pairs, to_uniform, regime, robust=True))[0]
+    parts = layer_parts(pairs, to_uniform, regime, robust=True)
+    return np.flatnonzero(attends_elsewhere(parts)[0]).tolist()
+
+
+def without_majorities(found: np.ndarray, regime: np.ndarray) -> np.ndarray:
+    """``found`` ``[num_layers]`` of bool without the regimes of which it is half: those have no pattern of their own."""
     few = np.bincount(regime[found], minlength=regime.max() + 1) < np.bincount(regime) / 2
-    return np.flatnonzero(found & few[regime]).tolist()
+    return found & few[regime]
