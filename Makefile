@@ -1,9 +1,9 @@
 # Every target makes the environment it needs. PYTHON is any Python 3.11 or newer.
 PYTHON ?= python3
-# Users' environment: the product and its extra, nothing else.
+# The environment of a user: the package and its extra.
 VENV := .venv
-# Tests get their own: torchvision, which the tests of Qwen's processors need, breaks transformers' import
-# beside a CPU build of torch (tests/conftest.py mends that for tests only).
+# Tests have their own: torchvision, which the tests of Qwen's processors need, breaks transformers' import
+# beside a CPU build of torch; tests/conftest.py works around it.
 TEST_VENV := .venv-test
 # The oldest transformers that the runtime supports.
 OLD_TRANSFORMERS := 5.17.0
@@ -32,28 +32,28 @@ $(OLD_VENV)/.done: pyproject.toml constraints.txt
 	$(OLD_VENV)/bin/python -m pip install -q --disable-pip-version-check -c $(OLD_VENV)/constraints.txt -e '.[profile,test]'
 	@touch $@
 
-demo: $(VENV)/.done  ## The main job on the embedded backbone: profile, schedule, evaluation, figures
-	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --out outputs/demo
+demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
+	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines all --sweep --out outputs/demo
 
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo
 
-bench: $(VENV)/.done  ## Speed and memory: the runtime and its competitors, the probe, the detectors on planted truth
+bench: $(VENV)/.done  ## Speed and memory of the runtime, its baselines and profiling; detectors on planted change points
 	$(VENV)/bin/adaptinfer-profile bench shape:llava-tiny --device cpu
 	$(VENV)/bin/python -m scripts.bench_profile --repeats 3
 	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
 
-test: $(TEST_VENV)/.done  ## All tests that take seconds
+test: $(TEST_VENV)/.done  ## Tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"
 
-test-model: $(TEST_VENV)/.done $(OLD_VENV)/.done  ## The tests with models, on the oldest and the newest transformers
+test-model: $(TEST_VENV)/.done $(OLD_VENV)/.done  ## Tests with models, on the oldest and the newest transformers
 	$(OLD_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu" tests/model
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu" tests/model
 
-test-slow: $(TEST_VENV)/.done  ## The tests that take minutes
+test-slow: $(TEST_VENV)/.done  ## Tests that take minutes
 	$(TEST_VENV)/bin/python -m pytest -n auto -m slow
 
-test-gpu: $(TEST_VENV)/.done  ## The tests that need a CUDA device
+test-gpu: $(TEST_VENV)/.done  ## Tests that need a CUDA device
 	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(TEST_VENV)/bin/python -m pytest -m gpu tests/gpu; \
 	else echo "no CUDA device: GPU tests skipped"; fi

@@ -6,13 +6,33 @@ schedule = Schedule.load("4_schedule.json")
 with pruned(model, schedule) as record:
     model.generate(**inputs, max_new_tokens=32)
 print(record)
+
+Names are loaded on first use: reading a schedule file does not import torch or transformers.
 """
 
-from pruning_runtime.apply import pruned
-from pruning_runtime.backbone import Backbone, UnsupportedBackbone, find_backbone
-from pruning_runtime.prompt import PruningError
-from pruning_runtime.record import Record
-from pruning_runtime.schedule import Schedule, ScheduleError, Stage
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruning_runtime.backbone import Backbone, find_backbone
+    from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
+    from pruning_runtime.pruned import pruned
+    from pruning_runtime.record import Record
+    from pruning_runtime.schedule import Schedule, Stage
+
+_MODULE_OF = {
+    "Backbone": "backbone",
+    "PruningError": "errors",
+    "Record": "record",
+    "Schedule": "schedule",
+    "ScheduleError": "errors",
+    "Stage": "schedule",
+    "UnsupportedBackbone": "errors",
+    "find_backbone": "backbone",
+    "pruned": "pruned",
+}
 
 __all__ = [
     "Backbone",
@@ -26,3 +46,22 @@ __all__ = [
     "pruned",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """Keeps `pruned` the function: importing the submodule of the same name would replace it by the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "pruned" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

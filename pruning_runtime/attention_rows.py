@@ -1,7 +1,7 @@
 """Attention of chosen query rows, computed from q and k a few heads at a time.
 
-Pure tensor code that knows no model. Keys and values stay un-repeated under grouped-query attention,
-probabilities are float32, and nothing of size ``length x length`` is made.
+Pure tensor functions. Keys and values are not repeated under grouped-query attention, probabilities are float32, and no
+tensor of size ``length x length`` is made.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _CHUNK_BYTES_ELSEWHERE = 64 * 2**20
 
 
 def chunk_bytes_on(device: torch.device) -> int:
-    """Largest block of attention rows held at once, in bytes; on a CPU larger ones leave the cache."""
+    """Bytes of the largest block of attention rows; on a CPU, a block should fit into the cache."""
     return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
 
 
-def find_raters(vision: Tensor, valid: Tensor) -> Tensor:
-    """Raters of each row: valid, non-vision tokens after the row's first vision token.
+def find_text_queries(vision: Tensor, valid: Tensor) -> Tensor:
+    """Text queries of each row: valid, non-vision tokens after the row's first vision token.
 
     Args:
         vision, valid: bool ``[batch, length]``.
@@ -33,23 +33,23 @@ def find_raters(vision: Tensor, valid: Tensor) -> Tensor:
     return valid & ~vision & after_vision
 
 
-def index_raters(is_rater: Tensor, width: int, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
-    """Positions of raters in a rectangle, for gathering.
+def padded_indices(is_text_query: Tensor, width: int, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
+    """Positions of text queries as a rectangular index tensor.
 
     Args:
-        is_rater: bool ``[batch, length]``.
-        width: entries per row, at least the most raters of any row (known on the host).
-        last_only: take only the last rater of each row; ``width`` is then 1.
+        is_text_query: bool ``[batch, length]``.
+        width: entries per row, at least the maximum number of text queries in a row (known on the host).
+        last_only: take only the last text query of each row; ``width`` is then 1.
 
     Returns:
-        ``(positions, real)``, both ``[batch, width]``; entries that are not ``real`` are fillers.
+        ``(positions, real)``, both ``[batch, width]``; entries that are not ``real`` are padding.
     """
-    length = is_rater.shape[1]
-    position = torch.arange(length, device=is_rater.device)
-    key = torch.where(is_rater, position, position - length)
-    # Raters sort behind everything else and among themselves by position.
+    length = is_text_query.shape[1]
+    position = torch.arange(length, device=is_text_query.device)
+    key = torch.where(is_text_query, position, position - length)
+    # Text queries sort last, and among themselves by position.
     positions = key.argmax(1, keepdim=True) if last_only else key.argsort(dim=1)[:, length - width :]
-    return positions, is_rater.gather(1, positions)
+    return positions, is_text_query.gather(1, positions)
 
 
 def attention_rows(
@@ -70,13 +70,13 @@ def attention_rows(
         query: ``[batch, heads, length, head_dim]``, after RoPE.
         key: ``[batch, kv_heads, length, head_dim]``, after RoPE, not repeated.
         rows: query positions, ``[batch, width]``.
-        real: False where an entry of ``rows`` is a filler, ``[batch, width]``; its row comes out zero.
-        mask: what the attention kernel got: None (causal), bool or additive
+        real: False at padding entries of ``rows``, ``[batch, width]``; their rows are zero.
+        mask: the attention kernel's: None (causal), bool or additive
             ``[batch or 1, heads or 1, length, length]``, or 2-D key validity ``[batch, length]`` (causal).
         scaling: factor on the logits.
         softcap: logits become ``softcap * tanh(logits / softcap)`` before masking.
-        sliding_window: applies where the mask does not hold it (None and 2-D masks): a query sees
-            itself and the ``sliding_window - 1`` keys before it.
+        sliding_window: applied with masks that do not contain it (None and 2-D): a query attends to itself and the
+            ``sliding_window - 1`` keys before it.
         chunk_bytes: upper bound for one yielded block, but at least one head; None: `chunk_bytes_on` the device.
 
     Yields:
@@ -101,9 +101,9 @@ def attention_rows_and_logits(
     sliding_window: int | None,
     chunk_bytes: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the blocks of `attention_rows` with the logits before them; both are the caller's to change.
+    """As `attention_rows`, but yield ``(logits, probabilities)``; the caller may change both in place.
 
-    Where a key is not seen, its logit is the least finite one or so. No gradient flows.
+    Logits of masked keys are about the lowest finite number. No gradient flows.
     """
     query, key = query.detach(), key.detach()
     batch, heads, _, head_dim = query.shape
@@ -135,15 +135,15 @@ def attention_rows_and_logits(
 
 
 def _row_index(rows: Tensor, mask: Tensor) -> Tensor:
-    """Index that picks ``rows`` out of a 4-D mask whose batch dimension may be 1."""
+    """Index that gathers ``rows`` from a 4-D mask whose batch dimension may be 1."""
     return rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
 
 
 def _bias(rows: Tensor, mask: Tensor | None, length: int, sliding_window: int | None) -> Tensor:
-    """What a row adds to its logits, float32 ``[batch, heads or 1, width, length]``.
+    """Additive mask of the rows, float32 ``[batch, heads or 1, width, length]``.
 
-    Where a key is not seen it is finite, so that a filler row that sees nothing is no NaN; and it is added, which a
-    CPU does in a third of the time that filling by a mask takes.
+    Masked keys get a finite number, so that a row without visible keys is not NaN. Adding takes a CPU a third of the
+    time of `masked_fill`.
     """
     lowest = torch.finfo(torch.float32).min
     if mask is not None and mask.dim() == 4:

@@ -1,8 +1,7 @@
-"""Listen to the q and k of every decoder layer while the model's own attention kernel runs.
+"""Pass q and k of every decoder layer to a callback, and run the model's own attention kernel.
 
-The tap is an attention function registered under a name of its own for as long as a ``with`` lasts.
-It hands a layer's inputs to the listener and then calls the kernel that the user chose. Only the
-decoder is tapped; a vision tower keeps its kernel and never sees the tap.
+The tap is an attention function that is registered under a unique name for the duration of a ``with``. It calls the
+callback and then the kernel that the user chose. It is set on the decoder only; a vision tower keeps its kernel.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pruning_runtime.backbone import Backbone, UnsupportedBackbone
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.errors import UnsupportedBackbone
 
 _serial = count()
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """What one decoder layer's attention kernel is about to receive.
+    """Inputs of one decoder layer's attention kernel.
 
     ``query`` is ``[batch, heads, queries, head_dim]``, ``key`` ``[batch, kv_heads, keys, head_dim]``,
     both after RoPE and un-repeated; ``mask`` is in the kernel's own convention (None means causal).
@@ -40,12 +40,12 @@ class AttentionInputs:
     sliding_window: int | None
 
 
-Listener = Callable[[AttentionInputs], None]
+AttentionCallback = Callable[[AttentionInputs], None]
 
 
 @contextmanager
-def attention_tap(backbone: Backbone, listener: Listener) -> Iterator[None]:
-    """Call ``listener`` with the inputs of every decoder attention, before its kernel runs.
+def attention_tap(backbone: Backbone, callback: AttentionCallback) -> Iterator[None]:
+    """Call ``callback`` with the inputs of every decoder attention, before its kernel runs.
 
     Raises `UnsupportedBackbone` where the decoder's kernel cannot be tapped (flex attention).
     """
@@ -70,7 +70,7 @@ def attention_tap(backbone: Backbone, listener: Listener) -> Iterator[None]:
         layer = layer_of.get(module)
         if layer is not None:
             scaling = kwargs.get("scaling")
-            listener(
+            callback(
                 AttentionInputs(
                     layer=layer,
                     query=query,
@@ -83,25 +83,24 @@ def attention_tap(backbone: Backbone, listener: Listener) -> Iterator[None]:
             )
         return _kernel(chosen, module)(module, query, key, value, mask, *args, **kwargs)
 
-    # The name must hold none of the kernels' names: transformers matches them as substrings.
+    # The name must not contain the name of a kernel: transformers matches them as substrings.
     name = f"adaptinfer_tap_{next(_serial)}"
     ALL_ATTENTION_FUNCTIONS[name] = tapped
-    # Masks must be registered for the whole class: transformers makes no mask at all, silently, for a
-    # kernel that only the instance knows.
+    # Masks must be registered on the class: without an entry there, transformers silently makes no mask.
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[chosen])
     try:
-        # By place, not for all below: a decoder may own the vision tower, which keeps its kernel.
+        # "" is the decoder alone: submodules may include the vision tower, which keeps its kernel.
         text.set_attn_implementation({"": name})
         yield
     finally:
         text.set_attn_implementation({"": chosen})
         del ALL_ATTENTION_FUNCTIONS[name]
-        # There is no public way to take a registration back.
+        # There is no public function to remove a registration.
         del AttentionMaskInterface._global_mapping[name]
 
 
 def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
-    """The attention function called ``name``; eager attention lives beside the module's class."""
+    """The attention function ``name``; eager attention is defined in the module of the layer's class."""
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]

@@ -1,56 +1,47 @@
-"""Where the parts of a stock vision-language model are, found from the model itself.
+"""Find the parts of a stock vision-language model from the model itself.
 
-Nothing here is a table of families: the decoder layers, their kinds, the heads' geometry and the
-vision token ids all come from the model's modules and configuration. What cannot be pruned rightly is
-refused by name.
+There is no table of families: decoder layers, their kinds, the geometry and the vision token ids are read from the
+modules and the configuration. A model that cannot be pruned correctly is refused by name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning_runtime.families.kv_sharing import kv_sources
+from pruning_runtime.errors import UnsupportedBackbone
+from pruning_runtime.geometry import DecoderShape as DecoderShape
+from pruning_runtime.geometry import read_shape
+from pruning_runtime.model_quirks.kv_sharing import kv_sources
 
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 RECURRENT_KINDS = frozenset({"linear_attention", "conv"})
-"""Layers whose state runs along the sequence; dropping tokens before them means compaction."""
+"""Layers with a state that runs along the sequence; for them, dropped tokens are removed from the sequence."""
 KNOWN_LAYER_KINDS = ATTENTION_KINDS | RECURRENT_KINDS
 _VISION_ID_FIELDS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 
 
-class UnsupportedBackbone(ValueError):
-    """A model that cannot be profiled or pruned; the message says which part and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """Geometry of the decoder: all that costs depend on. Sizes are numbers of features.
-
-    ``head_dim`` is the width of a head's queries and keys, ``value_dim`` that of its values; None where
-    they are equal. Where layers differ (wider heads in full layers, say), sizes are means over the layers.
-    """
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    value_dim: int | None = None
-
-
 @dataclass(frozen=True)
 class Backbone:
-    """A stock model with its parts named. Build it with `find_backbone`."""
+    """A stock model and its parts; `find_backbone` makes one.
+
+    Attributes:
+        model: the whole model.
+        text_model: the module that owns the decoder layers.
+        layers: the decoder layers.
+        layer_kinds: kind of each layer, one of `KNOWN_LAYER_KINDS`.
+        kv_sources: for each layer, the layer whose keys and values it uses.
+        vision_token_ids: ids of image and video tokens.
+        shape: geometry of the decoder.
+        model_type: of the configuration.
+        name: of the checkpoint, or the class.
+    """
 
     model: PreTrainedModel
     text_model: PreTrainedModel
@@ -64,22 +55,21 @@ class Backbone:
 
     @property
     def config_digest(self) -> str:
-        """Hash of the family, the decoder's geometry and its layer kinds: the schedule's fingerprint."""
-        shape = {name: size for name, size in asdict(self.shape).items() if size is not None}
-        facts = {"model_type": self.model_type, **shape, "layer_kinds": self.layer_kinds}
+        """Hash of the model type, the decoder's sizes and its layer kinds."""
+        facts = {"model_type": self.model_type, **self.shape.sizes, "layer_kinds": self.layer_kinds}
         return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def attends(self, layer: int) -> bool:
-        """Whether a decoder layer is attention at all."""
+        """Whether a decoder layer is an attention layer."""
         return self.layer_kinds[layer] in ATTENTION_KINDS
 
     def has_own_attention(self, layer: int) -> bool:
-        """Whether a decoder layer has attention with keys of its own, so that tokens can be scored there."""
+        """Whether a decoder layer is an attention layer with keys of its own, which scoring needs."""
         return self.attends(layer) and self.kv_sources[layer] == layer
 
     def vision_mask(self, input_ids: Tensor) -> Tensor:
         """True where ``input_ids`` (``[batch, length]``) holds a vision token."""
-        # One comparison per id: `torch.isin` with a host tensor would wait for the device.
+        # One comparison per id: `torch.isin` with a tensor from the host would synchronize.
         mask = torch.zeros_like(input_ids, dtype=torch.bool)
         for token_id in self.vision_token_ids:
             mask |= input_ids == token_id
@@ -93,17 +83,22 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
     text_config = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackbone(f"{family} is an encoder-decoder; its vision tokens are not in the decoder")
-    text_model, layers = _find_text_model(model, text_config.num_hidden_layers)
+    num_layers = getattr(text_config, "num_hidden_layers", None)
+    if num_layers is None:
+        raise UnsupportedBackbone(f"{family}: its text configuration has no num_hidden_layers")
+    text_model, layers = _find_text_model(model, num_layers)
     _refuse_cross_attention(layers, family)
     kinds = _layer_kinds(text_model.config, family)
+    sources = kv_sources(text_model.config, kinds)
+    attends = [kind in ATTENTION_KINDS for kind in kinds]
     return Backbone(
         model=model,
         text_model=text_model,
         layers=layers,
         layer_kinds=kinds,
-        kv_sources=kv_sources(text_model.config, kinds),
+        kv_sources=sources,
         vision_token_ids=_vision_token_ids(config, family),
-        shape=_shape(text_model.config),
+        shape=read_shape(text_model.config, layers, attends, sources),
         model_type=config.model_type,
         name=str(getattr(config, "_name_or_path", "") or family),
     )
@@ -124,13 +119,13 @@ def _find_text_model(model: PreTrainedModel, num_layers: int) -> tuple[PreTraine
 def _refuse_cross_attention(layers: nn.ModuleList, family: str) -> None:
     if any("cross_attn" in name for name, _ in layers.named_modules()):
         raise UnsupportedBackbone(
-            f"{family} reaches its image by cross-attention layers; its vision tokens do not stand in the "
+            f"{family} attends to its image in cross-attention layers; its vision tokens are not in the "
             "decoder's sequence and cannot be dropped from it"
         )
 
 
 def _layer_kinds(text_config: PreTrainedConfig, family: str) -> tuple[str, ...]:
-    kinds = getattr(text_config, "layer_types", None) or _kinds_by_reach(text_config)
+    kinds = getattr(text_config, "layer_types", None) or _kinds_by_span(text_config)
     if unknown := sorted(set(kinds) - KNOWN_LAYER_KINDS):
         raise UnsupportedBackbone(
             f"{family} has decoder layers of kind {', '.join(unknown)}; "
@@ -139,8 +134,8 @@ def _layer_kinds(text_config: PreTrainedConfig, family: str) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _kinds_by_reach(text_config: PreTrainedConfig) -> list[str]:
-    """Kinds of layers that are all alike, told as the cache tells them: by the window that they have."""
+def _kinds_by_span(text_config: PreTrainedConfig) -> list[str]:
+    """Kinds of layers without `layer_types`: by the window in the configuration, as the cache decides."""
     kind = "full_attention"
     if getattr(text_config, "sliding_window", None) is not None:
         kind = "sliding_attention"
@@ -150,49 +145,15 @@ def _kinds_by_reach(text_config: PreTrainedConfig) -> list[str]:
 
 
 def _vision_token_ids(config: PreTrainedConfig, family: str) -> tuple[int, ...]:
-    # A family without a text configuration of its own (Phi-4-multimodal) names them beside its tower.
+    # Phi-4-multimodal, which has no text configuration, states them in that of its vision tower.
     found: set[int] = set()
-    for place in (config, getattr(config, "vision_config", None)):
-        ids = (getattr(place, field, None) for field in _VISION_ID_FIELDS)
+    for part in (config, getattr(config, "vision_config", None)):
+        ids = (getattr(part, field, None) for field in _VISION_ID_FIELDS)
         if found := {token_id for token_id in ids if token_id is not None}:
             break
     if not found:
         raise UnsupportedBackbone(
             f"{family}: its configuration names no vision token id ({', '.join(_VISION_ID_FIELDS)}); "
-            "the vision tokens must stand in the decoder's sequence"
+            "its vision tokens must be in the decoder's sequence"
         )
     return tuple(sorted(found))
-
-
-def _shape(text_config: PreTrainedConfig) -> DecoderShape:
-    layers = [text_config.per_layer_config[layer] for layer in range(text_config.num_hidden_layers)]
-    heads = [layer.num_attention_heads for layer in layers]
-    head_dim = _mean([_head_dim(layer) for layer in layers])
-    value_dim = getattr(text_config, "v_head_dim", None)
-    inner = text_config.intermediate_size
-    return DecoderShape(
-        num_layers=len(layers),
-        hidden_size=text_config.hidden_size,
-        num_heads=_mean(heads),
-        num_kv_heads=_mean(
-            [
-                getattr(layer, "num_key_value_heads", None) or own
-                for layer, own in zip(layers, heads, strict=True)
-            ]
-        ),
-        head_dim=head_dim,
-        intermediate_size=_mean(inner) if isinstance(inner, Sequence) else inner,
-        vocab_size=text_config.vocab_size,
-        value_dim=None if value_dim == head_dim else value_dim,
-    )
-
-
-def _head_dim(layer: PreTrainedConfig) -> int:
-    if getattr(layer, "qk_nope_head_dim", None):
-        # Latent attention (MLA) calls the rotated part of a key alone its `head_dim`.
-        return layer.qk_nope_head_dim + layer.qk_rope_head_dim
-    return getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-
-
-def _mean(sizes: Sequence[int]) -> int:
-    return round(sum(sizes) / len(sizes))

@@ -1,7 +1,7 @@
-"""Attention masks of shortened sequences, in the convention of the kernel that reads them.
+"""Attention masks of pruned sequences, in the convention of the attention kernel.
 
-Visibility is always measured in original positions, so causality, sliding windows and
-chunks mean the same tokens as in the unpruned model.
+Masks are computed from original positions, so causality, sliding windows and chunks select the same tokens as in the
+unpruned model.
 """
 
 from __future__ import annotations
@@ -13,31 +13,26 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.drop_tokens import gather_positions
-
-_UNSEEN = -65504.0
-"""Added to logits of keys that are not seen, where other keys have weights: the least float16, and enough.
-
-Fused kernels count in powers of two, so the least numbers of other types overflow there; some then make a row that
-sees nothing NaN, and its values, times a probability of zero, all others in the next layer.
-"""
+from pruning_runtime.merging import weighted_mask
+from pruning_runtime.selection import gather_positions
+from pruning_runtime.sequence import Segment
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How far back a layer looks: ``window`` positions, or within ``chunk``-sized chunks; None: everything."""
+class AttentionSpan:
+    """Keys that a layer may attend to: the last ``window`` positions, or those in the query's chunk; None: all."""
 
     window: int | None = None
     chunk: int | None = None
 
     @classmethod
-    def of_layers(cls, backbone: Backbone) -> tuple[Reach, ...]:
-        """The reach of each decoder layer."""
+    def of_layers(cls, backbone: Backbone) -> tuple[AttentionSpan, ...]:
+        """The attention span of each decoder layer."""
         return tuple(cls.of_kind(kind, backbone.text_model.config) for kind in backbone.layer_kinds)
 
     @classmethod
-    def of_kind(cls, kind: str, config: PreTrainedConfig) -> Reach:
-        """The reach of layers of one kind."""
+    def of_kind(cls, kind: str, config: PreTrainedConfig) -> AttentionSpan:
+        """The attention span of layers of one kind."""
         if kind == "sliding_attention":
             return cls(window=config.sliding_window)
         if kind == "chunked_attention":
@@ -45,9 +40,11 @@ class Reach:
         return cls()
 
     def allows(self, queries: Tensor, keys: Tensor, first: Tensor) -> Tensor:
-        """Which original positions ``keys`` (``[batch, k]``) each of ``queries`` (``[batch, q]``) may see.
+        """Causal mask within the span, bool ``[batch, queries, keys]``.
 
-        Chunks are counted from ``first`` (``[batch, 1]``), where each row's prompt begins after padding.
+        Args:
+            queries, keys: original positions, ``[batch, ...]``.
+            first: position of each row's first token after left padding, ``[batch, 1]``; chunks start there.
         """
         query, key = queries[:, :, None], keys[:, None, :]
         allowed = key <= query
@@ -60,18 +57,18 @@ class Reach:
 
     @property
     def limited(self) -> bool:
-        """Whether anything before a query can be out of its reach."""
+        """Whether a key before a query can be outside the span."""
         return self.window is not None or self.chunk is not None
 
 
 def shortened_mask(mask: Tensor, rows: Tensor, columns: Tensor, keys_valid: Tensor) -> Tensor:
-    """Cut the model's own mask to the places that are left.
+    """Gather the rows and columns of the model's own mask that belong to kept tokens.
 
     Args:
         mask: 2-D key validity ``[batch, length]``, or 4-D ``[batch or 1, heads, length or fewer,
-            length]``, bool or additive; rows that the model itself cut are left as they are.
+            length]``, bool or additive. Rows are not gathered if the model itself kept the last ones only.
         rows, columns: original positions of the queries and of the keys, ``[batch, ...]``.
-        keys_valid: False at keys that nobody may see, ``[batch, keys]``.
+        keys_valid: False at keys to mask for all queries, ``[batch, keys]``.
     """
     if mask.dim() == 2:
         return gather_positions(mask, columns, 1) * keys_valid
@@ -84,24 +81,11 @@ def shortened_mask(mask: Tensor, rows: Tensor, columns: Tensor, keys_valid: Tens
     return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
-def weighted_mask(mask: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask in which a key that stands for ``n`` tokens gets ``n`` times the attention of one.
-
-    Args:
-        mask: 4-D, bool or additive.
-        weights: tokens that each key stands for, ``[batch, keys]``, at least 1.
-        dtype: of the result where ``mask`` is bool.
-    """
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, _UNSEEN)
-    return mask + weights.log().to(mask.dtype)[:, None, None, :]
-
-
 def kernel_mask(allowed: Tensor, keys_valid: Tensor, kernel: str, dtype: torch.dtype) -> Tensor:
-    """``allowed`` (bool ``[batch, queries, keys]``) as ``kernel`` wants it.
+    """Convert ``allowed`` (bool ``[batch, queries, keys]``) to the form that ``kernel`` takes.
 
-    Eager attention adds a mask in the model's ``dtype``; flash attention is causal by itself and takes
-    key validity; sdpa takes bool.
+    Eager attention takes an additive mask in ``dtype``, sdpa a bool mask, and flash attention, which is causal by
+    itself, the validity of the keys.
     """
     if kernel.startswith("flash"):
         return keys_valid
@@ -109,3 +93,53 @@ def kernel_mask(allowed: Tensor, keys_valid: Tensor, kernel: str, dtype: torch.d
     if kernel == "eager":
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
     return allowed
+
+
+@dataclass(frozen=True)
+class MaskBuilder:
+    """Builds the masks of all layers, for prompts and for tokens after them.
+
+    Attributes:
+        kernel: name of the attention kernel.
+        spans: attention span of each decoder layer.
+    """
+
+    kernel: str
+    spans: tuple[AttentionSpan, ...]
+
+    @classmethod
+    def of_backbone(cls, backbone: Backbone) -> MaskBuilder:
+        """The builder for the kernel and the layers of a backbone."""
+        config = backbone.text_model.config
+        return cls(config._attn_implementation, AttentionSpan.of_layers(backbone))
+
+    def build(
+        self,
+        span: AttentionSpan,
+        queries: Tensor,
+        keys: Tensor,
+        keys_valid: Tensor,
+        first: Tensor,
+        dtype: torch.dtype,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        """A mask from positions.
+
+        Args:
+            span: of the layer.
+            queries, keys: original positions, ``[batch, ...]``.
+            keys_valid: False at keys to mask for all queries, ``[batch, keys]``.
+            first: as in `AttentionSpan.allows`.
+            dtype: of an additive mask.
+            sizes: token sizes of the keys, ``[batch, keys]``; None: all 1.
+        """
+        allowed = span.allows(queries, keys, first) & keys_valid[:, None, :]
+        made = kernel_mask(allowed, keys_valid, self.kernel, dtype)
+        return made if sizes is None else weighted_mask(made, sizes, dtype)
+
+    def shorten(
+        self, mask: Tensor, queries: Segment, keys: Segment, keys_valid: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """The model's own mask of a prompt, for the tokens in ``queries`` and ``keys``; others as in `build`."""
+        made = shortened_mask(mask.to(keys.index.device), queries.index, keys.index, keys_valid)
+        return made if keys.sizes is None else weighted_mask(made, keys.sizes, dtype)

@@ -1,4 +1,4 @@
-"""A prompt on its way through the decoder: scoring, dropping, and every layer's arguments cut to what is left."""
+"""One prompt in the decoder: scoring, dropping, and the arguments of every layer for the tokens that are left."""
 
 from __future__ import annotations
 
@@ -9,234 +9,226 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from pruning_runtime.attention_rows import attention_rows, index_raters
+from pruning_runtime.attention_rows import attention_rows, find_text_queries, padded_indices
 from pruning_runtime.attention_tap import AttentionInputs
-from pruning_runtime.backbone import Backbone, UnsupportedBackbone
-from pruning_runtime.drop_tokens import StagePlan, gather_positions, merge_dropped, select_kept
-from pruning_runtime.families.rotary import TABLE, Renumbering
-from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
-from pruning_runtime.prompt import PrunedPrompt, PruningError, Segment, once
-from pruning_runtime.record import StageRecord, Stopwatch
-from pruning_runtime.schedule import Schedule
+from pruning_runtime.cache_guard import attach_prompt
+from pruning_runtime.errors import PruningError, UnsupportedBackbone
+from pruning_runtime.merging import merge_dropped
+from pruning_runtime.model_quirks import deepstack
+from pruning_runtime.model_quirks.image_newline import image_newline_mask
+from pruning_runtime.record import Record, StageRecord
+from pruning_runtime.renumbering import TABLE
 from pruning_runtime.scorers import AttentionScorer, PositionScorer, Scorer
+from pruning_runtime.selection import StagePlan, gather_positions, plan_stages, select_kept
+from pruning_runtime.sequence import PrunedPrompt, Segment, once, restore_length
+from pruning_runtime.setup import PruningSetup
 
 LayerArguments = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
 """A decoder layer's hidden states, its other positional arguments, and its keyword arguments."""
 
-# Keyword arguments of a decoder layer that hold no entry per position of the prompt, or are not ours to cut.
-_LEFT_ALONE = frozenset(
+# Keyword arguments of a decoder layer that have no entry per position, or that are handled on their own.
+_NOT_GATHERED = frozenset(
     {"attention_mask", "past_key_values", "shared_kv_states", "use_cache", "hidden_states"}
 )
-# Made anew where positions are renumbered.
-_NUMBERED = frozenset({TABLE, "position_ids"})
+# Made again where positions are renumbered.
+_RENUMBERED = frozenset({TABLE, "position_ids"})
 
 
-class _Seen(Exception):
-    """Layer 0 was run as far as its attention kernel, for its queries and keys."""
+class _LayerStopped(Exception):
+    """Layer 0 reached its attention kernel in a run for its queries and keys only."""
 
 
 @dataclass
 class Prefill:
-    """One prompt on its way through the decoder.
+    """One prompt (a batch of rows) on its way through the decoder.
 
     Attributes:
-        prompt: what each layer sees of it.
-        number: prefills that came before it inside the same ``with``.
-        vision, raters: bool ``[batch, length]``.
-        num_raters: the most of any row.
-        plan: its stages by layer.
-        keep: vision tokens to keep by stage layer, ``[batch]`` on the decoder's device.
-        separators: vision tokens that mark the layout, where the schedule protects them and the model has them.
-        deepstack: features to add before a layer, ``[batch, places, width]``; behind a stage those of what is left.
-        scores: of the stage that comes next.
-        looking: layer 0 is run for its queries and keys only.
-        stages: what each stage did.
-        cache: where its keys go.
-        gathered: arguments cut for the current segment; the model hands the same objects to every layer.
+        setup: of the ``with``.
+        prompt: the positions that each layer holds.
+        number: earlier prefills inside the same ``with``.
+        vision, text_queries: bool ``[batch, length]``.
+        num_text_queries: maximum over the rows.
+        plan: stages of this prompt, by layer.
+        keep: vision tokens to keep, by stage layer; ``[batch]`` on the decoder's device.
+        image_newlines: protected vision tokens, bool ``[batch, length]``; None: no token is protected.
+        deepstack: features to add before a layer, ``[batch, slots, width]``, for the slots of the last segment.
+        scores: of the next attention-scored stage, ``[batch, slots]``.
+        scoring_only: layer 0 runs for its queries and keys only.
+        stages: results of the stages so far.
+        cache: receives the prompt's keys and values.
+        gathered: arguments and masks for the last segment. A model passes the same objects to all layers, so each
+            is gathered once.
     """
 
+    setup: PruningSetup
     prompt: PrunedPrompt
     number: int
     vision: Tensor
-    raters: Tensor
-    num_raters: int
+    text_queries: Tensor
+    num_text_queries: int
     plan: dict[int, StagePlan]
     keep: dict[int, Tensor]
-    separators: Tensor | None = None
+    image_newlines: Tensor | None = None
     deepstack: dict[int, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
-    looking: bool = False
+    scoring_only: bool = False
     stages: list[StageRecord] = field(default_factory=list)
     cache: Cache | None = None
     gathered: dict[Any, Any] = field(default_factory=dict)
 
-    def fill(self, cache: Any) -> None:
-        """Let ``cache`` carry the prompt, for the tokens that come behind it."""
+    @classmethod
+    def begin(cls, setup: PruningSetup, vision: Tensor, valid: Tensor, record: Record) -> Prefill:
+        """Count the tokens of a prompt and fix what every stage keeps.
+
+        This is the only transfer to the host: three counts per row. All shapes of the prefill follow from them.
+
+        Args:
+            setup: of the ``with``.
+            vision, valid: bool ``[batch, length]``; ``vision`` is True at valid vision tokens only.
+            record: starts to describe this prompt.
+        """
+        text_queries = find_text_queries(vision, valid)
+        counts = torch.stack([vision.sum(1), valid.sum(1), text_queries.sum(1)]).tolist()
+        num_vision, num_valid, num_text_queries = counts
+        num_other = [every - count for every, count in zip(num_valid, num_vision, strict=True)]
+        plan = plan_stages(setup.stages, num_vision, num_other)
+        keep = torch.tensor([stage.keep for stage in plan]).to(vision.device, non_blocking=True)
+        batch, length = vision.shape
+        position = torch.arange(length, device=vision.device).expand(batch, length)
+        record.begin_prefill(num_vision, num_other)
+        return cls(
+            setup=setup,
+            prompt=PrunedPrompt(length, [Segment(position, valid, padded=min(num_valid) < length)]),
+            number=record.prefills - 1,
+            vision=vision,
+            text_queries=text_queries,
+            num_text_queries=max(num_text_queries),
+            plan={stage.layer: stage for stage in plan},
+            keep={stage.layer: row for stage, row in zip(plan, keep, strict=True)},
+            stages=record.stages,
+        )
+
+    def take_features(self, arguments: dict[str, Any]) -> None:
+        """Remove DeepStack's features from the decoder's ``arguments`` and find the protected tokens."""
+        embeddings = arguments["inputs_embeds"]
+        self.deepstack = deepstack.take_features(arguments, embeddings)
+        if self.setup.image_newlines:
+            given = [embeddings, *self.deepstack.values()]
+            self.image_newlines = image_newline_mask(self.setup.image_newlines, given, self.vision)
+
+    def attach_cache(self, cache: Any) -> None:
+        """Store the prompt with ``cache``, for the tokens that follow."""
         self.cache = cache
-        cache.pruned_prompt = self.prompt
+        attach_prompt(cache, self.prompt, self.setup.lease)
 
-
-class PrefillPruner:
-    """What happens to a prompt before each decoder layer and inside its attention."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        schedule: Schedule,
-        scorer: Scorer,
-        renumbering: Renumbering | None,
-        watch: Stopwatch,
-        keep_scores: bool,
-    ) -> None:
-        self.backbone, self.scorer = backbone, scorer
-        self._renumbering = renumbering
-        self._watch = watch
-        self._keep_scores = keep_scores
-        self._merged = schedule.residual == "merged"
-        self._kernel: str = backbone.text_model.config._attn_implementation
-        self._reaches = Reach.of_layers(backbone)
+    def restore(self, output: Any) -> Any:
+        """The decoder's output at the prompt's original positions."""
+        return restore_length(output, self.prompt)
 
     def before_layer(
-        self,
-        forward: Prefill,
-        layer: int,
-        hidden: Tensor,
-        others: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, layer: int, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> LayerArguments | None:
-        """Drop tokens where a stage is due and cut a layer's arguments; None where nothing changes."""
-        prompt = forward.prompt
-        if layer == 0 and (cache := kwargs.get("past_key_values")) is not None:
-            forward.fill(cache)
-        stage = forward.plan.get(layer - 1)
-        if stage is not None:
-            if layer == 0 and isinstance(self.scorer, AttentionScorer):
-                with self._watch.part("scoring"):
-                    self._look(forward, hidden, others, kwargs)
-            with self._watch.part("dropping"):
-                hidden = self._drop(forward, stage, hidden)
-        prompt.segment_of_layer[layer] = len(prompt.segments) - 1
-        segment = prompt.of(layer, hidden.device)
-        if (features := forward.deepstack.get(layer)) is not None:
-            hidden = hidden + features.to(hidden.device)
-        # Layers that only read another layer's keys may be given the prompt's last tokens alone (Gemma 4).
-        last_only = hidden.shape[-2] != segment.width
-        if len(prompt.segments) == 1 and not last_only:
-            return None if features is None else (hidden, others, kwargs)
+        """Apply the stage that precedes ``layer`` and gather the layer's arguments.
 
-        kwargs = dict(kwargs)
-        if not last_only:
+        Args:
+            layer: decoder layer.
+            hidden: its hidden states; the second dimension from the end is the sequence.
+            others: its other positional arguments.
+            kwargs: its keyword arguments; not changed.
+
+        Returns:
+            The new arguments; None where nothing changes.
+        """
+        prompt = self.prompt
+        if layer == 0 and (cache := kwargs.get("past_key_values")) is not None:
+            self.attach_cache(cache)
+        stage = self.plan.get(layer - 1)
+        if stage is not None:
+            if layer == 0 and isinstance(self.setup.scorers[stage.layer], AttentionScorer):
+                with self.setup.watch.part("scoring"):
+                    self._score_before_decoder(hidden, others, kwargs)
+            with self.setup.watch.part("dropping"):
+                hidden = self._drop(stage, hidden)
+        prompt.segment_of_layer[layer] = len(prompt.segments) - 1
+        features = self.deepstack.get(layer)
+        if features is not None:
+            hidden = hidden + features.to(hidden.device)
+        segment = prompt.of(layer, hidden.device)
+        if len(prompt.segments) == 1 and hidden.shape[-2] == segment.width:
+            return None if features is None else (hidden, others, kwargs)
+        return self._gathered_arguments(layer, hidden, others, dict(kwargs), segment)
+
+    def _gathered_arguments(
+        self, layer: int, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any], segment: Segment
+    ) -> LayerArguments:
+        """The arguments of a layer for the slots of ``segment``; changes ``kwargs``."""
+        setup = self.setup
+        # A model may go on with the prompt's last tokens only in layers without keys of their own (Gemma 4).
+        if hidden.shape[-2] == segment.width:
             for name, value in kwargs.items():
-                if name not in _LEFT_ALONE and not (self._renumbering and name in _NUMBERED):
-                    kwargs[name] = self._cut(forward, name, value, segment)
-        if kwargs.get("position_ids") is not None and self._kernel.startswith("flash"):
-            # Flash attention reads gaps in the positions as packed sequences; it needs none of them.
-            kwargs["position_ids"] = None
-        kwargs["attention_mask"] = self._mask(forward, layer, kwargs.get("attention_mask"), hidden, segment)
-        if not last_only:
+                if name not in _NOT_GATHERED and not (setup.renumbering and name in _RENUMBERED):
+                    kwargs[name] = self._gather(name, value, segment)
             others = tuple(
-                self._cut(forward, f"argument {place}", value, segment) for place, value in enumerate(others)
+                self._gather(f"argument {number}", value, segment) for number, value in enumerate(others)
             )
-        if self._renumbering is not None:
-            places = once(
-                forward.gathered, "places", lambda: (segment.valid.long().cumsum(1) - 1).clamp(min=0)
+        if kwargs.get("position_ids") is not None and setup.masks.kernel.startswith("flash"):
+            # Flash attention takes gaps in position ids for packed sequences; it does not need the ids.
+            kwargs["position_ids"] = None
+        kwargs["attention_mask"] = self._mask(layer, kwargs.get("attention_mask"), hidden, segment)
+        if setup.renumbering is not None:
+            positions = once(
+                self.gathered, "positions", lambda: (segment.valid.long().cumsum(1) - 1).clamp(min=0)
             )
-            others = self._renumbering.apply(forward.gathered, layer, hidden, others, kwargs, places)
+            others = setup.renumbering.apply(self.gathered, layer, hidden, others, kwargs, positions)
         return hidden, others, kwargs
 
-    def _look(
-        self, forward: Prefill, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Score all tokens by layer 0's queries and keys, before it runs; nothing enters its cache.
+    def query_positions(self, layer: int, queries: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Of a layer's queries: the end of their original positions, these positions, and positions in the cache."""
+        segment = self.prompt.of(layer, queries.device)
+        return self.prompt.length, segment.index, torch.arange(queries.shape[1], device=queries.device)
 
-        The layer's own forward is stopped where its kernel would begin, so no family's projections, norms and
-        rotations need to be known here.
+    # ---- scoring
+
+    def on_attention(self, inputs: AttentionInputs) -> None:
+        """Score the tokens if a stage follows this layer, or if layer 0 runs for its queries and keys only."""
+        if self.scoring_only:
+            self._score(self.setup.scorers[-1], inputs)
+            raise _LayerStopped
+        if inputs.layer in self.plan and isinstance(
+            scorer := self.setup.scorers[inputs.layer], AttentionScorer
+        ):
+            with self.setup.watch.part("scoring"):
+                self._score(scorer, inputs)
+
+    def _score_before_decoder(self, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Score all tokens with layer 0's queries and keys, without its cache.
+
+        Runs the layer's own forward and stops it at its attention kernel, so that projections, norms and rotary
+        embeddings of all families are those of the model.
         """
-        forward.prompt.segment_of_layer[0] = 0
-        if (features := forward.deepstack.get(0)) is not None:
+        self.prompt.segment_of_layer[0] = 0
+        if (features := self.deepstack.get(0)) is not None:
             hidden = hidden + features.to(hidden.device)
-        forward.looking = True
+        self.scoring_only = True
         try:
-            # Past the hooks of a call, of which this is one.
-            run = self.backbone.layers[0].forward
+            # `forward` and not a call: this code runs inside a hook of the call.
+            run = self.setup.backbone.layers[0].forward
             if "hidden_states" in kwargs:
                 run(**{**kwargs, "hidden_states": hidden, "past_key_values": None})
             else:
                 run(hidden, *others, **{**kwargs, "past_key_values": None})
-        except _Seen:
+        except _LayerStopped:
             pass
         finally:
-            forward.looking = False
+            self.scoring_only = False
 
-    def _drop(self, forward: Prefill, stage: StagePlan, hidden: Tensor) -> Tensor:
-        before = forward.prompt.segments[-1].to(hidden.device)
-        vision = forward.vision.to(hidden.device).gather(1, before.index) & before.valid
-        keep = forward.keep[stage.layer].to(hidden.device)
-        protected = forward.separators
-        if protected is not None:
-            protected = protected.to(hidden.device).gather(1, before.index) & vision
-        merged = None if before.weights is None else vision & (before.weights > 1)
-        if isinstance(self.scorer, PositionScorer):
-            scores = self._score_positions(forward, vision, protected, before.index, keep)
-        elif forward.scores is not None:
-            scores = forward.scores.to(hidden.device)
-        else:
-            raise PruningError(
-                f"layer {stage.layer} ran without its attention being seen; its kernel was bypassed"
-            )
-        first = protected if merged is None else merged if protected is None else protected | merged
-        place, valid = select_kept(scores, vision, before.valid, keep, stage.width, first)
-        if self._merged and protected is not None:  # the last to take others in
-            scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
-
-        def shortened(states: Tensor) -> tuple[Tensor, Tensor | None]:
-            if self._merged:
-                return merge_dropped(states, before.weights, scores, vision, before.valid, place, valid)
-            return gather_positions(states, place, states.dim() - 2), None
-
-        # Where the model itself goes on with its last tokens only, they are still there.
-        last_only = hidden.shape[-2] != before.width
-        hidden, weights = (hidden, None) if last_only else shortened(hidden)
-        # A mean takes in the mean of what is added to its tokens later.
-        forward.deepstack = {
-            layer: shortened(features.to(hidden.device))[0]
-            for layer, features in forward.deepstack.items()
-            if layer > stage.layer
-        }
-        after = Segment(before.index.gather(1, place), valid, stage.filled, weights)
-        forward.prompt.segments.append(after)
-        forward.gathered.clear()
-        kept_vision = vision.gather(1, place) & valid
-        kept_scores = scores if self._keep_scores else None
-        forward.stages.append(StageRecord(stage.layer, stage.keep, after.index, kept_vision, kept_scores))
-        return hidden
-
-    def _score_positions(
-        self, forward: Prefill, vision: Tensor, protected: Tensor | None, position: Tensor, keep: Tensor
-    ) -> Tensor:
-        """Scores for the places that protected tokens leave free, so that a rule spreads over those alone."""
-        assert isinstance(self.scorer, PositionScorer)
-        if protected is not None:
-            keep = (keep - protected.sum(1)).clamp(min=0)
-            vision = vision & ~protected
-        return self.scorer.score_positions(vision, position, keep, forward.number)
-
-    def on_attention(self, forward: Prefill, inputs: AttentionInputs) -> None:
-        """Score vision tokens where a stage follows this layer, or looks at it."""
-        if forward.looking:
-            self._score(forward, inputs)
-            raise _Seen
-        if inputs.layer in forward.plan:
-            with self._watch.part("scoring"):
-                self._score(forward, inputs)
-
-    def _score(self, forward: Prefill, inputs: AttentionInputs) -> None:
-        scorer = self.scorer
+    def _score(self, scorer: Scorer, inputs: AttentionInputs) -> None:
+        """Set `scores` from the attention rows of one layer."""
         assert isinstance(scorer, AttentionScorer)
-        segment = forward.prompt.of(inputs.layer, inputs.query.device)
-        is_rater = forward.raters.to(inputs.query.device).gather(1, segment.index) & segment.valid
-        width = 1 if scorer.last_row_only else max(forward.num_raters, 1)
-        rows, real = index_raters(is_rater, width, last_only=scorer.last_row_only)
+        segment = self.prompt.of(inputs.layer, inputs.query.device)
+        is_text_query = self.text_queries.to(inputs.query.device).gather(1, segment.index) & segment.valid
+        width = 1 if scorer.last_row_only else max(self.num_text_queries, 1)
+        rows, real = padded_indices(is_text_query, width, last_only=scorer.last_row_only)
         blocks = attention_rows(
             inputs.query,
             inputs.key,
@@ -250,66 +242,156 @@ class PrefillPruner:
         scores = inputs.query.new_zeros(segment.index.shape, dtype=torch.float32)
         for block in blocks:
             scores += scorer.score_heads(block, rows, real)
-        forward.scores = scores
+        self.scores = scores
 
-    def _cut(self, forward: Prefill, name: str, value: Any, segment: Segment) -> Any:
-        """``value`` with one entry per place of the segment where it had one per position of the prompt."""
+    def _stage_scores(
+        self, stage: StagePlan, before: Segment, vision: Tensor, keep: Tensor, protected: Tensor | None
+    ) -> Tensor:
+        """Scores for a stage, ``[batch, slots]``.
+
+        A position scorer chooses among the tokens that are not protected, so that it spreads over those alone.
+        """
+        scorer = self.setup.scorers[stage.layer]
+        if isinstance(scorer, PositionScorer):
+            if protected is not None:
+                keep = (keep - protected.sum(1)).clamp(min=0)
+                vision = vision & ~protected
+            return scorer.score_positions(vision, before.index, keep, self.number)
+        if self.scores is None:
+            raise PruningError(
+                f"layer {stage.layer} ran without calling its attention kernel, so it gave no scores"
+            )
+        scores, self.scores = self.scores.to(vision.device), None
+        return scores
+
+    # ---- dropping
+
+    def _drop(self, stage: StagePlan, hidden: Tensor) -> Tensor:
+        """Apply one stage: select the tokens to keep, and append their segment to the prompt.
+
+        Protected tokens and the token that others were merged into rank above all others. DeepStack features of later
+        layers are shortened in the same way as the hidden states.
+
+        Args:
+            stage: the stage, planned for this batch.
+            hidden: hidden states before it, ``[..., slots, features]``.
+
+        Returns:
+            Hidden states of the kept tokens, ``[..., stage.width, features]``. If the model itself kept the last
+            tokens only, they are all kept, and ``hidden`` is returned unchanged.
+        """
+        before = self.prompt.segments[-1].to(hidden.device)
+        vision = self.vision.to(hidden.device).gather(1, before.index) & before.valid
+        keep = self.keep[stage.layer].to(hidden.device)
+        protected = self.image_newlines
+        if protected is not None:
+            protected = protected.to(hidden.device).gather(1, before.index) & vision
+        scores = self._stage_scores(stage, before, vision, keep, protected)
+        first = protected
+        if before.sizes is not None:
+            merged = vision & (before.sizes > 1)
+            first = merged if protected is None else protected | merged
+        index, valid = select_kept(scores, vision, before.valid, keep, stage.width, first)
+        if (
+            self.setup.merge and protected is not None
+        ):  # a protected token is merged into only if no other is kept
+            scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
+
+        def shorten(states: Tensor) -> tuple[Tensor, Tensor | None]:
+            if self.setup.merge:
+                return merge_dropped(states, before.sizes, scores, vision, before.valid, index, valid)
+            return gather_positions(states, index, states.dim() - 2), None
+
+        sizes = None
+        if hidden.shape[-2] == before.width:
+            hidden, sizes = shorten(hidden)
+        # A merged token receives the mean of the features of its tokens.
+        self.deepstack = {
+            layer: shorten(features.to(hidden.device))[0]
+            for layer, features in self.deepstack.items()
+            if layer > stage.layer
+        }
+        after = Segment(before.index.gather(1, index), valid, stage.padded, sizes)
+        self.prompt.segments.append(after)
+        self.gathered.clear()
+        self._record(stage, after, vision.gather(1, index) & valid, scores)
+        return hidden
+
+    def _record(self, stage: StagePlan, after: Segment, kept_vision: Tensor, scores: Tensor) -> None:
+        """Append the result of a stage to `stages`."""
+        self.stages.append(
+            StageRecord(
+                layer=stage.layer,
+                keep=stage.keep,
+                _index=after.index,
+                _kept_vision=kept_vision,
+                scores=scores if self.setup.keep_scores else None,
+                scorer=self.setup.scorers[stage.layer].name,
+            )
+        )
+
+    # ---- arguments of a layer
+
+    def _gather(self, name: str, value: Any, segment: Segment) -> Any:
+        """``value`` for the slots of ``segment``, if it has one entry per position of the prompt."""
         if isinstance(value, tuple):
-            return tuple(self._cut(forward, name, part, segment) for part in value)
+            return tuple(self._gather(name, part, segment) for part in value)
         if not isinstance(value, Tensor) or not value.dim():
             return value
-        sequence = _sequence_dimension(name, value, forward.prompt.length)
-        if sequence is None:
+        dim = _sequence_dimension(name, value, self.prompt.length)
+        if dim is None:
             return value
-        # Kept with the result, so that the id stays taken for as long as the entry lives.
-        cut, _ = once(
-            forward.gathered, id(value), lambda: (gather_positions(value, segment.index, sequence), value)
+        # `value` is stored with the result: it must not be freed while its id is a key.
+        gathered, _ = once(
+            self.gathered, id(value), lambda: (gather_positions(value, segment.index, dim), value)
         )
-        return cut
+        return gathered
 
-    def _mask(
-        self, forward: Prefill, layer: int, mask: Tensor | None, hidden: Tensor, segment: Segment
-    ) -> Tensor | None:
-        source = self.backbone.kv_sources[layer]
-        keys = forward.prompt.of(source, hidden.device)
-        attends = self.backbone.attends(layer)
-        reach = self._reaches[layer]
+    def _mask(self, layer: int, mask: Tensor | None, hidden: Tensor, segment: Segment) -> Tensor | None:
+        """The attention mask of a layer.
+
+        Args:
+            layer: decoder layer.
+            mask: the model's mask for the whole prompt; None where it relies on a causal kernel.
+            hidden: the layer's hidden states.
+            segment: its queries. Its keys are those of its source layer, which may have run on more tokens.
+        """
+        setup = self.setup
+        source = setup.backbone.kv_sources[layer]
+        keys = self.prompt.of(source, hidden.device)
+        attends, span = setup.backbone.attends(layer), setup.masks.spans[layer]
         rows = hidden.shape[-2]
 
         def make() -> Tensor | None:
-            valid = forward.prompt.still_there(keys, segment)
+            valid = self.prompt.remaining(keys, segment)
             if mask is not None:
-                cut = shortened_mask(mask.to(hidden.device), segment.index, keys.index, valid)
-                return cut if keys.weights is None else weighted_mask(cut, keys.weights, hidden.dtype)
-            # Without a mask a kernel is causal from the first key on, which is right for all queries or one.
-            plain = keys.weights is None and not segment.filled
-            if plain and keys is segment and rows in (1, segment.width):
+                return setup.masks.shorten(mask, segment, keys, valid, hidden.dtype)
+            # Without a mask the kernel is causal, which is right if all keys are valid and have size 1.
+            if keys.sizes is None and not segment.padded and keys is segment and rows in (1, segment.width):
                 return None
             if not attends:
                 return valid
+            first = self.prompt.first(hidden.device)
             queries = segment.index[:, -rows:]
-            first = forward.prompt.first(hidden.device)
-            allowed = reach.allows(queries, keys.index, first) & valid[:, None, :]
-            made = kernel_mask(allowed, valid, self._kernel, hidden.dtype)
-            return made if keys.weights is None else weighted_mask(made, keys.weights, hidden.dtype)
+            return setup.masks.build(span, queries, keys.index, valid, first, hidden.dtype, keys.sizes)
 
-        key = ("mask", id(mask), source if keys is not segment else None, attends, reach, rows)
-        made, _ = once(forward.gathered, key, lambda: (make(), mask))
+        key = ("mask", id(mask), source if keys is not segment else None, attends, span, rows)
+        made, _ = once(self.gathered, key, lambda: (make(), mask))
         return made
 
 
 def _sequence_dimension(name: str, value: Tensor, length: int) -> int | None:
-    """Which dimension of a layer's argument runs over the prompt; None where none does."""
+    """The dimension of a layer's argument that runs over the prompt; None if there is none."""
     if name == "position_ids":
         return value.dim() - 1 if value.shape[-1] == length else None
     if name == "position_embeddings":
         return value.dim() - 2 if value.shape[-2] == length else None
     found = [dimension for dimension in range(1, value.dim()) if value.shape[dimension] == length]
     if value.dim() == 3 and 1 in found:
-        return 1  # features of each position, which may be as many as there are positions
+        return 1  # features per position; their number may equal the length
     if len(found) > 1:
         raise UnsupportedBackbone(
-            f"{name} of shape {tuple(value.shape)} has several dimensions as long as the prompt ({length}); "
-            "which of them runs over it cannot be told"
+            f"{name} of shape {tuple(value.shape)} has several dimensions of the prompt's length ({length}), so it "
+            "is unknown which of them to gather"
         )
     return found[0] if found else None

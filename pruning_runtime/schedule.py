@@ -1,7 +1,6 @@
-"""The schedule file: what to prune, where, and why; format ``adaptinfer-schedule``, version 1.
+"""The schedule file: format ``adaptinfer-schedule``, version 2; version 1 is read too.
 
-The runtime owns the format, so that an engine can load a schedule without any of the tools that
-found it.
+The runtime owns the format, so that an engine can load a schedule without the tools that found it.
 """
 
 from __future__ import annotations
@@ -15,51 +14,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pruning_runtime.scorers import make_scorer
+from pruning_runtime.errors import ScheduleError
+from pruning_runtime.scorers import Scorer, make_scorer
 
 if TYPE_CHECKING:
     from pruning_runtime.backbone import Backbone
 
 FORMAT: Literal["adaptinfer-schedule"] = "adaptinfer-schedule"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 BudgetKind = Literal["processed", "published", "flops", "kv", "latency"]
-Residual = Literal["none", "merged"]
+DroppedTokens = Literal["discard", "merge"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 Charged = Annotated[float, Field(ge=0.0, le=1.5, allow_inf_nan=False, strict=True)]
-"""A cost that passes 1 where scoring before the decoder takes more than is saved."""
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot be used; the message names the field, its value and what is allowed."""
+"""A cost; above 1 if scoring before the decoder costs more than pruning saves."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Stage(_Part):
-    """One pruning step.
-
-    Tokens are scored with the attention of decoder layer ``layer`` and leave after it; ``-1`` means
-    before the decoder, where a scorer that needs attention gets that of layer 0: its queries and keys are
-    projected for all tokens, and the layer then runs on those that are left. ``keep_ratio`` is the fraction
-    of the sample's *original* vision tokens that are still there afterwards. ``keep_tokens`` is for display
-    only.
-    """
-
-    layer: int = Field(ge=-1, strict=True)
-    keep_ratio: Ratio
-    keep_tokens: int | None = Field(default=None, ge=0)
-
-    def kept(self, num_vision: int) -> int:
-        """Number of vision tokens that a sample with ``num_vision`` of them keeps (half rounds up)."""
-        return math.floor(self.keep_ratio * num_vision + 0.5)
-
-
 class ScorerChoice(_Part):
-    """Which rule scores vision tokens, and its options."""
+    """A scorer by name, and its options."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -70,11 +47,32 @@ class ScorerChoice(_Part):
         return self
 
 
+class Stage(_Part):
+    """One pruning step.
+
+    Attributes:
+        layer: tokens are scored with this decoder layer and leave after it. ``-1`` is before the decoder; there an
+            attention scorer gets layer 0's queries and keys of all tokens, and layer 0 then runs on the kept ones.
+        keep_ratio: fraction of the sample's *original* vision tokens that are left after the stage.
+        keep_tokens: for display only.
+        scorer: of this stage; None: the schedule's.
+    """
+
+    layer: int = Field(ge=-1, strict=True)
+    keep_ratio: Ratio
+    keep_tokens: int | None = Field(default=None, ge=0)
+    scorer: ScorerChoice | None = None
+
+    def kept(self, num_vision: int) -> int:
+        """Vision tokens that a sample with ``num_vision`` of them keeps (half rounds up)."""
+        return math.floor(self.keep_ratio * num_vision + 0.5)
+
+
 class BackboneIdentity(_Part):
     """The backbone that a schedule was found on.
 
-    ``config_digest`` covers the decoder's geometry only, so that it is the same under every
-    transformers version; None in presets, which state no more than a family and a depth.
+    ``config_digest`` covers the decoder's geometry only, so it does not depend on the transformers version. It is None
+    in presets, which state a family and a depth only.
     """
 
     name: str
@@ -87,9 +85,8 @@ class BackboneIdentity(_Part):
 class Budget(_Part):
     """What a schedule costs, as fractions of the unpruned backbone's prefill of a typical prompt.
 
-    ``processed``: vision tokens that layers compute; ``published``: the same by the papers' count; ``flops`` of
-    the decoder's layers; ``kv``: cache entries; ``latency``: milliseconds of the decoder, measured on one device,
-    which may exceed 1 where pruning does not pay.
+    ``processed``: vision tokens that layers compute. ``published``: the count of the papers. ``flops``: of the decoder's
+    layers. ``kv``: cache entries. ``latency``: milliseconds of the decoder, measured on one device; it may exceed 1.
     """
 
     kind: BudgetKind
@@ -102,34 +99,36 @@ class Budget(_Part):
 
 
 class Schedule(_Part):
-    """Stages, scorer and position policy for one backbone, with budget, evidence and provenance.
+    """Stages, scorer and policies for one backbone, with budget, evidence and provenance.
 
-    ``positions``: with "original" every token keeps its number. With "renumbered" the tokens that are left in
-    a row are counted anew without gaps after each stage that drops anything, in every layer behind it, and
-    generated tokens go on from there; under M-RoPE a token then has one number in all sections, as text has.
-    Layers before the first stage, and what a sliding window or a chunk can reach, go by the original numbers.
-
-    ``separators``: what becomes of learned vectors at vision tokens that carry no content but mark the end of a
-    row of patches, say (LLaVA-NeXT's `image_newline`). "protected": they stay before any other vision token,
-    in reading order where not all can, and count as kept tokens like any other, so numbers of tokens do not
-    change; a stage that keeps hardly more tokens than there are separators keeps hardly any content. "ranked":
-    they compete by their scores. Backbones without separators prune alike under both.
-
-    ``residual``: what dropped tokens leave behind. "none": nothing; attention that rested on them moves to those
-    that are left. "merged": of the tokens that a stage keeps, one stands for all that are gone: its state becomes
-    their mean, and later attention counts it as often as there are tokens in it (proportional attention, as in
-    token merging, arXiv 2210.09461). Token counts and costs are the same. Needs a kernel that takes additive
-    masks (sdpa or eager).
+    Attributes:
+        backbone: the model that the schedule is for.
+        stages: layers increase, keep ratios do not.
+        scorer: of all stages without a scorer of their own.
+        positions: "original": every token keeps its position. "renumbered": after each stage that drops tokens, the
+            tokens of a row get consecutive positions in all later layers, and generated tokens follow them; under
+            M-RoPE such a token has one position in all sections, as text has. Sliding windows and chunks use the
+            original positions under both.
+        image_newlines: learned vectors at vision tokens that mark the end of a row of patches (LLaVA-NeXT's
+            `image_newline`). "protected": they rank above all other vision tokens and count as kept tokens; a stage
+            that keeps few more tokens than there are newlines keeps little content. "ranked": they are ranked by
+            score. Backbones without such vectors give the same result under both.
+        dropped_tokens: "discard": dropped tokens are removed. "merge": each stage merges them into one kept token;
+            its state becomes their mean, and later attention counts it once per merged token (proportional attention
+            of token merging, arXiv 2210.09461). Token counts and costs are the same. Needs the sdpa or eager kernel.
+        budget: costs; None if they were not computed.
+        evidence: why the stages were chosen; written by the search, not read by the runtime.
+        provenance: versions and commands.
     """
 
     format: Literal["adaptinfer-schedule"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     backbone: BackboneIdentity
     stages: tuple[Stage, ...]
     scorer: ScorerChoice
     positions: Literal["original", "renumbered"] = "original"
-    separators: Literal["protected", "ranked"] = "protected"
-    residual: Residual = "none"
+    image_newlines: Literal["protected", "ranked"] = "protected"
+    dropped_tokens: DroppedTokens = "discard"
     budget: Budget | None = None
     evidence: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -171,10 +170,12 @@ class Schedule(_Part):
             ) from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ScheduleError(f"{source}: not a schedule file; its `format` must be {FORMAT!r}")
-        if document.get("version") != VERSION or not isinstance(document["version"], int):
+        if type(document.get("version")) is not int or document["version"] not in (1, VERSION):
             raise ScheduleError(
-                f"{source}: version {document.get('version')!r} is not supported; this release reads {VERSION}"
+                f"{source}: version {document.get('version')!r} is not supported; this release reads 1 and {VERSION}"
             )
+        if document["version"] == 1:
+            document = _upgraded(document, source)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -206,12 +207,22 @@ class Schedule(_Part):
             for path in PRESET_FOLDER.rglob("*.json")
         )
 
+    def scorers(self) -> dict[int, Scorer]:
+        """A new scorer for each stage, by layer."""
+        choices = {stage.layer: stage.scorer or self.scorer for stage in self.stages}
+        return {layer: make_scorer(choice.name, choice.options) for layer, choice in choices.items()}
+
+    def with_scorer(self, scorer: ScorerChoice) -> Self:
+        """A copy in which ``scorer`` ranks the tokens of all stages."""
+        stages = tuple(stage.model_copy(update={"scorer": None}) for stage in self.stages)
+        return self.model_copy(update={"stages": stages, "scorer": scorer})
+
     def to_json(self) -> str:
         """The file's text: indented JSON with a final newline."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file in one step: a reader sees the old or the new one, never half of it."""
+        """Write version 2 atomically: a reader sees the old or the new file."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -238,6 +249,30 @@ class Schedule(_Part):
                 f"schedule for {mine.name!r} does not fit this backbone: {'; '.join(differences)}. "
                 "Profile this backbone, or load the schedule that belongs to it"
             )
+
+
+_RENAMED = {"residual": "dropped_tokens", "separators": "image_newlines"}
+_RENAMED_VALUES = {"residual": {"none": "discard", "merged": "merge"}}
+
+
+def _upgraded(document: dict[str, Any], source: str) -> dict[str, Any]:
+    """Convert a version 1 document to version 2. Raises `ScheduleError`."""
+    upgraded = dict(document, version=VERSION)
+    for old, new in _RENAMED.items():
+        if new in upgraded:
+            raise ScheduleError(f"{source}: field `{new}` belongs to version 2, this file says version 1")
+        if old in upgraded:
+            value = upgraded.pop(old)
+            known = _RENAMED_VALUES.get(old)
+            if known is not None and value not in known:
+                raise ScheduleError(
+                    f"{source}: field `{old}` is {value!r}; version 1 knows {', '.join(known)}"
+                )
+            upgraded[new] = value if known is None else known[value]
+    stages = upgraded.get("stages")
+    if isinstance(stages, list) and any(isinstance(stage, dict) and "scorer" in stage for stage in stages):
+        raise ScheduleError(f"{source}: field `stages.scorer` belongs to version 2, this file says version 1")
+    return upgraded
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Entry point of ``adaptinfer-profile``: says which extra is missing instead of a traceback."""
+"""Entry point of ``adaptinfer-profile``; names the extra to install if a package is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from schedule_finder.cli import app
+    from schedule_finder.cli.commands import app
 
     app()
 

@@ -1,23 +1,24 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Atomic writes: a reader sees the old file or the new one, never a part of one."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from schedule_finder.errors import InputError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which becomes ``path`` in one step when the body ends well.
+    """Yield a temporary path, which replaces ``path`` when the body ends without an exception.
 
-    What was written is on the disk before it gets its name, so that neither a killed process nor a machine
-    that loses power leaves half a file under it. Makes the folder where it is missing. Raises `InputError`
-    where nothing can be written.
+    The content is flushed to the disk before it gets its name, so that neither a killed process nor a power
+    failure leaves a part of a file. Makes the folder if needed. Raises `InputError` where nothing can be written.
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
@@ -35,19 +36,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses (full, read-only, no such folder) into an `InputError` that names it."""
+    """Turn an `OSError` of the body (disk full, read-only, no such folder) into an `InputError` that names ``path``."""
     try:
         yield
     except OSError as error:
         # pyarrow puts the system's words into a message of its own.
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(
-            f"{path}: cannot be written ({reason}); what was done before is kept: make room or choose another "
-            "--out, and give the same command again"
+            f"{path}: cannot be written ({reason}); finished work is kept: make room or choose another --out, and "
+            "run the same command again"
         ) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 in one step; makes the folder where it is missing."""
+    """Write ``text`` as UTF-8 in one step; makes the folder if needed."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write ``document`` as indented JSON in one step."""
+    write_text(path, json.dumps(document, indent=2) + "\n")

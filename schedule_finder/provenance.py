@@ -1,4 +1,4 @@
-"""Where an artefact comes from: versions, the state of this package's source, the machine."""
+"""Provenance of an artefact: versions, the state of this package's source, the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = ("adaptinfer", "torch", "transformers", "datasets", "ruptures", "num
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
-    """What every artefact carries, with ``facts`` (model revision, device, dtype, seed, ...) added."""
+    """Provenance fields of every artefact, with ``facts`` (model revision, device, dtype, seed, ...) added."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": _source_revision(),

@@ -1,29 +1,18 @@
-"""Curves per layer from a profile, with confidence bands over samples. Pure NumPy.
+"""Curves per layer from a profile. Pure NumPy.
 
 ``maps`` is everywhere a sequence with one array per sample, ``[num_layers, num_vision]``: attention
-mass that the raters give each vision token, mean over heads and raters. ``num_vision`` may differ from
+mass that the text queries give each vision token, mean over heads and text queries. ``num_vision`` may differ from
 sample to sample; a row of zeros is a layer that gave vision nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-@dataclass(frozen=True)
-class Band:
-    """Mean over samples and its confidence interval, each an array over layers (or gaps)."""
-
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    level: float
 
 
 def checked_maps(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -112,41 +101,6 @@ def top_token_curves(sample: np.ndarray, share: float = 0.1) -> np.ndarray:
     count = max(1, round(share * sample.shape[1]))
     top = np.argsort(-total, kind="stable")[:count]
     return np.cumsum(sample[:, top[total[top] > 0]].T, axis=1)
-
-
-def band(values: np.ndarray, level: float = 0.95, seed: int = 0, resamples: int = 1000) -> Band:
-    """Mean over samples with a percentile bootstrap interval, resampling whole samples.
-
-    Args:
-        values: ``[num_samples, num_points]``; NaN entries are left out of that point's mean.
-        level: coverage of the interval, in (0, 1).
-        seed: draws the resamples.
-        resamples: how many.
-
-    The interval is about *samples*: more of them narrow it. It says nothing about another
-    backbone.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or not len(values):
-        raise ValueError(f"values: shape {values.shape}, need [num_samples >= 1, num_points]")
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level}, need a number between 0 and 1")
-    known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0)
-    weights = bootstrap_weights(len(values), resamples, seed)
-    with np.errstate(invalid="ignore"):  # a point that no sample knows is NaN
-        mean = filled.sum(axis=0) / known.sum(axis=0)
-        means = (weights @ filled) / (weights @ known)
-        # A resample may hold only samples that do not know a point; it then says nothing about it.
-        means = np.where(np.isnan(means), mean, means)
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return Band(mean, low, high, level)
-
-
-def bootstrap_weights(num_samples: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each sample is drawn, ``[resamples, num_samples]``; rows sum to ``num_samples``."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), resamples).astype(float)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ import ruptures
 import torch
 
 from pruning_runtime.backbone import find_backbone
-from schedule_finder.attention_profile import profile_batch
 from schedule_finder.change_points import (
     DETECTORS,
     Detector,
@@ -38,6 +37,7 @@ from schedule_finder.change_points import (
     get_detector,
     single_breaks,
 )
+from schedule_finder.profiling.capture import profile_batch
 from schedule_finder.signals import layer_shift
 from tests.support.planted import planted_llava, random_boundaries, recovered
 
@@ -75,7 +75,7 @@ def main() -> None:
     timings = time_detectors()
     for what, seconds in timings.items():
         print(f"{seconds:8.2f} s  {what}")
-    print(json.dumps({"recovery": rows, "seconds": timings}, separators=(",", ":")))
+    print(json.dumps({"recovery": rows, "seconds": timings}, image_newlines=(",", ":")))
 
 
 def recovery(noise: float, drift: float, seeds: int, num_samples: int) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Everything that needs a GPU to be measured, in one call of under nine minutes, into one JSON file.
+"""Runs all benchmarks that need a GPU in under nine minutes and writes one JSON file.
 
     python -m scripts.bench_gpu                                        # backbones by shape, bfloat16, the first GPU
     python -m scripts.bench_gpu --device cpu --backbones shape:llava-tiny --batches 1   # a dry run without a GPU
 
-Needs torch, transformers and what they bring, and nothing else of the finder. Each backbone and batch size is a
-`bench` of its own; the file is written after every one, so that a call that is cut off leaves what it had. Benches
-run in a second process. A rival that fails is noted with its reason, and the others go on; one that takes the
-process or the device down with it, or that does not come back, is left out from there on, and its bench is run again
-in a new process. Weights are random: latency and memory only. Goals are judged on LLaVA-1.5-7B's shape with the
-published schedule for 64 tokens, against the unpruned model on the same path. Exit code 1 if anything failed.
+Needs torch and transformers, not the other packages of the finder. Each backbone and batch size is one benchmark; the
+file is written after each, so that an interrupted call keeps its results. Benchmarks run in a second process. A
+baseline that fails is recorded with its reason, and the others continue. A baseline that ends the process, or that does
+not return, is left out of all later benchmarks, and its benchmark is repeated in a new process. Weights are random:
+the results are latency and memory only. Goals are judged on LLaVA-1.5-7B's shape with the published schedule for 64
+tokens, against the unpruned model on the same path. Exit code 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ import torch
 
 from pruning_runtime import find_backbone
 from schedule_finder.benchmark import choose_schedule, ran_on, run_benchmark
-from schedule_finder.benchmark.competitors import SCHEDULE, SCHEDULE_FAST, UNPRUNED, UNPRUNED_FAST
+from schedule_finder.benchmark.baselines import SCHEDULE, SCHEDULE_FAST, UNPRUNED, UNPRUNED_FAST
 from schedule_finder.files import write_text
-from schedule_finder.shapes import build_shape
-from scripts.bench_crew import SILENCE_SECONDS, Crew, Job
+from schedule_finder.models.shapes import build_shape
+from scripts.bench_process import TIMEOUT_SECONDS, BenchProcess, Job
 
 FORMAT = "adaptinfer-bench-gpu"
 GOAL_BACKBONE = "shape:llava-1.5-7b"
 PUBLISHED_SAVING = 0.613
 MOST_PRUNING_SHARE, MOST_TIMES_ROOFLINE = 0.03, 1.25
 
-# What the goals are about comes first, and alone has all rivals.
-_RIVALS = ("eager, syncs", "FastV-like", "before decoder")
+# The backbone of the goals comes first; only that one has all baselines.
+_OPTIONAL = ("eager, syncs", "FastV-like", "before decoder")
 PLAN = [
     Job(GOAL_BACKBONE, 1, (1, 16, 128), 110.0),
     Job(GOAL_BACKBONE, 8, (1, 16), 45.0),
     Job(GOAL_BACKBONE, 32, (1, 16), 45.0),
     *(
-        Job(f"shape:{name}", batch, (1, 16), 15.0, _RIVALS)
+        Job(f"shape:{name}", batch, (1, 16), 15.0, _OPTIONAL)
         for name in ("llava-1.5-13b", "llava-next-7b", "qwen2-vl-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
         for batch in (1, 8)
     ),
@@ -57,16 +57,16 @@ PLAN = [
 
 
 def goals(benches: Sequence[dict[str, Any]], backbone: str) -> list[dict[str, Any]]:
-    """What was asked for, what was measured, and whether it is met; batch sizes that were not run are left out.
+    """Each goal with its measured value and whether it is met; batch sizes that were not run are left out.
 
-    Each is reported on the stock path and, where that was measured, on the fast one, and judged on the latter. What
-    scoring and dropping take can only be told on the stock path.
+    Goals are reported on the stock path and, if it was measured, on the fast path, and judged on the latter. The time of
+    scoring and dropping is known on the stock path only.
     """
     found = []
     for bench in benches:
         if bench["backbone"]["name"] != backbone:
             continue
-        by_name = {result["competitor"]: result for result in bench["results"]}
+        by_name = {result["baseline"]: result for result in bench["results"]}
         pairs = {"stock": (SCHEDULE, UNPRUNED), "fast": (SCHEDULE_FAST, UNPRUNED_FAST)}
         paths = {
             path: (by_name[ours], by_name[full])
@@ -123,9 +123,9 @@ def _goal(
 
 
 def measure(jobs: Connection, device: str, schedule: str | None, fast: bool | None) -> None:
-    """Run the benches that come in, and answer with each competitor's name as it runs, then with the document.
+    """Run the jobs that arrive; send the name of each baseline as it runs, then the document.
 
-    The first that fails is the last: what it did to the device is unknown.
+    Ends after the first failure, since the state of the device is then unknown.
     """
     on = torch.device(device)
     dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
@@ -163,7 +163,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
-# ---- all of it
+# ---- the command
 
 
 def main() -> int:
@@ -173,7 +173,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/gpu.json"))
     parser.add_argument("--device", default="cuda", help="default: the first GPU")
-    parser.add_argument("--seconds", type=float, default=520.0, help="all is over after so long")
+    parser.add_argument("--seconds", type=float, default=520.0, help="time limit")
     parser.add_argument("--backbones", nargs="+", help="shapes, instead of the plan's")
     parser.add_argument("--batches", nargs="+", type=int, help="instead of the plan's")
     parser.add_argument("--lengths", nargs="+", type=int, help="instead of the plan's")
@@ -187,23 +187,17 @@ def main() -> int:
             "no CUDA device: nothing measured (a dry run: --device cpu --backbones shape:llava-tiny --batches 1)"
         )
         return 2
-    plan = PLAN
-    if options.backbones or options.batches or options.lengths:
-        plan = [
-            Job(name, batch, tuple(options.lengths or (1, 16, 128)), 30.0)
-            for name in options.backbones or dict.fromkeys(job.backbone for job in PLAN)
-            for batch in options.batches or (1, 8)
-        ]
+    plan = _plan(options)
     about = options.backbones[0] if options.backbones else GOAL_BACKBONE
 
     begun = time.monotonic()
     arguments = (options.device, options.schedule, options.fast)
-    crew = Crew(
+    runner = BenchProcess(
         measure,
         arguments,
         needed=(UNPRUNED, SCHEDULE),
         until=begun + options.seconds,
-        silence=SILENCE_SECONDS if options.device.startswith("cuda") else options.seconds,
+        timeout=TIMEOUT_SECONDS if options.device.startswith("cuda") else options.seconds,
     )
     benches: list[dict[str, Any]] = []
 
@@ -213,30 +207,41 @@ def main() -> int:
             "format": FORMAT,
             "version": 1,
             "goals": judged,
-            "failed": crew.failed,
+            "failed": runner.failed,
             "benches": benches,
         }
         write_text(options.out, json.dumps(document) + "\n")
         return judged
 
-    for bench in crew.documents(plan):
+    for bench in runner.documents(plan):
         benches.append(bench)
         show(bench)
         write()
     for goal in write():
         print(f"batch {goal['batch']}, {goal['path']} path: {goal['what']} {goal['value']:.3f} ({goal['goal']}): "
               f"{'met' if goal['met'] else 'NOT met'}{'' if goal['judged'] else ' (not judged)'}")  # fmt: skip
-    for one in crew.failed:
-        who = ", ".join(str(one[key]) for key in ("backbone", "batch", "competitor") if key in one)
+    for one in runner.failed:
+        who = ", ".join(str(one[key]) for key in ("backbone", "batch", "baseline") if key in one)
         print(f"failed: {who}: {one['reason']}")
     print(
-        f"{len(benches)} benches, {len(crew.failed)} failures, {time.monotonic() - begun:.0f} s: {options.out}"
+        f"{len(benches)} benches, {len(runner.failed)} failures, {time.monotonic() - begun:.0f} s: {options.out}"
     )
-    return 1 if crew.failed else 0
+    return 1 if runner.failed else 0
+
+
+def _plan(options: argparse.Namespace) -> list[Job]:
+    """`PLAN`, or the jobs that the options name."""
+    if not (options.backbones or options.batches or options.lengths):
+        return PLAN
+    return [
+        Job(name, batch, tuple(options.lengths or (1, 16, 128)), 30.0)
+        for name in options.backbones or dict.fromkeys(job.backbone for job in PLAN)
+        for batch in options.batches or (1, 8)
+    ]
 
 
 def show(bench: dict[str, Any]) -> None:
-    """A line for each competitor."""
+    """Print one line per baseline."""
     print(f"{bench['backbone']['name']}: {bench['note'] or 'its own weights'}; {bench['environment']['dtype']} on "
           f"{ran_on(bench)}; {bench['prompt']['vision_tokens']} vision + {bench['prompt']['text_tokens']} text tokens; "
           f"{bench['schedule']['source']}")  # fmt: skip
@@ -245,7 +250,7 @@ def show(bench: dict[str, Any]) -> None:
         pruning = "inside the decoder" if None in spent else f"{sum(spent):6.2f}"
         token, same = result["token_ms"], result["same_path_ratio"]
         print(
-            f"  batch {result['batch']:2d} {result['competitor']:15}"
+            f"  batch {result['batch']:2d} {result['baseline']:15}"
             f" decoder {result['decoder_ms']['median']:9.2f} ms"
             f" ({100 * result['decoder_ratio']['median']:5.1f} %,"
             f" same path {100 * same['median'] if same else float('nan'):5.1f} %,"

@@ -1,18 +1,17 @@
-"""What profiling costs beside a plain forward, and what dumps of eager attention maps would cost instead.
+"""The cost of profiling against a plain forward, and against dumps of eager attention maps.
 
     python -m scripts.bench_profile                                  # 12 layers, width 256, one CPU thread
     python -m scripts.bench_profile --shape llava-1.5-7b --device cuda --dtype bfloat16
     python -m scripts.bench_profile --repeats 9 --text 40
 
-Three ways: the plain forward; the profile (`profile_batch`: q and k of the rater rows beside the model's own
-SDPA kernel); dumps, which is what published analyses do: eager attention with `output_attentions`, and a
-`.npy` file per sample (the mean over heads in float16, kinder than what is usually kept). With as many key
-heads as query heads and with a quarter of them, with short and long questions.
+Three methods: the plain forward; the profile (`profile_batch`: attention rows of the text queries, computed beside the
+model's SDPA kernel); dumps as in published analyses: eager attention with `output_attentions`, and one `.npy` file per
+sample (the mean over heads in float16, less than is usually stored). With as many key heads as query heads and with a
+quarter of them, with short and long questions.
 
-Time: all ways in one process, in turn, so that a noisy machine hits all alike; the median over rounds of each
-round's ratio to its plain forward. Memory: the peak of one batch in a process of its own per way, above what
-that process held before it; on the CPU resident memory (Linux), on a GPU what PyTorch allocated. The last line
-of stdout is one JSON document.
+Time: all methods in one process in turn, so that other load affects all of them; the median over rounds of the ratio to
+the plain forward. Memory: the peak of one batch, in a process per method, above the memory before it; on the CPU
+resident memory (Linux), on a GPU the memory that PyTorch allocated. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from pruning_runtime import find_backbone
-from schedule_finder.attention_profile import profile_batch
+from schedule_finder.profiling.capture import profile_batch
 
 WAYS = ("plain", "profile", "dumps")
 IMAGE_ID = 5
@@ -73,7 +72,7 @@ def build(options: argparse.Namespace, kv_share: int) -> LlavaForConditionalGene
 def make_calls(
     options: argparse.Namespace, model: LlavaForConditionalGeneration, text: int, folder: Path
 ) -> dict[str, Callable[[], object]]:
-    """Each way as a function that does one batch."""
+    """Each method as a function that runs one batch."""
     *_, image, patch = SHAPES[options.shape][1]
     vision = (image // patch) ** 2
     torch.manual_seed(0)
@@ -100,7 +99,7 @@ def make_calls(
 
 
 def wait(device: str) -> None:
-    """Until a GPU has done what it was given."""
+    """Wait until the GPU has finished."""
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -112,13 +111,13 @@ def peak_kilobytes() -> int:
 
 
 def peak_here(call: Callable[[], object], device: str) -> float:
-    """Megabytes that one call takes at its peak, above what there was."""
+    """Peak memory of one call in megabytes, above the memory before it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, at what is in use now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use
     before = peak_kilobytes()
     call()
     return (peak_kilobytes() - before) / 1024
@@ -149,7 +148,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
-    """A row per way, heads and length."""
+    """One row per method, number of key heads and length."""
     results = []
     for kv_share in options.kv_share:
         model = build(options, kv_share)
@@ -194,13 +193,13 @@ def heads(kv_share: object) -> str:
 
 
 def note(line: str) -> None:
-    """Where the bench is, on a terminal."""
+    """Show progress on a terminal."""
     if sys.stderr.isatty():
         print(f"{line:60}", end="\r", file=sys.stderr, flush=True)
 
 
 def report(options: argparse.Namespace, results: list[dict[str, object]]) -> None:
-    """A table for people, and the JSON line."""
+    """Print a table and the JSON line."""
     print(f"{'attention':10} {'text':>5} {'way':8} {'seconds':>8} {'x plain':>8} {'peak MB':>8}")
     for row in results:
         print(

@@ -1,4 +1,4 @@
-"""Plant faults in the runtime, one at a time, and see whether the tests notice.
+"""Plant faults in the runtime, one at a time, and check that the tests fail.
 
     python -m scripts.mutate_runtime              # all faults, a few minutes
     python -m scripts.mutate_runtime --only 3     # one of them
@@ -21,17 +21,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = (
-    "tests/unit/test_drop_tokens.py",
+    "tests/unit/test_selection.py",
     "tests/unit/test_masks.py",
     "tests/unit/test_attention_rows.py",
     "tests/model/test_scoring.py",
-    "tests/model/test_merged.py",
+    "tests/model/test_merging.py",
     "tests/model/test_pruned_contract.py",
     "tests/model/test_pruning_exact.py",
     "tests/model/test_families_a.py",
     "tests/model/test_families_b.py",
-    "tests/model/test_fast_prefill.py",
+    "tests/model/test_static_prefill.py",
     "tests/model/test_before_the_decoder.py",
+    "tests/model/test_stage_scorers.py",
+    "tests/model/test_flops.py",
 )
 
 
@@ -49,21 +51,21 @@ FAULTS = (
     Fault(
         "positions compacted",
         "prefill.py",
-        "lambda: (gather_positions(value, segment.index, sequence), value)",
-        "lambda: (value.narrow(sequence, 0, segment.width), value)",
+        "lambda: (gather_positions(value, segment.index, dim), value)",
+        "lambda: (value.narrow(dim, 0, segment.width), value)",
     ),
-    Fault("no mask when decoding", "continuation.py", "if queries == 1 and unmasked:", "if queries == 1:"),
+    Fault("no mask when decoding", "decode.py", "if queries == 1 and unmasked:", "if queries == 1:"),
     Fault(
         "the model's own mask when decoding",
-        "continuation.py",
-        'kwargs["attention_mask"] = once(\n            forward.made,',
-        'kwargs["ignored"] = once(\n            forward.made,',
+        "decode.py",
+        'kwargs["attention_mask"] = once(\n            self.made,',
+        'kwargs["ignored"] = once(\n            self.made,',
     ),
     Fault(
         "DeepStack lost",
         "prefill.py",
-        "hidden = hidden + features.to(hidden.device)\n        # Layers that only read",
-        "pass\n        # Layers that only read",
+        "hidden = hidden + features.to(hidden.device)\n        segment = prompt.of",
+        "pass\n        segment = prompt.of",
     ),
     Fault("window ignored", "masks.py", "allowed & (query - key < self.window)", "allowed"),
     Fault(
@@ -74,48 +76,48 @@ FAULTS = (
     ),
     Fault(
         "kept tokens in the order of their scores",
-        "drop_tokens.py",
+        "selection.py",
         "(group * length + position).argsort",
         "(group * length + rank).argsort",
     ),
-    Fault("the worst tokens kept", "drop_tokens.py", "descending=True", "descending=False"),
+    Fault("the worst tokens kept", "selection.py", "descending=True", "descending=False"),
     Fault(
-        "padding as rater",
+        "padding as text query",
         "attention_rows.py",
         "return valid & ~vision & after_vision",
         "return ~vision & after_vision",
     ),
     Fault(
-        "text before the image as rater",
+        "text before the image as text query",
         "attention_rows.py",
         "return valid & ~vision & after_vision",
         "return valid & ~vision",
     ),
     Fault(
         "one cache length for all layers",
-        "continuation.py",
+        "decode.py",
         'cached = kwargs["past_key_values"].layers[source]',
         'cached = kwargs["past_key_values"].layers[0]',
     ),
     Fault(
-        "a merged token not weighed",
-        "masks.py",
-        "return mask + weights.log().to(mask.dtype)[:, None, None, :]",
+        "a merged token not weighted",
+        "merging.py",
+        "return mask + sizes.log().to(mask.dtype)[:, None, None, :]",
         "return mask",
     ),
     Fault(
-        "a merged token weighed by one more",
-        "drop_tokens.py",
-        "total = torch.where(takes, total, here.gather(1, slot))",
-        "total = torch.where(takes, total + 1, here.gather(1, slot))",
+        "a merged token weighted by one more",
+        "merging.py",
+        "total = torch.where(merges, total, kept_sizes.gather(1, target))",
+        "total = torch.where(merges, total + 1, kept_sizes.gather(1, target))",
     ),
     Fault(
-        "what was merged before counts once",
-        "drop_tokens.py",
-        "share = (weights * gone).scatter_add(1, place.gather(1, slot), here.gather(1, slot))",
-        "share = gone.float().scatter_add(1, place.gather(1, slot), here.gather(1, slot).clamp(max=1))",
+        "a token merged before counts once",
+        "merging.py",
+        "share = (sizes * dropped).scatter_add(1, index.gather(1, target), kept_sizes.gather(1, target))",
+        "share = dropped.float().scatter_add(1, index.gather(1, target), kept_sizes.gather(1, target).clamp(max=1))",
     ),
-    Fault("a hook left behind", "apply.py", "for hook in hooks:", "for hook in hooks[1:]:"),
+    Fault("a hook not removed", "pruned.py", "return hooks\n", "return hooks[1:]\n"),
     Fault(
         "the tap left registered",
         "attention_tap.py",
@@ -126,7 +128,7 @@ FAULTS = (
         "the kernel not given back", "attention_tap.py", 'text.set_attn_implementation({"": chosen})', "pass"
     ),
     Fault(
-        "fillers attended to",
+        "padding attended to",
         "masks.py",
         "hidden = ~keys_valid[:, None, None, :]",
         "hidden = torch.zeros_like(keys_valid)[:, None, None, :]",
@@ -134,44 +136,57 @@ FAULTS = (
     Fault(
         "scores of the wrong layer",
         "prefill.py",
-        "stage = forward.plan.get(layer - 1)",
-        "stage = forward.plan.get(layer)",
+        "stage = self.plan.get(layer - 1)",
+        "stage = self.plan.get(layer)",
     ),
     Fault(
-        "a look before the decoder fills the cache",
+        "scoring before the decoder fills the cache",
         "prefill.py",
         'run(hidden, *others, **{**kwargs, "past_key_values": None})',
         "run(hidden, *others, **kwargs)",
     ),
     Fault(
-        "the last prompt left over in a static buffer",
-        "fast_prefill.py",
+        "the last prompt left in a static buffer",
+        "static_prefill/padding.py",
         "buffer.narrow(dim, 0, pad).fill_(self.fill)",
         "pass",
     ),
     Fault(
         "counts of the first prompt kept",
-        "fast_prefill.py",
+        "static_prefill/padding.py",
         "inner.copy_(self.tensor)",
         "inner.copy_(self.tensor if self.along else inner)",
     ),
     Fault(
         "positions counted with the padding",
-        "fast_prefill.py",
-        "return Segment(index - pad, valid, False, weights)",
-        "return Segment(index, valid, False, weights)",
+        "static_prefill/padding.py",
+        "return Segment(index - pad, valid, False, sizes)",
+        "return Segment(index, valid, False, sizes)",
     ),
     Fault(
         "a graph's memory handed out",
-        "fast_prefill.py",
+        "static_prefill/runner.py",
         "hidden = output.hidden[:, -prompt.segments[-1].width :].clone()",
         "hidden = output.hidden[:, -prompt.segments[-1].width :]",
     ),
     Fault(
         "padding of a static shape in the cache",
-        "fast_prefill.py",
+        "static_prefill/runner.py",
         "cache.update(cached.keys[:, :, -width:], cached.values[:, :, -width:], layer)",
         "cache.update(cached.keys[:, :, :width], cached.values[:, :, :width], layer)",
+    ),
+    Fault(
+        "the schedule's scorer at every stage",
+        "schedule.py",
+        "stage.scorer or self.scorer for stage",
+        "self.scorer for stage",
+    ),
+    Fault("a cache not refused after the with", "session.py", "self._setup.lease.is_open = False", "pass"),
+    Fault(
+        "all experts counted",
+        "geometry.py",
+        "total = total * _active_experts(part, config) // own[0].shape[0]",
+        "pass",
     ),
 )
 
@@ -188,7 +203,7 @@ def survives(fault: Fault) -> tuple[bool, str]:
         source = path.read_text(encoding="utf-8")
         if source.count(fault.right) != 1:
             raise SystemExit(
-                f"{fault.name}: {fault.right!r} stands {source.count(fault.right)} times in {fault.file}"
+                f"{fault.name}: {fault.right!r} occurs {source.count(fault.right)} times in {fault.file}"
             )
         path.write_text(source.replace(fault.right, fault.wrong), encoding="utf-8")
         tests = [name for name in TESTS if (copy / name).exists()]

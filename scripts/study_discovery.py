@@ -1,6 +1,6 @@
-"""Are discovered schedules good? Solvers, published recipes and controls on held-out questions.
+"""How good are the schedules that search finds? Solvers, published recipes and baselines on held-out questions.
 
-For each backbone: a profile of 1000 discovery samples, a schedule from every solver for every budget, and on
+For each backbone: a profile of 1000 calibration samples, a schedule from every solver for every budget, and on
 held-out questions the share of answers whose first word is right, with paired bootstrap intervals of the
 difference to the default solver. Then: does a solver's own objective predict that share over random schedules?
 
@@ -26,16 +26,15 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from pruning_runtime.schedule import Residual, Stage
-from schedule_finder.backbones import LoadedBackbone, load_backbone
-from schedule_finder.discovery import AUTO, Discovery
-from schedule_finder.divergence import DivergenceMeter, Rule
+from pruning_runtime.schedule import DroppedTokens, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evaluate import wilson_interval
 from schedule_finder.figures.study import methods_figure, predictions_figure
-from schedule_finder.run_folder import Run
+from schedule_finder.intervals import mean_interval, wilson_interval
+from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.models.loading import LoadedBackbone, load_backbone
+from schedule_finder.run.folder import Run
 from schedule_finder.samples import choose_samples, open_data
-from schedule_finder.signals import bootstrap_weights
+from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.retained import Replay, layer_weights
 from schedule_finder.solvers.sensitivity import predict
@@ -50,7 +49,7 @@ RANDOM_QUESTIONS = 450
 BATCH = 64
 
 Stages = tuple[Stage, ...]
-Chosen = tuple[Stages, Rule]
+Chosen = tuple[Stages, TokenPolicy]
 Solve = Callable[[Chosen | None], Chosen]
 
 
@@ -61,18 +60,18 @@ class Study:
     name: str
     loaded: LoadedBackbone
     run: Run
-    discovery: Discovery
-    plain: Discovery
+    search: Search
+    plain: Search
     """The same run, for what is measured without merging."""
-    meter: DivergenceMeter
+    answer_kl: AnswerKL
     expected: np.ndarray
     folder: Path
 
     def right(
-        self, stages: Stages, rule: Rule, questions: int | None = None
+        self, stages: Stages, policy: TokenPolicy, questions: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each question's first word is right, and its KL divergence, ``[questions]`` both."""
-        kl, tokens = self.meter.look(stages, rule, questions)
+        """Whether each question's first word is right, and its answer KL in nats, ``[questions]`` both."""
+        kl, tokens = self.answer_kl.measure_with_tokens(stages, policy, questions)
         return tokens == self.expected[: len(tokens)], kl
 
 
@@ -112,9 +111,9 @@ def _prepare(backbone: str, questions: int, out: Path) -> Study:
         name,
         loaded,
         run,
-        Discovery(run, (loaded, data)),
-        Discovery(Run(plain), (loaded, data)),
-        DivergenceMeter.for_samples(loaded, samples, BATCH),
+        Search(run, (loaded, data)),
+        Search(Run(plain), (loaded, data)),
+        AnswerKL.for_samples(loaded, samples, BATCH),
         np.array([ids[0] for ids in words["input_ids"]]),
         out / name,
     )
@@ -129,8 +128,8 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     right = pd.read_parquet(outcomes) if outcomes.exists() else pd.DataFrame()
     if not rows:
-        judged, kl = study.right((), Rule("strided"))
-        rows.append(_row(study, "full", 1.0, (), Rule("strided"), judged, kl, 0.0))
+        judged, kl = study.right((), TokenPolicy("strided"))
+        rows.append(_row(study, "full", 1.0, (), TokenPolicy("strided"), judged, kl, 0.0))
         right["full"] = judged
     done = {(row["method"], row["budget"]): row for row in rows}
     for budget in budgets:
@@ -138,19 +137,19 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
         for method, solve in _contenders(study, budget):
             if (row := done.get((method, budget))) is not None:
                 if method == DEFAULT:
-                    chosen = _parse(row["stages"]), Rule(row["scorer"], row["residual"])
+                    chosen = _parse(row["stages"]), TokenPolicy(row["scorer"], row["dropped_tokens"])
                 continue
             begun = time.perf_counter()
             try:
-                stages, rule = solve(chosen)
+                stages, policy = solve(chosen)
             except InputError as error:
                 print(f"{study.name}, {method} at {budget:.0%}: {error}")
                 continue
             seconds = time.perf_counter() - begun
             if method == DEFAULT:
-                chosen = stages, rule
-            judged, kl = study.right(stages, rule)
-            rows.append(_row(study, method, budget, stages, rule, judged, kl, seconds))
+                chosen = stages, policy
+            judged, kl = study.right(stages, policy)
+            rows.append(_row(study, method, budget, stages, policy, judged, kl, seconds))
             right[f"{method} {budget}"] = judged
             print(f"{study.name} {budget:.0%} {method}: {judged.mean():.3f}, KL {kl.mean():.3f}", flush=True)
             pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
@@ -158,63 +157,63 @@ def _methods(study: Study, budgets: Sequence[float]) -> None:
 
 
 def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
-    """Methods, and what gives their stages and rule, some from what the default solver chose."""
-    target = study.discovery.target(budget, "processed")
-    earliest = study.discovery.profile.earliest_stage
+    """Methods, and what gives their stages and policy, some from what the default solver chose."""
+    target = study.search.target(budget, "processed")
+    earliest = study.search.profile.earliest_stage
 
-    def solved(solver: str, residual: str = AUTO) -> Solve:
+    def solved(solver: str, dropped_tokens: str = AUTO) -> Solve:
         def solve(_chosen: Chosen | None) -> Chosen:
-            discovery = study.plain if residual == "none" else study.discovery
-            found = discovery.solve(budget, "processed", solver=solver, residual=residual)
-            return found.stages, Rule(found.scorer.name, found.residual)
+            search = study.plain if dropped_tokens == "discard" else study.search
+            found = search.solve(budget, "processed", solver=solver, dropped_tokens=dropped_tokens)
+            return found.stages, TokenPolicy(found.scorer.name, found.dropped_tokens)
 
         return solve
 
     def as_yardstick(chosen: Chosen | None) -> Chosen:
-        """Brute force under the rule that the default solver chose."""
+        """Brute force under the policy that the default solver chose."""
         if chosen is None:
-            raise InputError("nothing was discovered to compare with")
-        return solved("grid", chosen[1].residual)(None)
+            raise InputError("the default solver found no schedule to compare with")
+        return solved("grid", chosen[1].dropped_tokens)(None)
 
     def its_stages(**changes: str) -> Solve:
         def take(chosen: Chosen | None) -> Chosen:
             if chosen is None:
-                raise InputError("nothing was discovered to compare with")
+                raise InputError("the default solver found no schedule to compare with")
             return chosen[0], replace(chosen[1], **changes)
 
         return take
 
-    def drawn(draw: int, residual: Residual) -> Solve:
+    def drawn(draw: int, dropped_tokens: DroppedTokens) -> Solve:
         return lambda _chosen: (
             random_stages(target, np.random.default_rng(draw), earliest),
-            Rule("text_guided", residual),
+            TokenPolicy("text_guided", dropped_tokens),
         )
 
     yield DEFAULT, solved(DEFAULT)
-    yield f"{DEFAULT}, not merged", solved(DEFAULT, "none")
+    yield f"{DEFAULT}, not merged", solved(DEFAULT, "discard")
     yield "grid", as_yardstick
     for solver in ("retained", "paper", "pyramid", "fitprune"):
-        yield solver, solved(solver, "none")
-    yield "paper, merged", solved("paper", "merged")
-    yield "pyramid, merged", solved("pyramid", "merged")
+        yield solver, solved(solver, "discard")
+    yield "paper, merged", solved("paper", "merge")
+    yield "pyramid, merged", solved("pyramid", "merge")
     for scorer in SCORERS:
         yield f"its stages, {scorer}", its_stages(scorer=scorer)
-    yield "its stages, not merged", its_stages(residual="none")
-    yield "fastv", lambda _chosen: (_one_stage(target, 1), Rule("last_token"))
-    yield "sparsevlm", lambda _chosen: (_sparsevlm(target), Rule("uniform_text"))
+    yield "its stages, not merged", its_stages(dropped_tokens="discard")
+    yield "fastv", lambda _chosen: (_one_stage(target, 1), TokenPolicy("last_token"))
+    yield "sparsevlm", lambda _chosen: (_sparsevlm(target), TokenPolicy("uniform_text"))
     yield (
         "vtw",
         lambda _chosen: (
             (Stage(layer=target.deepest_layer(), keep_ratio=0.0),),
-            Rule("text_guided"),
+            TokenPolicy("text_guided"),
         ),
     )
     for draw in range(RANDOM_DRAWS):
-        for name, residual in (
-            (f"random layers {draw}", "none"),
-            (f"random layers {draw}, merged", "merged"),
+        for name, dropped_tokens in (
+            (f"random layers {draw}", "discard"),
+            (f"random layers {draw}, merged", "merge"),
         ):
-            yield name, drawn(draw, residual)
+            yield name, drawn(draw, dropped_tokens)
 
 
 def _one_stage(target: BudgetTarget, layer: int) -> Stages:
@@ -231,13 +230,13 @@ def _row(
     method: str,
     budget: float,
     stages: Stages,
-    rule: Rule,
+    policy: TokenPolicy,
     judged: np.ndarray,
     kl: np.ndarray,
     seconds: float,
 ) -> dict[str, object]:
     low, high = wilson_interval(int(judged.sum()), len(judged))
-    cost = study.discovery.target(budget, "processed").account(stages, rule.scorer)
+    cost = study.search.target(budget, "processed").account(stages, policy.scorer)
     return {
         "backbone": study.name,
         "method": method,
@@ -249,8 +248,8 @@ def _row(
         "kl": kl.mean(),
         "processed": cost.processed,
         "flops": cost.flops,
-        "scorer": rule.scorer,
-        "residual": rule.residual,
+        "scorer": policy.scorer,
+        "dropped_tokens": policy.dropped_tokens,
         "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.6f}" for stage in stages),
         "solve_seconds": seconds,
     }
@@ -269,17 +268,17 @@ def _predictions(study: Study) -> None:
     path = study.folder / "predictions.csv"
     if path.exists():
         return
-    profile, detections = study.discovery.profile, study.discovery.detections
-    moving = bool(detections["detectors"][detections["default"]]["change_points"])
+    profile, detections = study.search.profile, study.search.detections
+    moving = bool(detections.of())
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=moving))
-    table = study.discovery.sensitivity_table()
-    rule, earliest = table.rule, profile.earliest_stage
+    table = study.search.sensitivity_table()
+    policy, earliest = table.policy, profile.earliest_stage
     rng, rows = np.random.default_rng(0), []
     for number in range(RANDOM_SCHEDULES):
-        least = study.discovery.target(1.0, "processed").cost((Stage(layer=earliest, keep_ratio=0.0),))
-        target = study.discovery.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
+        least = study.search.target(1.0, "processed").cost((Stage(layer=earliest, keep_ratio=0.0),))
+        target = study.search.target(float(rng.uniform(least + 0.01, 0.6)), "processed")
         stages = random_stages(target, rng, earliest)
-        judged, kl = study.right(stages, rule, RANDOM_QUESTIONS)
+        judged, kl = study.right(stages, policy, RANDOM_QUESTIONS)
         rows.append(
             {
                 "backbone": study.name,
@@ -334,14 +333,13 @@ def _report(out: Path) -> None:
 def _differences(folder: Path) -> pd.DataFrame:
     """Each method's difference to the default solver at the same budget, with its interval."""
     right = pd.read_parquet(folder / "right.parquet").astype(float)
-    weights = bootstrap_weights(len(right), 2000, seed=0) / len(right)
     rows = []
     for column in right.columns:
         method, _, budget = column.rpartition(" ")
         if not method or f"{DEFAULT} {budget}" not in right:
             continue
         difference = (right[column] - right[f"{DEFAULT} {budget}"]).to_numpy()
-        low, high = np.quantile(weights @ difference, [0.025, 0.975])
+        low, high = mean_interval(difference, resamples=2000)
         rows.append(
             {
                 "backbone": folder.name,

@@ -1,7 +1,7 @@
-"""Rules that score vision tokens at a stage: one rule per file; higher = keep.
+"""Scorers: rules that give each vision token a score at a stage. One rule per file; higher scores are kept.
 
-A rule is either an `AttentionScorer`, a sum over heads of something computed from the raters'
-attention rows, or a `PositionScorer`, which looks at positions only and so works before the decoder.
+The base class of a rule says what it needs: `AttentionScorer` attention rows of the stage's layer, `PositionScorer`
+positions only. To add a rule, add its file and its class to `SCORERS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["SCORERS", "AttentionScorer", "PositionScorer", "Scorer", "make_score
 
 
 def make_scorer(name: str, options: dict[str, Any] | None = None) -> Scorer:
-    """Build the scorer called ``name``; ValueError names an unknown scorer or option."""
+    """Build the scorer ``name``. Raises ValueError for an unknown scorer or option."""
     try:
         scorer = SCORERS[name]
     except KeyError:

@@ -1,40 +1,40 @@
-"""What a scorer is."""
+"""Base classes of scorers, one for each kind of input."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AttentionScorer(ABC):
-    """Scores vision tokens from the raters' attention at the stage's layer.
+    """Scores vision tokens from the text queries' attention at the stage's layer.
 
-    A subclass says which rows it reads and what one group of heads adds. Its score is the sum over
-    all heads, so that attention can be computed a few heads at a time and no ``[heads, length,
-    length]`` map ever exists.
+    The score is a sum over heads, so attention is computed for a few heads at a time and no ``[heads, length, length]``
+    map is made.
     """
 
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = True
     last_row_only: ClassVar[bool] = False
-    """True: only the row of each sample's last rater is computed."""
+    """Whether only the row of each sample's last text query is needed."""
 
     @abstractmethod
-    def score_heads(self, rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
-        """What these heads add to every key's score, ``[batch, keys]``; higher = keep.
+    def score_heads(self, rows: Tensor, text_queries: Tensor, is_text_query: Tensor) -> Tensor:
+        """The contribution of some heads to every key's score, ``[batch, keys]``; higher = keep.
 
         Args:
-            rows: attention probabilities of the raters, ``[batch, heads, raters, keys]``, float32,
-                softmax over all keys; all-zero rows where ``is_rater`` is False.
-            raters: position of each rater among the keys, ``[batch, raters]``.
-            is_rater: False for filler entries of ``raters``, ``[batch, raters]``.
+            rows: attention probabilities of the text queries, ``[batch, heads, text queries, keys]``, float32,
+                softmax over all keys; zero rows where ``is_text_query`` is False.
+            text_queries: position of each text query among the keys, ``[batch, text queries]``.
+            is_text_query: False for padding entries of ``text_queries``, ``[batch, text queries]``.
         """
 
 
 class PositionScorer(ABC):
-    """Scores vision tokens by where they stand; a control, and usable before the decoder."""
+    """Scores vision tokens by their positions only; a baseline."""
 
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class PositionScorer(ABC):
 
         Args:
             vision: True at the vision tokens among them, ``[batch, length]``.
-            position: each token's place in the unpruned sequence, ``[batch, length]``.
-            keep: vision tokens that will stay in each row, ``[batch]``.
-            forward: how many prefills came before this one inside the same ``with``.
+            position: original position of each token, ``[batch, length]``.
+            keep: vision tokens to keep in each row, ``[batch]``.
+            forward: number of earlier prefills inside the same ``with``.
         """

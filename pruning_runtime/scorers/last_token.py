@@ -1,17 +1,20 @@
-"""FastV's rule: what the last prompt token looks at."""
+"""FastV's rule: attention of the last prompt token."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import AttentionScorer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class LastToken(AttentionScorer):
-    """Attention from the sample's last rater, summed over heads (FastV, arXiv 2403.06764)."""
+    """Attention from the sample's last text query, summed over heads (FastV, arXiv 2403.06764)."""
 
     name = "last_token"
     last_row_only = True
 
-    def score_heads(self, rows: Tensor, raters: Tensor, is_rater: Tensor) -> Tensor:
+    def score_heads(self, rows: Tensor, text_queries: Tensor, is_text_query: Tensor) -> Tensor:
         return rows.sum((1, 2))

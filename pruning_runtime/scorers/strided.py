@@ -1,10 +1,13 @@
-"""Control: evenly strided tokens."""
+"""Baseline: evenly strided tokens."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import PositionScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Strided(PositionScorer):
@@ -16,6 +19,6 @@ class Strided(PositionScorer):
         rank = vision.long().cumsum(1) - 1
         total = vision.sum(1, keepdim=True).clamp(min=1)
         steps = keep[:, None]
-        # Token `rank` is chosen where the running count `rank * keep / total` reaches a new whole number.
+        # Token `rank` is chosen where `rank * keep / total` reaches the next integer.
         chosen = (rank + 1) * steps // total > rank * steps // total
         return (chosen & vision).float()

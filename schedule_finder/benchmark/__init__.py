@@ -1,10 +1,10 @@
-"""Latency and memory by part, ours and its competitors in the same run: one subject per file.
+"""Latency and memory by part, of a schedule and its baselines in the same run.
 
-Every competitor gets the same inputs, in rounds whose order rotates, so that a machine that slows down slows all
-alike. What is timed is `generate` with a fixed number of new tokens: its first forward is the prefill, the others
-are decoding. Each moment in between belongs to exactly one part, so the parts of a run add up to its total.
+All baselines get the same inputs, in rounds whose order rotates, so that a machine that slows down affects all of
+them. `generate` is timed with a fixed number of new tokens: its first forward is the prefill, the others are decoding.
+Every interval belongs to exactly one part, so that the parts of a run add up to its total.
 
-Needs torch, transformers and the runtime only: it also runs where the finder's other packages are not installed.
+Needs torch, transformers and the runtime only, not the other packages of the finder.
 """
 
 from __future__ import annotations

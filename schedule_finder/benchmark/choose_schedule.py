@@ -1,4 +1,4 @@
-"""Which schedule is measured where none was named, or one for another depth."""
+"""The schedule to measure: a named one, a preset that fits, or one scaled to another depth."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from pruning_runtime import Schedule, ScheduleError, Stage
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.schedule import BackboneIdentity
-from schedule_finder.shapes import is_shape
+from schedule_finder.models.shapes import is_shape
 
 DEFAULT_PRESET = "adaptinfer/llava-1.5-7b-64"
 
 
 def choose_schedule(name: str | None, backbone: Backbone) -> tuple[Schedule, str]:
-    """A schedule for this backbone, and one line on where it comes from.
+    """A schedule for this backbone, and one line that states its origin.
 
-    A preset made for another depth or family is moved: its layers to the same fractions of the depth, its ratios as
-    they are. So is any schedule on a ``shape:`` backbone, whose attention means nothing anyway.
+    A preset for another depth or family is scaled: its layers to the same fractions of the depth, its ratios unchanged.
+    So is any schedule on a ``shape:`` backbone, which has random weights.
 
     Args:
         name: a schedule file or a preset; None: the published preset that fits, or else AdaptInfer's for LLaVA-1.5-7B.
@@ -37,9 +37,9 @@ def choose_schedule(name: str | None, backbone: Backbone) -> tuple[Schedule, str
     if not (is_preset or is_shape(backbone.name)):
         schedule.check_backbone(backbone)
     made_for = f"{schedule.backbone.name}, {schedule.backbone.num_layers} layers"
-    return _moved(
+    return _scaled(
         schedule, backbone
-    ), f"{name} (made for {made_for}; moved to the same fractions of the depth)"
+    ), f"{name} (made for {made_for}; scaled to the same fractions of the depth)"
 
 
 def _fits(schedule: Schedule, backbone: Backbone) -> bool:
@@ -50,20 +50,22 @@ def _fits(schedule: Schedule, backbone: Backbone) -> bool:
     return True
 
 
-def _moved(schedule: Schedule, backbone: Backbone) -> Schedule:
+def _scaled(schedule: Schedule, backbone: Backbone) -> Schedule:
     depth = backbone.shape.num_layers
     stages: dict[int, Stage] = {}
     for stage in schedule.stages:
         layer = stage.layer
         if layer >= 0:
             layer = min(round(layer * depth / schedule.backbone.num_layers), depth - 2)
-        stages[layer] = Stage(layer=layer, keep_ratio=stage.keep_ratio)  # of two that meet, the later holds
+        stages[layer] = Stage(
+            layer=layer, keep_ratio=stage.keep_ratio
+        )  # of two stages at one layer, the later one is kept
     identity = BackboneIdentity(name=backbone.name, model_type=backbone.model_type, num_layers=depth)
     return Schedule(
         backbone=identity,
         stages=tuple(stages.values()),
         scorer=schedule.scorer,
         positions=schedule.positions,
-        separators=schedule.separators,
-        residual=schedule.residual,
+        image_newlines=schedule.image_newlines,
+        dropped_tokens=schedule.dropped_tokens,
     )

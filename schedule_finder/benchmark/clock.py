@@ -1,4 +1,4 @@
-"""Which moment of a run belongs to which part."""
+"""Divides the time of a run into parts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from schedule_finder.errors import InputError
 PREFILL_PARTS = ("vision_tower", "projector", "decoder", "scoring", "dropping", "lm_head", "other")
 DECODE_PARTS = ("decoder", "lm_head", "other")
 PRUNING_PARTS = ("scoring", "dropping")
-"""What stages add; it happens inside the decoder."""
+"""Work of the stages; it happens inside the decoder."""
 
 
 class PartClock:
-    """Divides a run into parts: every moment from `start` to `stop` belongs to exactly one of them.
+    """Divides a run into parts: the time from `start` to the last forward belongs to exactly one part at a time.
 
-    Parts nest; while an inner one is open, the outer one's time stands still. Moments are only taken while running
-    and read afterwards, so that measuring does not wait for a device.
+    Parts nest; the time of an inner part does not count for the outer one. Time stamps are taken while running and read
+    afterwards, so that measuring does not wait for the device.
 
     Args:
-        now: takes a moment.
-        between: milliseconds from one moment to a later one.
+        now: takes a time stamp.
+        between: milliseconds from one time stamp to a later one.
     """
 
     def __init__(self, now: Callable[[], Any], between: Callable[[Any, Any], float]) -> None:
@@ -54,13 +54,13 @@ class PartClock:
         return cls(event, lambda begun, ended: begun.elapsed_time(ended))
 
     def start(self) -> None:
-        """Begin with the prefill, in the part ``other``."""
+        """Start with the prefill, in the part ``other``."""
         self._moments, self._forwards = [], []
         self._open, self._phase, self.running = ["other"], "prefill", True
         self._mark()
 
     def enter(self, part: str) -> None:
-        """Open a part; nothing happens while the clock does not run."""
+        """Open a part; does nothing while the clock is stopped."""
         if self.running:
             self._open.append(part)
             self._mark()
@@ -72,7 +72,7 @@ class PartClock:
             self._mark()
 
     def end_forward(self, last: bool) -> None:
-        """A token's logits are there: the next is decoding; after the last the clock stops."""
+        """The end of a forward: what follows is decoding; after the last one the clock stops."""
         if self.running:
             self._phase = "decode"
             self._mark()
@@ -95,7 +95,7 @@ class PartClock:
 
 
 def _parts_of(backbone: Backbone) -> dict[str, list[nn.Module]]:
-    """Modules by part. Raises `InputError` where the vision tower is not where stock families have it."""
+    """Modules by part. Raises `InputError` if the vision tower is not where stock families have it."""
     model: Any = backbone.model
     inner = model.model
     tower = getattr(inner, "vision_tower", None) or getattr(inner, "visual", None)
@@ -116,7 +116,7 @@ def _parts_of(backbone: Backbone) -> dict[str, list[nn.Module]]:
 
 @contextmanager
 def timed_by_parts(backbone: Backbone, clock: PartClock, length: int, caches: list[int]) -> Iterator[None]:
-    """Run the clock by hooks for ``length`` forwards; what the prompt's cache holds, in bytes, goes to ``caches``."""
+    """Drive the clock by hooks for ``length`` forwards; appends the bytes of the prompt's cache to ``caches``."""
     count = 0
 
     def end_forward(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""The rival that recomputes attention eagerly and brings every map to the host, as published code often does."""
+"""The baseline that runs eager attention at its stages and scores on the host, as published code often does."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from pruning_runtime import Schedule
 from pruning_runtime.backbone import Backbone
+from pruning_runtime.costs import kept_per_layer
 from schedule_finder.benchmark.clock import PartClock
-from schedule_finder.benchmark.competitors import kept_per_layer
 
 
 @contextmanager
 def eager_stages(
     backbone: Backbone, schedule: Schedule, num_vision: int, first: int, clock: PartClock
 ) -> Iterator[None]:
-    """Stage layers run eager attention over whole maps, which are scored row by row on the way to the host.
+    """Stage layers run eager attention and score its whole maps row by row on the host, by the text-guided rule.
 
-    The text-guided rule; prompts are laid out as `synthetic_inputs` does: text, vision from ``first`` on, text.
+    Prompts have the layout of `synthetic_inputs`: text, vision from position ``first`` on, text.
     """
-    kept_before = kept_per_layer(schedule.stages, num_vision, schedule.backbone.num_layers)
+    kept = [(stage.layer, stage.kept(num_vision)) for stage in schedule.stages]
+    kept_before = kept_per_layer(kept, num_vision, schedule.backbone.num_layers)
     with ExitStack() as undo:
         for stage in schedule.stages:
             if stage.layer < 0:
@@ -40,7 +41,7 @@ def eager_stages(
 
 
 def _with_causal_mask(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Eager attention is causal by its mask alone."""
+    """Eager attention needs an explicit causal mask."""
     hidden = kwargs["hidden_states"]
     length = hidden.shape[1]
     if length == 1:
@@ -63,8 +64,12 @@ def _host_scoring(first: int, num_vision: int, keep: int, clock: PartClock) -> C
             weights = among.sum(1) + among.sum(2) - among.diagonal(dim1=1, dim2=2)
             scores = (weights[..., None] * row[:, text, vision]).sum((0, 1))
             kept = sorted(scores.topk(keep).indices.tolist())
-            places = [*range(first), *(first + place for place in kept), *range(first + num_vision, length)]
-            torch.tensor(places, device=maps.device)
+            positions = [
+                *range(first),
+                *(first + index for index in kept),
+                *range(first + num_vision, length),
+            ]
+            torch.tensor(positions, device=maps.device)
         clock.leave()
 
     return score

@@ -1,4 +1,4 @@
-"""All competitors on the same inputs, in rounds; the result is one document."""
+"""All baselines on the same inputs, in rounds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from pruning_runtime import Schedule
-from pruning_runtime.accounting import prefill_flops
 from pruning_runtime.backbone import Backbone
-from schedule_finder.benchmark.competitors import SCHEDULE, UNPRUNED, Competitor, competitors
+from pruning_runtime.costs import prefill_flops
+from schedule_finder.benchmark.baselines import SCHEDULE, UNPRUNED, Baseline, baselines
 from schedule_finder.benchmark.memory import peak_bytes
 from schedule_finder.benchmark.one_run import Bench, Run
 from schedule_finder.benchmark.roofline import Rates, measure_rates, roofline_ms
 from schedule_finder.benchmark.summary import times
 from schedule_finder.errors import InputError
+from schedule_finder.models.shapes import RANDOM_WEIGHTS, is_shape
+from schedule_finder.models.synthetic_inputs import DEFAULT_TEXT_TOKENS, synthetic_inputs
 from schedule_finder.provenance import provenance
-from schedule_finder.shapes import RANDOM_WEIGHTS, is_shape
-from schedule_finder.synthetic_inputs import DEFAULT_TEXT_TOKENS, synthetic_inputs
 
 FORMAT, VERSION = "adaptinfer-bench", 1
 LENGTHS = (1, 16, 128)
@@ -44,62 +44,78 @@ def run_benchmark(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     before_run: Callable[[str], None] = lambda _name: None,
 ) -> dict[str, Any]:
-    """Measure ours and its competitors; the result is a JSON-able document.
+    """Measure a schedule and its baselines; the result can be written as JSON.
 
-    The first three rounds generate as many tokens as the longest of ``lengths``; the others, and where time is up all
-    but the first, only prefill, which is where the differences are, until ``rounds`` or ``seconds`` are over.
+    The first three rounds generate as many tokens as the longest of ``lengths`` (only the first one if time is up).
+    The others run the prefill only, where most of the difference is, until ``rounds`` or ``seconds`` are over.
 
-    A rival that fails is left out, with its reason in the document; the unpruned model and the schedule are what a
-    bench is about, and their errors are raised.
+    A baseline that fails is left out, with its reason in the document. Errors of the unpruned model and of the schedule
+    are raised.
 
     Args:
-        backbone: on the device and in the precision that count.
+        backbone: on the device and in the precision to be measured.
         schedule: made for this backbone.
         schedule_source: one line for the report.
         batches: batch sizes.
         lengths: numbers of new tokens to report totals for.
         num_vision, num_text: tokens of each prompt, as in `synthetic_inputs`.
-        rounds: at most so many per batch size, and at least three.
-        seconds: for all batch sizes together; three rounds are run however long they take.
-        fast: whether to measure the fast path, too; None: on a GPU, where it captures graphs.
-        without: names of rivals to leave out.
-        progress: called with the rounds done and the most that there can be.
-        before_run: called with each competitor's name before it runs.
+        rounds: maximum per batch size; at least three are run.
+        seconds: time limit for all batch sizes together; three rounds are run in any case.
+        fast: whether to measure the fast path as well; None: on a GPU only, where it captures graphs.
+        without: names of baselines to leave out.
+        progress: called with the rounds done and the maximum.
+        before_run: called with each baseline's name before it runs.
 
     Raises:
-        InputError: inputs that this backbone cannot take.
+        InputError: the backbone cannot take such inputs.
     """
-    lengths = sorted(set(lengths))
-    if not lengths or lengths[0] < 1 or not batches or min(batches) < 1:
-        raise InputError("--lengths and --batch: whole numbers from 1 on")
+    lengths = _checked_lengths(lengths, batches)
     parameter = next(backbone.model.parameters())
     rounds = max(rounds, MIN_ROUNDS)
-    total = len(batches) * rounds
-    results, rates, failed = [], [], []
-    for done, batch in enumerate(batches):
+    fast = parameter.is_cuda if fast is None else fast
+    document: dict[str, Any] = {"rates": [], "results": [], "failed": []}
+    for index, batch in enumerate(batches):
         bench = Bench(backbone, synthetic_inputs(backbone, batch, num_vision, num_text))
-        rivals = competitors(schedule, bench.num_vision, fast=parameter.is_cuda if fast is None else fast)
-        every = [one for one in rivals if one.name not in without]
+        every = [one for one in baselines(schedule, bench.num_vision, fast=fast) if one.name not in without]
+
+        def count(number: int, before: int = index * rounds) -> None:
+            progress(before + number, len(batches) * rounds)
+
         until = time.monotonic() + seconds / len(batches)
+        measured = _measure(bench, every, lengths[-1], rounds, until, count, before_run)
+        _add_results(document, bench, every, measured, lengths)
+    progress(len(batches) * rounds, len(batches) * rounds)
+    return {
+        **_description(backbone, schedule, bench.num_vision, num_text, schedule_source),
+        "lengths": lengths,
+        "baselines": {one.name: one.what for one in every},
+        **document,
+        "environment": _environment(parameter),
+    }
 
-        def count(number: int, before: int = done * rounds) -> None:
-            progress(before + number, total)
 
-        measured = _measure(
-            bench,
-            every,
-            longest=lengths[-1],
-            rounds=rounds,
-            until=until,
-            progress=count,
-            before_run=before_run,
-        )
-        rates.append({"batch": batch, **asdict(measured.rate)})
-        results += _results(bench, every, measured, lengths)
-        failed += [
-            {"batch": batch, "competitor": name, "reason": why} for name, why in measured.failed.items()
-        ]
-    progress(total, total)
+def _checked_lengths(lengths: Sequence[int], batches: Sequence[int]) -> list[int]:
+    found = sorted(set(lengths))
+    if not found or found[0] < 1 or not batches or min(batches) < 1:
+        raise InputError("--lengths and --batch: whole numbers of at least 1")
+    return found
+
+
+def _environment(parameter: torch.Tensor) -> dict[str, Any]:
+    return provenance(
+        device=str(parameter.device),
+        device_name=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else None,
+        cuda=torch.version.cuda,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _description(
+    backbone: Backbone, schedule: Schedule, num_vision: int, num_text: int, source: str
+) -> dict[str, Any]:
+    """What was measured, as the document states it."""
+    weights = list(backbone.model.parameters())
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -107,56 +123,43 @@ def run_benchmark(
         "backbone": {
             "name": backbone.name,
             "model_type": backbone.model_type,
-            "parameters": sum(weights.numel() for weights in backbone.model.parameters()),
-            "weight_bytes": sum(weights.nbytes for weights in backbone.model.parameters()),
+            "parameters": sum(weight.numel() for weight in weights),
+            "weight_bytes": sum(weight.nbytes for weight in weights),
             "attention": backbone.text_model.config._attn_implementation,
             **asdict(backbone.shape),
         },
-        "prompt": {"vision_tokens": bench.num_vision, "text_tokens": num_text},
+        "prompt": {"vision_tokens": num_vision, "text_tokens": num_text},
         "schedule": {
-            "source": schedule_source,
-            "stages": [[stage.layer, stage.kept(bench.num_vision)] for stage in schedule.stages],
+            "source": source,
+            "stages": [[stage.layer, stage.kept(num_vision)] for stage in schedule.stages],
             "scorer": schedule.scorer.name,
             "positions": schedule.positions,
-            "residual": schedule.residual,
+            "dropped_tokens": schedule.dropped_tokens,
         },
-        "lengths": lengths,
-        "competitors": {one.name: one.what for one in every},
-        "rates": rates,
-        "results": results,
-        "failed": failed,
-        "environment": provenance(
-            device=str(parameter.device),
-            device_name=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else None,
-            cuda=torch.version.cuda,
-            dtype=str(parameter.dtype).removeprefix("torch."),
-            threads=torch.get_num_threads(),
-        ),
     }
 
 
 @dataclass
 class _Measured:
-    """What the rounds of one batch gave."""
+    """The rounds of one batch size."""
 
     rate: Rates
     peaks: dict[str, int]
     runs: dict[str, list[Run]]
-    """By competitor, without those that failed."""
+    """By baseline, without those that failed."""
     failed: dict[str, str]
 
 
 def _measure(
     bench: Bench,
-    every: Sequence[Competitor],
-    *,
+    every: Sequence[Baseline],
     longest: int,
     rounds: int,
     until: float,
     progress: Callable[[int], None],
     before_run: Callable[[str], None],
 ) -> _Measured:
-    """All competitors on one batch: first their memory, then rounds until ``until``."""
+    """Measure all baselines on one batch: first their memory, then rounds until ``until``."""
     backbone, length = bench.backbone, 2
     parameter = next(backbone.model.parameters())
     rates: list[Rates] = []
@@ -164,13 +167,13 @@ def _measure(
     runs: dict[str, list[Run]] = {one.name: [] for one in every}
     failed: dict[str, str] = {}
 
-    def note_peak(one: Competitor) -> None:
+    def note_peak(one: Baseline) -> None:
         peaks[one.name] = peak_bytes(lambda: bench.run(one, length), bench.device)
 
-    def note_run(one: Competitor) -> None:
+    def note_run(one: Baseline) -> None:
         runs[one.name].append(bench.run(one, length))
 
-    def attempt(note: Callable[[Competitor], None], one: Competitor) -> None:
+    def attempt(note: Callable[[Baseline], None], one: Baseline) -> None:
         if one.name in failed:
             return
         before_run(one.name)
@@ -181,14 +184,14 @@ def _measure(
             if one.name in (UNPRUNED, SCHEDULE):
                 raise
             failed[one.name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        bench.recover()  # the error is gone by now, and with it the frames that hold what the run had made
+        bench.recover()  # after the except block, so that no frame holds tensors of the failed run
 
     progress(0)
     if bench.device.type == "cuda":
-        attempt(note_run, every[0])  # libraries take memory of their own at their first call
+        attempt(note_run, every[0])  # libraries allocate memory at their first call
         runs[every[0].name].clear()
     for one in every:
-        attempt(note_peak, one)  # warms up prefill and decoding, too
+        attempt(note_peak, one)  # also warms up prefill and decoding
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.monotonic() > until:
             break
@@ -208,31 +211,40 @@ def _measure(
     return _Measured(rate, peaks, runs, failed)
 
 
-def _results(
-    bench: Bench, every: Sequence[Competitor], measured: _Measured, lengths: Sequence[int]
-) -> list[dict[str, Any]]:
-    """A row for each competitor that did not fail."""
+def _add_results(
+    document: dict[str, Any],
+    bench: Bench,
+    every: Sequence[Baseline],
+    measured: _Measured,
+    lengths: Sequence[int],
+) -> None:
+    """Add the rates, one row per baseline that did not fail, and the failures."""
     backbone, runs = bench.backbone, measured.runs
     batch, full_length = bench.inputs["input_ids"].shape
     full = runs[UNPRUNED]
     full_flops = prefill_flops(backbone.shape, full[0].tokens_per_layer)
     value_bytes = next(backbone.model.parameters()).element_size()
-    results = []
+    document["rates"].append({"batch": batch, **asdict(measured.rate)})
+    document["failed"] += [
+        {"batch": batch, "baseline": name, "reason": why} for name, why in measured.failed.items()
+    ]
     for one in every:
         if one.name not in runs:
             continue
         own = runs[one.name]
-        tokens, looked = own[0].tokens_per_layer, own[0].looked
-        results.append(
+        tokens, pre_decoder_cost = own[0].tokens_per_layer, own[0].pre_decoder_cost
+        document["results"].append(
             {
                 "batch": batch,
-                "competitor": one.name,
+                "baseline": one.name,
                 "fast": one.fast,
                 "processed": (sum(tokens) / len(tokens) - full_length) / bench.num_vision
                 + 1
-                + looked / len(tokens),
+                + pre_decoder_cost / len(tokens),
                 "tokens_per_layer": tokens,
-                "flops_ratio": prefill_flops(backbone.shape, tokens, looked_at=full_length if looked else 0)
+                "flops_ratio": prefill_flops(
+                    backbone.shape, tokens, pre_decoder_tokens=full_length if pre_decoder_cost else 0
+                )
                 / full_flops,
                 "roofline_ms": roofline_ms(backbone.shape, tokens, batch, measured.rate, value_bytes),
                 "cache_bytes": own[0].cache_bytes,
@@ -240,4 +252,3 @@ def _results(
                 **times(own, full, runs.get(one.baseline), lengths),
             }
         )
-    return results

@@ -1,4 +1,4 @@
-"""Most bytes that a run held beyond what was there before it."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_iter
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Most bytes allocated on ``device`` while ``call`` ran, above what was there before."""
+    """Peak number of bytes allocated on ``device`` during ``call``, minus those allocated before."""
     if device.type == "cuda":
-        gc.collect()  # what earlier calls left in reference cycles is not to count
+        gc.collect()  # garbage of earlier calls must not count
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -28,7 +28,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors alive that operations made inside; what a kernel takes for itself is not seen."""
+    """Counts the bytes of live tensors that operations created inside; workspaces of kernels are not counted."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The document as files and words."""
+"""The result as files and text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schedule_finder.files import write_text
 
 
 def table(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row per batch size and competitor: medians, with quartiles as ``..._q1`` and ``..._q3``, and parts."""
+    """One flat row per batch size and baseline: medians, with quartiles as ``..._q1`` and ``..._q3``, and parts."""
     return [_flat(result) for result in document["results"]]
 
 
@@ -33,7 +33,7 @@ def _flat(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def ran_on(document: dict[str, Any]) -> str:
-    """The device, as a reader knows it."""
+    """The name of the device, or the kind and the number of threads."""
     environment = document["environment"]
     if environment["device_name"]:
         return str(environment["device_name"])

@@ -1,4 +1,4 @@
-"""What the arithmetic allows: the least time of a prefill at the rates that this device reached in this run."""
+"""Lower bound of the time of a prefill at the rates that this device reached in the same run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruning_runtime.accounting import prefill_flops
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.costs import prefill_flops
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.benchmark.clock import PartClock
 
 _MATMULS, _COPY_BYTES = 4, {"cuda": 2**29, "cpu": 2**26}
@@ -17,7 +17,7 @@ _MATMULS, _COPY_BYTES = 4, {"cuda": 2**29, "cpu": 2**26}
 
 @dataclass(frozen=True)
 class Rates:
-    """What the device did in this run: floating-point operations and copied bytes (read and written), per second."""
+    """Measured rates: floating-point operations and copied bytes (read and written), per second."""
 
     flops: float
     bytes: float
@@ -25,7 +25,7 @@ class Rates:
 
 def measure_rates(shape: DecoderShape, rows: int, device: torch.device, dtype: torch.dtype) -> Rates:
     """Rates of one matrix product of the decoder's MLP over ``rows`` tokens, and of one large copy."""
-    # Not random: measuring leaves a GPU's generator alone.
+    # Not random, so that the state of a GPU's generator does not change.
     left = _ramp(rows, shape.hidden_size, device, dtype)
     right = _ramp(shape.hidden_size, shape.intermediate_size, device, dtype)
     source = torch.zeros(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
@@ -40,7 +40,7 @@ def measure_rates(shape: DecoderShape, rows: int, device: torch.device, dtype: t
 
 
 def _ramp(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers that are not alike: products of zeros are faster than others."""
+    """Unequal numbers: products of zeros are faster than others."""
     return torch.linspace(-1, 1, rows * columns, device=device, dtype=dtype).view(rows, columns)
 
 
@@ -60,9 +60,9 @@ def _best_ms(call: Callable[[], object], device: torch.device) -> float:
 def roofline_ms(
     shape: DecoderShape, tokens_per_layer: Sequence[int], batch: int, rates: Rates, value_bytes: int
 ) -> float:
-    """Milliseconds that the decoder's layers take at least over one batch of prompts.
+    """Lower bound in milliseconds of the decoder's layers over one batch of prompts.
 
-    Per layer the longer of its floating-point operations at the measured rate, and its least traffic: weights once,
+    Per layer the maximum of compute time and memory time at the measured rates. Minimal traffic: weights read once,
     hidden states read and written once, keys and values written once.
     """
     head = shape.head_dim + (shape.value_dim or shape.head_dim)

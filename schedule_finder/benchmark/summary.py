@@ -1,4 +1,4 @@
-"""What many rounds say: medians, quartiles, ratios round by round, parts, break-even."""
+"""Statistics over rounds: medians, quartiles, ratios, parts, break-even."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def times(
     """Medians and quartiles over rounds, ratios to the unpruned model round by round, and the rounds themselves.
 
     Args:
-        own: a competitor's rounds.
-        full: those of the unpruned model.
-        same_path: those of the unpruned model on the path that this competitor takes; None where it did not run.
+        own: rounds of a baseline.
+        full: rounds of the unpruned model.
+        same_path: rounds of the unpruned model on the path of this baseline; None if it did not run.
         lengths: numbers of new tokens to report totals for.
     """
     decoded = [run for run in own if len(run.token_ms) > 1]
@@ -27,7 +27,7 @@ def times(
     full_per_token = [_token_ms(run) for run in full if len(run.token_ms) > 1]
     gain = statistics.median(b.token_ms[0] - a.token_ms[0] for a, b in zip(own, full, strict=True))
     slower = [a - b for a, b in zip(per_token, full_per_token, strict=True)]
-    # Where rounds do not even agree on which decodes faster, they are level: noise makes no break-even.
+    # If the rounds disagree on which of both decodes faster, the difference is noise and gives no break-even.
     level = not slower or min(slower) <= 0 <= max(slower)
     loss = 0.0 if level else statistics.median(slower)
     return {
@@ -50,12 +50,12 @@ def times(
 
 
 def _token_ms(run: Run) -> float:
-    """Of each token after the first."""
+    """Milliseconds per token after the first."""
     return (run.token_ms[-1] - run.token_ms[0]) / (len(run.token_ms) - 1)
 
 
 def _decoder_ms(run: Run) -> float:
-    """The decoder's layers over the prompt, with all that a stage adds."""
+    """The decoder's prefill, scoring and dropping included."""
     return sum(run.parts["prefill"].get(part, 0.0) for part in ("decoder", *PRUNING_PARTS))
 
 
@@ -68,8 +68,8 @@ def _parts(
 ) -> dict[str, float | None]:
     """Milliseconds by part, mean over the middle half of the rounds, ordered by ``total``.
 
-    So the parts add up to a total that is itself in the middle, which medians of single parts need not. None for
-    parts that cannot be told apart from the decoder.
+    The parts then add up to a typical total; medians of single parts need not. None for parts that cannot be separated
+    from the decoder.
     """
     cut = round(len(runs) / 4)
     middle = sorted(runs, key=total)[cut : len(runs) - cut]
@@ -91,11 +91,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def break_even(gain_ms: float, loss_ms: float) -> dict[str, Any]:
-    """For which numbers of new tokens one way is faster than another.
+    """The numbers of new tokens for which one method is faster than another.
 
     Args:
-        gain_ms: milliseconds by which its first token comes earlier; negative where later.
-        loss_ms: milliseconds by which each further token takes longer; negative where less.
+        gain_ms: milliseconds by which its first token is earlier; negative if later.
+        loss_ms: milliseconds by which each further token takes longer; negative if shorter.
 
     Returns:
         ``{"when": "always" | "never"}``, or ``{"when": "to" | "from", "tokens": n}``.
@@ -104,14 +104,14 @@ def break_even(gain_ms: float, loss_ms: float) -> dict[str, Any]:
         return {"when": "always"}
     if gain_ms <= 0 and loss_ms >= 0:
         return {"when": "never"}
-    even = gain_ms / loss_ms  # further tokens after which both are level
+    even = gain_ms / loss_ms  # further tokens after which both totals are equal
     if gain_ms > 0:
         return {"when": "to", "tokens": math.ceil(even)}
     return {"when": "from", "tokens": math.floor(even) + 2}
 
 
 def faster_text(faster: dict[str, Any] | None) -> str:
-    """What `break_even` found, in words: for how many new tokens."""
+    """The result of `break_even` in words."""
     if faster is None:
         return ""
     return f"{faster['when']} {faster['tokens']}" if "tokens" in faster else str(faster["when"])

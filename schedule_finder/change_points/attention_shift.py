@@ -46,7 +46,7 @@ from schedule_finder.change_points.segmentation import (
     total_cost,
 )
 from schedule_finder.change_points.stability import resample_weights
-from schedule_finder.signals import band
+from schedule_finder.intervals import band
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

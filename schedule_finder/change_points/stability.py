@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from schedule_finder.signals import bootstrap_weights
+from schedule_finder.intervals import bootstrap_weights
 
 
 def resample_weights(num_samples: int, number: int, seed: int) -> np.ndarray:

@@ -1,29 +1,29 @@
 """The embedded demo data set: small drawn scenes and questions about them.
 
 A scene is a 96 x 96 picture of an 8 x 8 grid. Each of its 6 to 13 objects (8 colours x 8 shapes) lies
-inside one cell, and one cell is one vision token of the demo backbone, so the vision tokens that an answer
-needs are known exactly: one cell, two cells, or the whole picture.
+inside one cell, and one cell is one vision token of the demo backbone. The vision tokens that an answer depends on are
+therefore known exactly: one cell, two cells, or the whole picture.
 
-Everything is drawn in this process and depends on nothing but the split, the seed and the number of the
-sample. Eight (colour, shape) combinations never occur in training scenes; every discovery and held-out scene
-contains at least one of them.
+A sample depends on the split, the seed and its number only. Eight (colour, shape) combinations never occur in training
+scenes; every calibration and held-out scene contains at least one of them.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
+
+from schedule_finder.demo.drawing import COLOURS, draw_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-Split = Literal["train", "discovery", "held_out"]
+Split = Literal["train", "calibration", "held_out"]
 _T = TypeVar("_T")
 
 GRID = 8  # cells per side
@@ -32,16 +32,6 @@ IMAGE_SIZE = GRID * CELL  # pixels per side
 OBJECT_COUNT = (6, 13)  # fewest and most objects of a scene
 MAX_COUNT = 6  # the largest number that is ever the answer to a counting question
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (225, 50, 45),
-    "orange": (245, 145, 30),
-    "yellow": (240, 225, 60),
-    "green": (55, 170, 65),
-    "cyan": (70, 215, 225),
-    "blue": (60, 95, 235),
-    "purple": (160, 75, 205),
-    "white": (240, 240, 240),
-}
 COLOUR_NAMES = tuple(COLOURS)
 SHAPE_NAMES = ("circle", "ring", "square", "diamond", "triangle", "cross", "star", "heart")
 ROW_NAMES = tuple(f"row{number}" for number in range(1, GRID + 1))
@@ -72,7 +62,6 @@ PRACTICE_TYPES: tuple[str, ...] = ("shifted_at", "shifted_where")
 # (row step, column step) to the cell that lies in the named direction of an object
 _DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 _NEIGHBOUR_SHARE = 0.5  # of the objects are put next to an earlier one, so that relations can be asked
-_SUPERSAMPLING = 4  # shapes are drawn this many times larger and averaged down
 _SCENES_PER_QUESTION = 1000  # draws before a question type counts as impossible
 
 
@@ -149,8 +138,8 @@ def demo_samples(
     if not chosen:
         raise ValueError("question_types: must name at least one type")
     for index in range(count):
-        turn, place = divmod(index, len(chosen))
-        question_type = chosen[place]
+        turn, position = divmod(index, len(chosen))
+        question_type = chosen[position]
         number = turn * len(QUESTION_TYPES) + QUESTION_TYPES.index(question_type)
         scene, question, rng = scene_with_question(number, question_type, split=split, seed=seed)
         yield DemoSample(
@@ -406,72 +395,6 @@ def _draw_named_object(scene: Scene, rng: np.random.Generator) -> tuple[SceneObj
 
 def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Draws the picture: uint8 of shape (IMAGE_SIZE, IMAGE_SIZE, 3)."""
-    start, stop = rng.uniform(20, 80, size=(2, 3))
-    direction = rng.uniform(-1, 1, size=2)
-    axis = np.linspace(-0.5, 0.5, IMAGE_SIZE)
-    ramp = 0.5 + (axis[:, None] * direction[0] + axis[None, :] * direction[1]) / 2
-    picture = start + ramp[..., None] * (stop - start)
-    for one in scene.objects:
-        mask = _draw_mask(one.shape, rng)[..., None]
-        colour = np.array(COLOURS[COLOUR_NAMES[one.colour]]) + rng.uniform(-14, 14, size=3)
-        top, left = one.row * CELL, one.column * CELL
-        cell = picture[top : top + CELL, left : left + CELL]
-        cell += mask * (colour - cell)
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * rng.uniform(1, 5)
-    pixels: np.ndarray = np.clip(picture, 0, 255).astype(np.uint8)
-    return pixels
-
-
-def _draw_mask(shape: int, rng: np.random.Generator) -> np.ndarray:
-    """Coverage of the cell's pixels by a shape of random size, turn and place: (CELL, CELL) in 0 ... 1."""
-    radius = rng.uniform(3.9, 5.4)  # pixels
-    turn = rng.uniform(-0.2, 0.2)  # radians
-    slack = CELL / 2 - radius - 0.3
-    centre = CELL / 2 + rng.uniform(-slack, slack, size=2)
-    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    side = CELL * _SUPERSAMPLING
-    canvas = Image.new("L", (side, side))
-    pen = ImageDraw.Draw(canvas)
-    for outline, fill in _OUTLINES[SHAPE_NAMES[shape]]:
-        points = (outline @ rotation * radius + centre) * _SUPERSAMPLING
-        pen.polygon(points.ravel().tolist(), fill=fill)
-    return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float64) / 255
-
-
-def _regular(corners: int, radius: float = 1.0, turn: float = 0.0) -> np.ndarray:
-    """Corners of a regular polygon, the first one on top: (corners, 2) as x, y with y downwards."""
-    angles = 2 * np.pi * np.arange(corners) / corners + turn
-    return radius * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
-
-
-def _star() -> np.ndarray:
-    points = _regular(10)
-    points[1::2] *= 0.42
-    return points
-
-
-def _cross() -> np.ndarray:
-    arm = 0.3
-    corner = np.array([[-arm, -1.0], [arm, -1.0], [arm, -arm]])
-    quarter_turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    return np.concatenate([corner @ np.linalg.matrix_power(quarter_turn, n) for n in range(4)])
-
-
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    x = np.sin(t) ** 3
-    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16
-    return np.stack([x, y - 0.1], axis=1)
-
-
-# Polygons of each shape with radius 1, painted in turn; fill 0 cuts a hole.
-_OUTLINES: dict[str, list[tuple[np.ndarray, int]]] = {
-    "circle": [(_regular(24, 0.9), 255)],
-    "ring": [(_regular(24), 255), (_regular(24, 0.5), 0)],
-    "square": [(_regular(4, 1.15, math.pi / 4), 255)],
-    "diamond": [(_regular(4) * np.array([0.62, 1.05]), 255)],
-    "triangle": [(_regular(3, 1.05), 255)],
-    "cross": [(_cross(), 255)],
-    "star": [(_star(), 255)],
-    "heart": [(_heart(), 255)],
-}
+    colours = list(COLOURS.values())
+    objects = [(colours[one.colour], SHAPE_NAMES[one.shape], one.row, one.column) for one in scene.objects]
+    return draw_objects(objects, GRID, CELL, rng)

@@ -1,4 +1,4 @@
-"""What `bench` measured: where the time to the first token goes, and for how many new tokens pruning pays."""
+"""The results of `bench`: parts of the time to the first token, and total times by number of new tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from schedule_finder.benchmark import PREFILL_PARTS, faster_text, ran_on
-from schedule_finder.figures import _save
+from schedule_finder.figures import save_figure
 from schedule_finder.figures.style import (
     BLACK,
     BLUE,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-_PART_LOOKS = {
+_PART_STYLES = {
     "vision_tower": (GREY, "//"),
     "projector": (YELLOW, ""),
     "decoder": (SKY, ""),
@@ -41,11 +41,11 @@ _PART_LOOKS = {
     "lm_head": (GREEN, "\\\\"),
     "other": ("#DDDDDD", ".."),
 }
-# Colour, marker, line; what runs on the fast path has open markers.
-_LINE_LOOKS: dict[str, tuple[str, str, Any]] = {
+# Colour, marker, line; the fast path has open markers.
+_LINE_STYLES: dict[str, tuple[str, str, Any]] = {
     "unpruned": (BLACK, "o", "-"),
     "schedule": (BLUE, "s", "-"),
-    "oracle": (GREEN, "^", (0, (4, 1.5))),
+    "no-scoring bound": (GREEN, "^", (0, (4, 1.5))),
     "eager, syncs": (VERMILLION, "X", (0, (1, 1))),
     "FastV-like": (ORANGE, "v", (0, (4, 1, 1, 1))),
     "before decoder": (PURPLE, "D", (0, (2, 1))),
@@ -55,13 +55,13 @@ _LINE_LOOKS: dict[str, tuple[str, str, Any]] = {
 
 
 def draw_benchmark(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what `bench` measured into ``folder`` as ``latency.pdf``, ``.png`` and ``.csv``; returns them."""
+    """Draw the results into ``folder`` as ``latency.pdf``, ``.png`` and ``.csv``; returns these files."""
     with matplotlib.rc_context(STYLE):
-        return _save(folder / "latency", *latency(document))
+        return save_figure(folder / "latency", *latency(document))
 
 
 def latency(document: dict[str, Any]) -> Drawing:
-    """For each batch size the stacked parts of the time to the first token, and totals as a share of unpruned."""
+    """Per batch size, the stacked parts of the time to the first token, and total times in % of unpruned."""
     batches = list(dict.fromkeys(result["batch"] for result in document["results"]))
     most = max(sum(result["batch"] == batch for result in document["results"]) for batch in batches)
     figure = Figure(figsize=(DOUBLE, 0.6 + (0.7 + 0.2 * most) * len(batches)), layout="constrained")
@@ -75,22 +75,22 @@ def latency(document: dict[str, Any]) -> Drawing:
         rows += [_row(result) for result in results]
     bars, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(bars, labels, loc="outside lower center", ncols=len(labels))
-    said = [
+    described = [
         document["backbone"]["name"],
         document["environment"]["dtype"],
         ran_on(document),
         document["note"],
     ]
-    lines = [right.get_legend_handles_labels() for right in panels[:, 1]]
-    legend_above(figure, *lines, columns=-(-most // 2), title=", ".join(filter(None, said)))
+    lines = [handle for right in panels[:, 1] for handle in right.get_legend_handles_labels()[0]]
+    legend_above(figure, lines, columns=-(-most // 2), title=", ".join(filter(None, described)))
     return figure, pd.DataFrame(rows)
 
 
 def _stacked_parts(axes: Axes, results: list[dict[str, Any]]) -> None:
-    names = [result["competitor"] for result in results]
+    names = [result["baseline"] for result in results]
     start = [0.0] * len(results)
     for part in PREFILL_PARTS:
-        colour, hatch = _PART_LOOKS[part]
+        colour, hatch = _PART_STYLES[part]
         length = [result["prefill"][part] or 0.0 for result in results]
         axes.barh(
             names,
@@ -103,25 +103,25 @@ def _stacked_parts(axes: Axes, results: list[dict[str, Any]]) -> None:
             label=words(part),
         )
         start = [before + more for before, more in zip(start, length, strict=True)]
-    for place, result in enumerate(results):
-        # The decoder's bound starts where its bar does.
+    for index, result in enumerate(results):
+        # The bound of the decoder starts where the bar of the decoder does.
         before = sum(result["prefill"][part] for part in PREFILL_PARTS[:2])
         bound = before + result["roofline_ms"]
         axes.plot(
-            [bound, bound], [place - 0.4, place + 0.4], color=BLACK, label="roofline" if not place else None
+            [bound, bound], [index - 0.4, index + 0.4], color=BLACK, label="roofline" if not index else None
         )
         if result["prefill"]["scoring"] is None and result["processed"] < 1:
             axes.annotate(
-                " scoring, dropping\n in the decoder", (start[place], place), fontsize=5.5, va="center"
+                " scoring, dropping\n in the decoder", (start[index], index), fontsize=5.5, va="center"
             )
     axes.invert_yaxis()
     axes.set_xlabel("Time to the first token (ms)")
 
 
 def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> None:
-    unpruned = next(result["total_ms"] for result in results if result["competitor"] == "unpruned")
+    unpruned = next(result["total_ms"] for result in results if result["baseline"] == "unpruned")
     for result in results:
-        colour, marker, line = _LINE_LOOKS[result["competitor"]]
+        colour, marker, line = _LINE_STYLES[result["baseline"]]
         share = [
             100 * result["total_ms"][str(length)]["median"] / unpruned[str(length)]["median"]
             for length in lengths
@@ -133,7 +133,7 @@ def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> No
             marker=marker,
             markerfacecolor="white" if result["fast"] else colour,
             linestyle=line,
-            label=result["competitor"],
+            label=result["baseline"],
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
@@ -145,7 +145,7 @@ def _totals(axes: Axes, results: list[dict[str, Any]], lengths: list[int]) -> No
 def _row(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "batch": result["batch"],
-        "competitor": result["competitor"],
+        "baseline": result["baseline"],
         **{f"{part}_ms": result["prefill"][part] for part in PREFILL_PARTS},
         "roofline_ms": result["roofline_ms"],
         **{f"total_ms_{length}": spread["median"] for length, spread in result["total_ms"].items()},

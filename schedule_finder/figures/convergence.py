@@ -1,18 +1,22 @@
-"""The schedule against the number of samples: what a growing profile says, and how firmly."""
+"""Change points, stages and their precision against the number of samples."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from schedule_finder.convergence import SHOWN_BUDGET, TOLERANCE
-from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import BLUE, GREY, SINGLE, VERMILLION, Drawing, legend_above
+from schedule_finder.profiling.convergence import SHOWN_BUDGET, TOLERANCE
+
+if TYPE_CHECKING:
+    from schedule_finder.figures.run_data import RunData
 
 
 def convergence(data: RunData) -> Drawing | None:
-    """Change points and stages at each check; below them how far the ratios may still be off."""
+    """Change points and stages at each check; below them, the precision of the keep ratios."""
     checks = data.convergence
     if checks is None:
         return None
@@ -36,7 +40,7 @@ def convergence(data: RunData) -> Drawing | None:
         stages.layer + 0.5,
         s=10 + 110 * stages.keep_ratio,
         color=BLUE,
-        label=f"Stage at {SHOWN_BUDGET:.0%} (area: kept)",
+        label=f"Stage at {SHOWN_BUDGET:.0%} (area: keep ratio)",
     )
     points = table[table.what == "change point"]
     if len(points):
@@ -49,11 +53,12 @@ def convergence(data: RunData) -> Drawing | None:
     below.plot(checks.samples, 100 * checks.ratio_error, color=BLUE, marker="o")
     below.axhline(100 * TOLERANCE, color=GREY, linestyle=(0, (3, 1.5)), label="Tolerance")
     below.set_ylim(0, max(130 * TOLERANCE, 110 * checks.ratio_error.max()))
-    below.set_ylabel("Ratios known to (%)")
+    below.set_ylabel("Error of ratios (%)")
     below.set_xlabel("Samples")
     below.set_xscale("log", base=2)
     below.set_xticks(checks.samples, [str(count) for count in checks.samples])
     below.xaxis.set_minor_locator(NullLocator())
     below.set_xlim(checks.samples.min() / 1.5, 1.5 * checks.samples.max())
-    legend_above(figure, above.get_legend_handles_labels(), below.get_legend_handles_labels(), columns=2)
+    handles = [*above.get_legend_handles_labels()[0], *below.get_legend_handles_labels()[0]]
+    legend_above(figure, handles, columns=2)
     return figure, table

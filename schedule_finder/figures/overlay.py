@@ -1,4 +1,4 @@
-"""One picture, and what every stage leaves of it."""
+"""One image, and the tokens that every stage keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import DOUBLE, GREY, VERMILLION, Drawing
 
 if TYPE_CHECKING:
@@ -20,24 +19,26 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-_OVERLAY_PIXELS, _OVERLAY_COLOURS = 160, 96
+    from schedule_finder.figures.run_data import Example, RunData
+
+_OVERLAY_PIXELS, _OVERLAY_COLOURS = 150, 96
 
 
 def overlay(data: RunData) -> Drawing | None:
-    """One sample's image, whole and as each stage leaves it: dropped tokens fade."""
+    """The image of one sample, whole and after each stage; dropped tokens are faded."""
     if data.example is None:
         return None
     example, image = data.example
-    rows, columns = example["grid"]
+    rows, columns = example.grid
     table = pd.DataFrame({"token": range(rows * columns)})
     table["row"], table["column"] = table.token // columns, table.token % columns
-    table["needed"] = table.token.isin(example["regions"]).astype(int)
+    table["needed"] = table.token.isin(example.regions).astype(int)
     panels = [(f"Image: {rows * columns} tokens", np.ones((rows, columns), dtype=bool))]
-    for stage in example["stages"]:
-        kept = table.token.isin(stage["kept"])
-        table[f"kept_after_layer_{stage['layer']}"] = kept.astype(int)
-        where = "Before the decoder" if stage["layer"] < 0 else f"After layer {stage['layer']}"
-        panels.append((f"{where}: {kept.sum()} left", kept.to_numpy().reshape(rows, columns)))
+    for stage in example.stages:
+        kept = table.token.isin(stage.kept)
+        table[f"kept_after_layer_{stage.layer}"] = kept.astype(int)
+        where = "Before the decoder" if stage.layer < 0 else f"After layer {stage.layer}"
+        panels.append((f"{where}: {kept.sum()} tokens", kept.to_numpy().reshape(rows, columns)))
 
     pixels = _light(image, rows, columns, len(panels))
     across = min(len(panels), 4)
@@ -49,11 +50,11 @@ def overlay(data: RunData) -> Drawing | None:
     caption = _caption(example, most=int(17 * width))
     height = (high + line + gap) * down + 0.128 * len(caption) + 0.06
     figure = Figure(figsize=(width, height))
-    for place, (label, kept) in enumerate(panels):
-        left = (place % across) * (side + gap) + rim
-        bottom = height - (place // across + 1) * (high + line + gap) + line + gap - rim
+    for index, (label, kept) in enumerate(panels):
+        left = (index % across) * (side + gap) + rim
+        bottom = height - (index // across + 1) * (high + line + gap) + line + gap - rim
         axes = figure.add_axes((left / width, bottom / height, side / width, high / height))
-        _draw_tokens(axes, pixels, kept, example["regions"])
+        _draw_tokens(axes, pixels, kept, example.regions)
         figure.text((left + side / 2) / width, (bottom - 0.03) / height, label, ha="center", va="top")
     figure.text(0.5, 0.03 / height, "\n".join(caption), ha="center", va="bottom")
     return figure, table
@@ -62,7 +63,7 @@ def overlay(data: RunData) -> Drawing | None:
 def _light(image: Image.Image, rows: int, columns: int, copies: int) -> np.ndarray:
     """Pixels ``[height, width, 3]``, the same whole number per token; photographs get few colours.
 
-    A PDF packs an image of few colours well, and no other kind; ``copies`` of it have to fit.
+    A PDF compresses only images of few colours well; it holds ``copies`` of this one.
     """
     most = int(_OVERLAY_PIXELS * min(1.0, (4 / copies) ** 0.5))
     per_token = [
@@ -88,10 +89,10 @@ def _draw_tokens(axes: Axes, pixels: np.ndarray, kept: np.ndarray, regions: Sequ
     )
     axes.set_axis_off()
 
-    def outline(tokens: Sequence[int], **look: Any) -> None:
+    def outline(tokens: Sequence[int], **style: Any) -> None:
         corners = [(token % columns, token // columns) for token in tokens]
         squares = [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for x, y in corners]
-        axes.add_collection(PolyCollection(squares, facecolors="none", clip_on=False, **look))
+        axes.add_collection(PolyCollection(squares, facecolors="none", clip_on=False, **style))
 
     if not kept.all():
         outline(np.flatnonzero(kept).tolist(), edgecolors=GREY, linewidths=0.4)
@@ -100,14 +101,14 @@ def _draw_tokens(axes: Axes, pixels: np.ndarray, kept: np.ndarray, regions: Sequ
     axes.add_patch(Rectangle((0, 0), columns, rows, fill=False, edgecolor=GREY, linewidth=0.5, clip_on=False))
 
 
-def _caption(example: dict[str, Any], most: int) -> list[str]:
+def _caption(example: Example, most: int) -> list[str]:
     """Question and answers in lines of at most ``most`` characters."""
-    parts = [f"full model: {example['full_answer']}", f"pruned: {example['pruned_answer'] or '(nothing)'}"]
-    if example["answer"] is not None:
-        parts.insert(0, f"right answer: {example['answer']}")
-    if example["regions"]:
-        parts.append("outlined: what the answer needs")
-    question = textwrap.wrap(f"“{example['question']}”", most, max_lines=3, placeholder=" …")
+    parts = [f"full model: {example.full_answer}", f"pruned: {example.pruned_answer or '(empty)'}"]
+    if example.answer is not None:
+        parts.insert(0, f"reference: {example.answer}")
+    if example.regions:
+        parts.append("outlined: the tokens that the answer depends on")
+    question = textwrap.wrap(f"“{example.question}”", most, max_lines=3, placeholder=" …")
     lines: list[str] = []
     for part in (text if len(text) <= most else f"{text[: most - 2]} …" for text in parts):
         if lines and len(lines[-1]) + len(part) + 5 <= most:

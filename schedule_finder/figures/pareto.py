@@ -1,13 +1,13 @@
-"""The front over budgets: what each is predicted, measured and evaluated to cost in quality."""
+"""The front over budgets: predicted and measured answer KL, and accuracy on held-out samples."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from schedule_finder.figures.evaluation import held_out_results
-from schedule_finder.figures.run_data import RunData
+from schedule_finder.figures.held_out import draw_full, error_bars, held_out_results
 from schedule_finder.figures.style import (
     BLUE,
     GREY,
@@ -19,6 +19,11 @@ from schedule_finder.figures.style import (
     legend_above,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from schedule_finder.figures.run_data import RunData
+
 # Label, colour, marker, line.
 _SERIES = {
     "predicted_kl": ("Predicted", VERMILLION, "s", (0, (4, 1.5))),
@@ -27,7 +32,7 @@ _SERIES = {
 
 
 def pareto(data: RunData) -> Drawing | None:
-    """KL of the answer token against what is really processed; below it held-out accuracy, where there is any."""
+    """Answer KL against the processed vision tokens; below it, held-out accuracy if it was evaluated."""
     front = data.pareto
     if front is None or front[list(_SERIES)].isna().all(axis=None):
         return None
@@ -36,21 +41,33 @@ def pareto(data: RunData) -> Drawing | None:
         front[["budget", "processed", "num_stages"]].assign(series=name, value=front[name]).dropna()
         for name in _SERIES
     ]
+    columns = ["series", "budget", "processed", "num_stages", "value"]
     results = held_out_results(data)
-    own = None
+    heights = (1,) if results is None else (1.4, 1)
+    figure = Figure(figsize=(SINGLE, 2.3 if results is None else 3.5), layout="constrained")
+    panels = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_front(panels[0], front)
     if results is not None:
         own = results.table[results.table.method == "schedule"].sort_values("processed")
         tables.append(own.rename(columns={"measure": "series", "ci_low": "low", "ci_high": "high"}))
-    columns = ["series", "budget", "processed", "num_stages", "value"]
-    table = pd.concat(tables)[columns + (["low", "high"] if own is not None else [])]
+        columns += ["low", "high"]
+        draw_full(panels[1], results)
+        x, y = 100 * own.processed, 100 * own.value
+        panels[1].errorbar(x, y, error_bars(own), color=BLUE, marker="o", elinewidth=0.7)
+        panels[1].set_ylabel(results.label)
+    panels[-1].set_xlabel("Vision tokens processed (% of full model)")
+    panels[-1].set_xlim(left=0)
+    figure.align_ylabels(panels)
+    handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
+    legend_above(figure, handles, columns=2)
+    return figure, pd.concat(tables)[columns]
 
-    figure = Figure(figsize=(SINGLE, 2.3 if own is None else 3.5), layout="constrained")
-    heights = (1,) if own is None else (1.4, 1)
-    panels = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
-    above = panels[0]
+
+def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
+    """Both series, with the number of stages above each point."""
     for name, (label, colour, marker, line) in _SERIES.items():
         rows = front.dropna(subset=name)
-        above.plot(
+        axes.plot(
             100 * rows.processed,
             rows[name].clip(lower=KL_FLOOR),
             color=colour,
@@ -60,30 +77,8 @@ def pareto(data: RunData) -> Drawing | None:
         )
     top = front[list(_SERIES)].max(axis=1).clip(lower=KL_FLOOR)
     for used, value, stages in zip(100 * front.processed, top, front.num_stages, strict=True):
-        above.annotate(
-            str(stages), (used, value), xytext=(0, 4), textcoords="offset points", fontsize=6.5, ha="center",
-            color=GREY,
-        )  # fmt: skip
-    above.set_ylabel("KL of answer token (nats)")
-    kl_axis(above, front[list(_SERIES)].to_numpy())
-    above.text(1, 0.97, "Numbers: stages", color=GREY, ha="right", va="top", transform=above.transAxes)
-    if results is not None and own is not None:
-        below, full = panels[1], results.full
-        below.axhspan(100 * full.ci_low, 100 * full.ci_high, color=GREY, alpha=0.18, linewidth=0)
-        below.axhline(100 * full.value, color=GREY, linewidth=1, label="Full model")
-        below.errorbar(
-            100 * own.processed,
-            100 * own.value,
-            100 * np.maximum([own.value - own.ci_low, own.ci_high - own.value], 0),
-            color=BLUE,
-            marker="o",
-            elinewidth=0.7,
-        )
-        below.set_ylabel(results.label)
-        below.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
-        below.set_axisbelow(True)
-    panels[-1].set_xlabel("Vision tokens processed (% of full model)")
-    panels[-1].set_xlim(left=0)
-    figure.align_ylabels(panels)
-    legend_above(figure, *(axes.get_legend_handles_labels() for axes in panels), columns=2)
-    return figure, table
+        offset: Any = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(str(stages), (used, value), fontsize=6.5, color=GREY, **offset)
+    axes.set_ylabel("Answer KL (nats)")
+    kl_axis(axes, front[list(_SERIES)].to_numpy())
+    axes.text(1, 0.97, "Numbers: stages", color=GREY, ha="right", va="top", transform=axes.transAxes)

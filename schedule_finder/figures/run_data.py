@@ -1,4 +1,4 @@
-"""What a run folder holds for figures, read once and checked."""
+"""The data of a run that figures are drawn from, read once and checked."""
 
 from __future__ import annotations
 
@@ -8,28 +8,62 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from PIL import Image
+from pydantic import BaseModel, ValidationError, model_validator
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.sensitivity import SensitivityTable
+from schedule_finder.evidence import Evidence
+from schedule_finder.measuring.sensitivity_table import SensitivityTable
+from schedule_finder.run.reader import ChangePoints, read_change_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from schedule_finder.profile_store import Profile
-    from schedule_finder.run_folder import Run
+    from schedule_finder.profiling.store import Profile
+    from schedule_finder.run.folder import Run
+
+
+class KeptTokens(BaseModel):
+    """Indices of the tokens that are left after the stage at ``layer``."""
+
+    layer: int
+    kept: list[int]
+
+
+class Example(BaseModel):
+    """One sample with the tokens that each stage keeps: ``5_example.json``.
+
+    ``grid`` is (rows, columns); ``regions`` are the tokens that the answer depends on, if the data set states them.
+    """
+
+    question: str
+    answer: str | None
+    full_answer: str
+    pruned_answer: str
+    grid: tuple[int, int]
+    stages: list[KeptTokens]
+    regions: list[int]
+
+    @model_validator(mode="after")
+    def _tokens_in_the_grid(self) -> Example:
+        rows, columns = self.grid
+        for tokens in (self.regions, *(stage.kept for stage in self.stages)):
+            wrong = [token for token in tokens if not 0 <= token < rows * columns]
+            if wrong:
+                raise ValueError(f"token {wrong[0]} is outside the grid of {rows} x {columns}")
+        return self
 
 
 class RunData:
-    """What a run folder holds; None for what is not there (yet)."""
+    """The files of a run; None for a file that does not exist (yet)."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     @cached_property
     def profile(self) -> Profile | None:
-        """The profile, where a part of it is written."""
+        """The profile, if a part of it is written."""
         begun = any(self.run.profile.folder.glob("part-*.parquet"))
         return self.run.profile.read() if begun else None
 
@@ -39,20 +73,19 @@ class RunData:
         return Schedule.load(self.run.schedule) if self.run.schedule.exists() else None
 
     @cached_property
-    def detections(self) -> dict[str, Any] | None:
-        """What the detectors found."""
+    def evidence(self) -> Evidence:
+        """The schedule's evidence; empty if there is no schedule."""
+        return Evidence() if self.schedule is None else Evidence.of(self.schedule, self.run.schedule)
+
+    @cached_property
+    def detections(self) -> ChangePoints | None:
+        """The detectors' results."""
         path = self.run.change_points
-        if not path.exists():
-            return None
-        document = read_json(path, "detect again")
-        need(document, ("default", "detectors"), path, "detect again")
-        if document["default"] not in document["detectors"]:
-            raise InputError(f"{path}: no detector {document['default']!r} in it; detect again")
-        return document
+        return read_change_points(path) if path.exists() else None
 
     @cached_property
     def convergence(self) -> pd.DataFrame | None:
-        """The checks of a growing profile, where the number of samples was to be found out."""
+        """The checks of a growing profile, for ``--samples auto``."""
         path = self.run.convergence
         if not path.exists():
             return None
@@ -61,7 +94,7 @@ class RunData:
 
     @cached_property
     def sensitivity(self) -> SensitivityTable | None:
-        """What single stages do to the answer."""
+        """The sensitivity table."""
         return SensitivityTable.load(self.run.sensitivity) if self.run.sensitivity.exists() else None
 
     @cached_property
@@ -75,8 +108,8 @@ class RunData:
         return read_evaluation(self.run.evaluation) if self.run.evaluation.exists() else None
 
     @cached_property
-    def example(self) -> tuple[dict[str, Any], Image.Image] | None:
-        """One sample with what every stage left of it, and its image."""
+    def example(self) -> tuple[Example, Image.Image] | None:
+        """One sample with the tokens that each stage keeps, and its image."""
         described, pictured = self.run.folder / "5_example.json", self.run.folder / "5_example.png"
         if not (described.exists() and pictured.exists()):
             return None
@@ -88,22 +121,35 @@ class RunData:
 
     @property
     def change_points(self) -> list[int]:
-        """The default detector's, none where none was run."""
-        if self.detections is None:
-            return []
-        return list(self.detections["detectors"][self.detections["default"]]["change_points"])
+        """Those of the default detector; empty if no detector was run."""
+        return [] if self.detections is None else self.detections.of()
 
     @property
     def num_layers(self) -> int | None:
-        """Of the backbone; None where neither profile nor schedule tells."""
+        """Of the backbone; None if there is neither a profile nor a schedule."""
         if self.profile is not None:
             return self.profile.num_layers
         return self.schedule.backbone.num_layers if self.schedule else None
 
     @property
+    def layers_without_profile(self) -> list[int]:
+        """Layers that have no attention to record, as in hybrid decoders."""
+        if self.profile is None:
+            return []
+        return sorted(set(range(self.profile.num_layers)) - set(self.profile.meta["layers"]))
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
-        """The schedule's; none where there is no schedule."""
+        """Those of the schedule; empty if there is no schedule."""
         return self.schedule.stages if self.schedule else ()
+
+    @property
+    def mean_vision(self) -> float | None:
+        """Vision tokens of a typical sample; None if neither profile nor schedule states them."""
+        if self.profile is not None:
+            return self.profile.mean_vision
+        prompt = self.evidence.typical_prompt
+        return None if prompt is None else prompt.vision_tokens
 
 
 def read_evaluation(path: Path) -> pd.DataFrame:
@@ -122,7 +168,7 @@ def read_evaluation(path: Path) -> pd.DataFrame:
     if not (table.method == "full").any():
         raise InputError(f"{path}: no row with method 'full' and question_type 'all'; {again}")
     if table[["n", "agreement", "processed"]].isna().any(axis=None):
-        raise InputError(f"{path}: n, agreement and processed must be there in every row; {again}")
+        raise InputError(f"{path}: n, agreement and processed must be given in every row; {again}")
     return table
 
 
@@ -134,7 +180,7 @@ def _read_pareto(path: Path) -> pd.DataFrame:
 
 
 def _read_table(path: Path, texts: Sequence[str], numbers: Sequence[str], remedy: str) -> pd.DataFrame:
-    """A table with at least these columns. Raises `InputError`, whose message ends in ``remedy``."""
+    """A table with at least these columns. Raises `InputError`; its message ends with ``remedy``."""
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(texts, "str"))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -148,23 +194,18 @@ def _read_table(path: Path, texts: Sequence[str], numbers: Sequence[str], remedy
     return table
 
 
-def _read_example(path: Path) -> dict[str, Any]:
-    """``5_example.json``, checked. Raises `InputError`."""
-    example = read_json(path, "evaluate again")
-    fields = ("question", "answer", "full_answer", "pruned_answer", "grid", "stages", "regions")
-    need(example, fields, path, "evaluate again")
-    rows, columns = example["grid"]
-    for tokens in (example["regions"], *(stage["kept"] for stage in example["stages"])):
-        if tokens and not 0 <= min(tokens) <= max(tokens) < rows * columns:
-            raise InputError(
-                f"{path}: token {min(tokens) if min(tokens) < 0 else max(tokens)} is outside the grid of "
-                f"{rows} x {columns}; evaluate again"
-            )
-    return example
+def _read_example(path: Path) -> Example:
+    """``5_example.json``. Raises `InputError`."""
+    try:
+        return Example.model_validate(read_json(path, "evaluate again"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise InputError(f"{path}: {field}{first['msg']}; evaluate again") from error
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a file. Raises `InputError`, whose message ends in ``remedy``."""
+    """The JSON object in a file. Raises `InputError`; its message ends with ``remedy``."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -175,7 +216,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def need(there: Any, names: Sequence[str], path: Path, remedy: str) -> None:
-    """Refuse a document or table that lacks one of ``names``. Raises `InputError`."""
+    """Check that a document or table has all ``names``. Raises `InputError`."""
     missing = [name for name in names if name not in there]
     if missing:
         raise InputError(f"{path}: no {', '.join(missing)} in it; {remedy}")

@@ -1,13 +1,14 @@
-"""What the solver measured on the model: what one stage alone does to the answer, at every layer."""
+"""The sensitivity table: answer KL of single stages, and the loss of each layer."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.style import (
     BLACK,
     KL_FLOOR,
@@ -16,23 +17,30 @@ from schedule_finder.figures.style import (
     Drawing,
     kl_axis,
     layer_axis,
+    legend_above,
     mark_layers,
     words,
 )
-from schedule_finder.signals import bootstrap_weights
+from schedule_finder.intervals import bootstrap_weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from schedule_finder.figures.run_data import RunData
+    from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
 LOSS_RATIO = 0.1
-"""At which share of the tokens the layers' losses are shown."""
+"""Keep ratio at which the losses of layers are shown."""
 _RESAMPLES = 200
 _MARKERS = "osD^vPX"
 
 
 def sensitivity(data: RunData) -> Drawing | None:
-    """KL of the answer token after one stage alone; below it what each layer loses at few tokens."""
+    """Answer KL after one stage alone; below it, the loss of each layer at a small keep ratio."""
     measured, num_layers = data.sensitivity, data.num_layers
     if measured is None or num_layers is None:
         return None
-    mean = measured.divergence.mean(axis=2)
+    mean = measured.kl.mean(axis=2)
     table = pd.DataFrame(
         {
             "layer": np.repeat(measured.layers, len(measured.ratios)),
@@ -41,45 +49,53 @@ def sensitivity(data: RunData) -> Drawing | None:
             "samples": len(measured.sample_ids),
         }
     )
-    ratio = np.array([LOSS_RATIO])
-    # Where nothing can be dropped before the first layer, its loss is unknown.
-    layers = np.arange(measured.earliest + 1, num_layers)
-    loss = measured.layer_loss(num_layers, ratio)[layers, 0]
-    resampled = [
-        measured.layer_loss(num_layers, ratio, weights)[layers, 0]
-        for weights in bootstrap_weights(len(measured.sample_ids), _RESAMPLES, seed=0)
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    losses = pd.DataFrame({"layer": layers, "loss": loss, "loss_low": low, "loss_high": high})
-    table = table.merge(losses.assign(loss_ratio=LOSS_RATIO), on="layer", how="outer")
-
-    figure = Figure(figsize=(SINGLE, 3.7), layout="constrained")
+    losses = _losses(measured, num_layers)
+    figure = Figure(figsize=(SINGLE, 3.9), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(1.5, 1))
+    _draw_kl(above, measured, mean, num_layers)
+    _draw_losses(below, losses)
+    layer_axis(below, num_layers)
+    figure.align_ylabels([above, below])
+    title = f"{words(str(measured.policy)).capitalize()}; {len(measured.sample_ids)} samples"
+    if min(measured.layers) < 0:
+        title += "\nLeft edge: stage before the decoder"
+    title += "\nBlack bars: 95% bootstrap intervals"
+    handles = [*above.get_lines()[: len(measured.ratios)], *mark_layers([above, below], data)]
+    legend_above(figure, handles, columns=3, title=title)
+    return figure, table.merge(losses.assign(loss_ratio=LOSS_RATIO), on="layer", how="outer")
+
+
+def _losses(measured: SensitivityTable, num_layers: int) -> pd.DataFrame:
+    """Loss of each layer at `LOSS_RATIO` with its interval; unknown for layers before the earliest stage."""
+    ratio, layers = np.array([LOSS_RATIO]), np.arange(measured.earliest + 1, num_layers)
+    weights = bootstrap_weights(len(measured.sample_ids), _RESAMPLES, seed=0)
+    resampled = [measured.layer_loss(num_layers, ratio, drawn)[layers, 0] for drawn in weights]
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    loss = measured.layer_loss(num_layers, ratio)[layers, 0]
+    return pd.DataFrame({"layer": layers, "loss": loss, "loss_low": low, "loss_high": high})
+
+
+def _draw_kl(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_layers: int) -> None:
     shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.0, len(measured.ratios)))
-    for place, kept in enumerate(measured.ratios):
-        above.plot(
+    for index, kept in enumerate(measured.ratios):
+        axes.plot(
             np.array(measured.layers) + 0.5,
-            np.maximum(mean[:, place], KL_FLOOR),
-            color=shades[place],
-            marker=_MARKERS[place % len(_MARKERS)],
+            np.maximum(mean[:, index], KL_FLOOR),
+            color=shades[index],
+            marker=_MARKERS[index % len(_MARKERS)],
             markersize=3.0 if num_layers <= 16 else 2.0,
             linewidth=1.0,
             clip_on=False,
             label=f"{100 * kept:g}% kept",
         )
-    above.set_ylabel("KL, one stage (nats)")
-    kl_axis(above, mean)
-    below.bar(layers, loss, 0.75, color=SKY)
-    below.errorbar(
-        layers, loss, [loss - np.minimum(low, loss), np.maximum(high, loss) - loss],
-        fmt="none", ecolor=BLACK, elinewidth=0.7,
-    )  # fmt: skip
-    below.set_ylabel(f"Loss at {LOSS_RATIO:.0%} (nats)")
-    below.set_ylim(bottom=0)
-    layer_axis(below, num_layers)
-    figure.align_ylabels([above, below])
-    title = f"{words(str(measured.rule)).capitalize()}; 95% intervals over {len(measured.sample_ids)} samples"
-    mark_layers(
-        figure, [above, below], data, above.get_lines()[: len(measured.ratios)], columns=3, title=title
-    )
-    return figure, table
+    axes.set_ylabel("Answer KL (nats)")
+    kl_axis(axes, mean)
+
+
+def _draw_losses(axes: Axes, losses: pd.DataFrame) -> None:
+    loss = losses.loss
+    axes.bar(losses.layer, loss, 0.75, color=SKY)
+    lengths = [loss - np.minimum(losses.loss_low, loss), np.maximum(losses.loss_high, loss) - loss]
+    axes.errorbar(losses.layer, loss, lengths, fmt="none", ecolor=BLACK, elinewidth=0.7)
+    axes.set_ylabel(f"Loss, {LOSS_RATIO:.0%} kept (nats)")
+    axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Figures of `scripts/study_discovery.py`: methods by budget for each backbone, and what predictions are worth."""
+"""Figures of the study script: methods by budget for each backbone, and predictions against accuracy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from matplotlib.figure import Figure
 from schedule_finder.figures.style import BLACK, BLUE, DOUBLE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 
 LINES = {
-    "sensitivity": ("Discovered", BLUE, "o", "-"),
-    "grid": ("Grid search, same rule", BLACK, "x", "--"),
-    "sensitivity, not merged": ("Discovered, not merged", SKY, "P", (0, (5, 1))),
-    "paper": ("AdaptInfer's shape", VERMILLION, "<", (0, (4, 1.5))),
-    "pyramid": ("PyramidDrop's shape", GREEN, ">", (0, (4, 1, 1, 1))),
+    "sensitivity": ("Search", BLUE, "o", "-"),
+    "grid": ("Grid search", BLACK, "x", "--"),
+    "sensitivity, not merged": ("Search, discarded", SKY, "P", (0, (5, 1))),
+    "paper": ("AdaptInfer layers", VERMILLION, "<", (0, (4, 1.5))),
+    "pyramid": ("PyramidDrop layers", GREEN, ">", (0, (4, 1, 1, 1))),
     "fastv": ("FastV", ORANGE, "v", (0, (2, 1))),
-    "sparsevlm": ("SparseVLM's layers", PURPLE, "^", (0, (6, 1, 1, 1))),
-    "its stages, random": ("Discovered, random tokens", GREY, "X", (0, (1, 1))),
+    "sparsevlm": ("SparseVLM layers", PURPLE, "^", (0, (6, 1, 1, 1))),
+    "its stages, random": ("Search, random tokens", GREY, "X", (0, (1, 1))),
 }
 
 
 def methods_figure(methods: pd.DataFrame) -> Figure:
-    """Share of right first words against the budget, a panel for each backbone.
+    """Share of correct first words against the budget, one panel per backbone.
 
     Args:
         methods: ``backbone, method, budget, right, ci_low, ci_high``, shares in [0, 1].
@@ -50,7 +50,7 @@ def methods_figure(methods: pd.DataFrame) -> Figure:
         panel.set_xticks(sorted(100 * budget for budget in some.budget.unique() if budget < 1))
         panel.set_xlabel("Vision tokens processed (%)")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("First word right (%)")
+    panels[0][0].set_ylabel("First word correct (%)")
     figure.legend(
         *panels[0][0].get_legend_handles_labels(),
         loc="outside upper center",
@@ -62,7 +62,7 @@ def methods_figure(methods: pd.DataFrame) -> Figure:
 
 
 def predictions_figure(predictions: pd.DataFrame) -> Figure:
-    """Predicted divergence of random schedules against what they answer, a panel for each backbone.
+    """Predicted answer KL of random schedules against their accuracy, one panel per backbone.
 
     Args:
         predictions: ``backbone, predicted_kl, right``.
@@ -76,7 +76,7 @@ def predictions_figure(predictions: pd.DataFrame) -> Figure:
         rank = some.predicted_kl.corr(some.right, method="spearman")
         panel.set_title(f"{name}, rank correlation {rank:.2f}", fontsize=9)
         panel.set_xscale("log")
-        panel.set_xlabel("Predicted KL (nats)")
+        panel.set_xlabel("Predicted answer KL (nats)")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("First word right (%)")
+    panels[0][0].set_ylabel("First word correct (%)")
     return figure

@@ -1,10 +1,10 @@
-"""What all figures share: sizes, colours, and the pieces that mark layers.
+"""Sizes, colours, legends and layer marks of all figures.
 
-Sizes are those of a two-column paper; colours are Okabe and Ito's, and whatever differs in colour differs in line
-or marker too.
+Sizes are those of a two-column paper. Colours are those of Okabe and Ito; series of different colour also have
+different lines or markers.
 
-Layers are cells, and what happens between two of them stands on the edge: a change point ``l`` at
-``l - 0.5``, a stage whose tokens leave after layer ``l`` at ``l + 0.5``.
+A layer covers one unit of the axis, centred at its index. A change point ``l`` is drawn at ``l - 0.5``, a stage after
+layer ``l`` at ``l + 0.5``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from schedule_finder.figures.run_data import RunData
-    from schedule_finder.signals import Band
+    from schedule_finder.intervals import Band
 
 Drawing = tuple[Figure, pd.DataFrame]
 """A figure and the table it was drawn from."""
@@ -41,9 +42,11 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#CC79A7",
 )
 GREY = "#666666"
+GAP = "#E8E8E8"
+"""Layers without data."""
 
-# Colour, marker, line of the schedule and of its controls; those on other layers have open markers.
-LOOKS = {
+# Colour, marker, line of the schedule and its baselines; baselines with other stages have open markers.
+METHOD_STYLES = {
     "schedule": (BLUE, "o", "-"),
     "not merged": (SKY, "P", (0, (5, 1))),
     "last_token": (VERMILLION, "s", (0, (4, 1.5))),
@@ -57,7 +60,16 @@ LOOKS = {
     "smaller images": (PURPLE, "p", (0, (2, 1))),
 }
 OPEN = ("paper", "pyramid", "random layers", "smaller images")
-SPARE_LOOKS = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
+LABELS = {
+    "not merged": "Dropped tokens discarded",
+    "last_token": "Last token (FastV)",
+    "strided": "Evenly spaced tokens",
+    "random": "Random tokens",
+    "paper": "AdaptInfer layers",
+    "pyramid": "PyramidDrop layers",
+}
+"""Names of methods where a reader needs more than the name in the table."""
+SPARE_STYLES = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -88,11 +100,11 @@ STYLE: dict[Any, Any] = {
 
 
 KL_FLOOR = 1e-4
-"""Nats: below it nothing is said about answers, and a logarithmic axis ends."""
+"""Nats. Smaller values do not change answers; logarithmic axes end here."""
 
 
 def kl_axis(axes: Axes, values: np.ndarray) -> None:
-    """A logarithmic axis for ``values``, whose lowest line stands for `KL_FLOOR` and everything below it."""
+    """A logarithmic axis for ``values``; its lowest tick stands for `KL_FLOOR` and everything below it."""
     axes.set_yscale("log")
     largest = float(np.nanmax(values, initial=0))
     axes.set_ylim(KL_FLOOR / 1.5, max(3 * largest, 100 * KL_FLOOR))
@@ -104,7 +116,7 @@ def kl_axis(axes: Axes, values: np.ndarray) -> None:
 
 
 def layer_axis(axes: Axes, num_layers: int, label: str = "Decoder layer") -> None:
-    """Whole layers along the lower edge."""
+    """Layer indices along the lower edge."""
     axes.set_xlim(-0.5, num_layers - 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, steps=[1, 2, 4, 5, 10]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -120,61 +132,54 @@ def draw_curve(
     axes.plot(x, curve.mean, color=colour, marker=marker, markersize=size, linestyle=line, label=label)
 
 
-def mark_layers(
-    figure: Figure,
-    panels: Sequence[Axes],
-    data: RunData,
-    more: Sequence[Any] = (),
-    columns: int = 2,
-    title: str | None = None,
-) -> None:
-    """Change points as dashed lines, stages as triangles on the lower edge; a legend above."""
-    handles = list(more)
+def mark_layers(panels: Sequence[Axes], data: RunData) -> list[Line2D | Patch]:
+    """Draw change points as dashed lines, stages as triangles, and layers without a profile in grey.
+
+    Returns the handles for a legend.
+    """
+    handles: list[Line2D | Patch] = []
+    line: dict[str, Any] = {"color": VERMILLION, "linestyle": (0, (3, 1.5)), "linewidth": 1.1}
+    triangle: dict[str, Any] = {"color": BLACK, "marker": "^", "markersize": 5, "linestyle": ""}
+    if data.change_points:
+        handles.append(Line2D([], [], label="Change point", **line))
+    if data.stages:
+        handles.append(Line2D([], [], label="Tokens are dropped", **triangle))
+    if data.layers_without_profile:
+        handles.append(Patch(color=GAP, label="No profile"))
     for axes in panels:
         for layer in data.change_points:
-            axes.axvline(layer - 0.5, color=VERMILLION, linestyle=(0, (3, 1.5)), linewidth=1.1)
+            axes.axvline(layer - 0.5, **line)
+        for layer in data.layers_without_profile:
+            axes.axvspan(layer - 0.5, layer + 0.5, color=GAP, linewidth=0, zorder=0)
+    edge = panels[-1].get_xaxis_transform()
     for stage in data.stages:
-        panels[-1].plot(
-            stage.layer + 0.5,
-            0,
-            marker="^",
-            color=BLACK,
-            markersize=5,
-            clip_on=False,
-            zorder=5,
-            transform=panels[-1].get_xaxis_transform(),
-        )
-    if data.change_points:
-        handles.append(
-            Line2D([], [], color=VERMILLION, linestyle=(0, (3, 1.5)), linewidth=1.1, label="Change point")
-        )
-    if data.stages:
-        handles.append(
-            Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")
-        )
-    if handles:
-        legend_above(
-            figure, (handles, [str(handle.get_label()) for handle in handles]), columns=columns, title=title
+        panels[-1].plot(stage.layer + 0.5, 0, clip_on=False, zorder=5, transform=edge, **triangle)
+    return handles
+
+
+def labelled(handles: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The arguments of a legend."""
+    return list(handles), [str(handle.get_label()) for handle in handles]
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int, title: str | None = None) -> None:
+    """One legend above all panels; handles of the same label appear once."""
+    once = {str(handle.get_label()): handle for handle in handles}
+    if once:
+        figure.legend(
+            *labelled(list(once.values())),
+            loc="outside upper center",
+            ncols=columns,
+            title=title,
+            title_fontsize=7,
         )
 
 
-def legend_above(
-    figure: Figure, *entries: tuple[list[Any], list[Any]], columns: int, title: str | None = None
-) -> None:
-    """One legend above the panels for the handles and labels of all of them, each label once."""
-    once = {
-        label: handle for handles, labels in entries for handle, label in zip(handles, labels, strict=True)
-    }
-    figure.legend(
-        list(once.values()),
-        list(once),
-        loc="outside upper center",
-        ncols=columns,
-        title=title,
-        title_fontsize=7,
-    )
+def legend_over(axes: Axes, handles: Sequence[Any], *, columns: int) -> None:
+    """A legend of one panel, directly above it."""
+    axes.legend(*labelled(handles), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
 def words(name: str) -> str:
-    """A name as it is read."""
+    """``name`` with spaces."""
     return name.replace("_", " ")

@@ -1,7 +1,7 @@
-"""Step 1: a data set as people have it becomes seeded, numbered samples.
+"""Step 1: from a data set to calibration samples and held-out samples.
 
-Which rows are for discovery and which are held out for evaluation is decided here, once, and written to
-``1_samples.jsonl``: discovery never sees the samples that a schedule is judged on.
+The choice is seeded, made once, and written to ``1_samples.jsonl``. The search uses calibration samples only, the
+evaluation held-out samples only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from schedule_finder.samples.entries import (
     update_entries,
     write_entries,
 )
-from schedule_finder.samples.tables import DataOptions, TableData
+from schedule_finder.samples.table_source import DataOptions
+from schedule_finder.samples.tables import TableData
 
 __all__ = [
     "BadSample",
@@ -44,12 +45,12 @@ __all__ = [
 
 
 def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, **options: Any) -> DataSet:
-    """The data set, or the mixture of several, that a command line names.
+    """Open the data set of a command line, or the mixture of several.
 
     Args:
         sources: each ``demo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
         seed: draws the demo's samples.
-        rows: samples that will be asked for (streaming reads no more than it needs).
+        rows: number of samples that the run needs; it limits what streaming reads.
         options: `DataOptions`, for every source that is a table.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which rows are for discovery and which are held out: decided once, seeded, in equal shares over the sources."""
+"""The seeded choice of calibration and held-out rows, in equal shares over the data sets of a mixture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schedule_finder.samples.entries import DataSet, Sample, SampleEntry, Use
 
 
 class Mixture:
-    """Several data sets as one. Raises `InputError` where two of them are the same."""
+    """Several data sets as one. Raises `InputError` where one is given twice."""
 
     def __init__(self, parts: Sequence[DataSet]) -> None:
         self.parts = {part.source: part for part in parts}
@@ -33,24 +33,24 @@ class Mixture:
         """The sample from the part that ``entry.source`` names. Raises `BadSample`, and as `TableData.load`."""
         if entry.source not in self.parts:
             raise InputError(
-                f"sample {entry.id} is of {entry.source}, but the data sets are {self.source} now; give back those "
-                "that the run was begun with, or begin a new run"
+                f"sample {entry.id} is from {entry.source}, but the data sets are {self.source}; give those that the "
+                "run was begun with, or begin a new run"
             )
         return self.parts[entry.source].load(entry)
 
 
 def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    """Seeded choice of ``count`` rows for discovery and ``held_out`` others for evaluation.
+    """Seeded choice of ``count`` calibration rows and ``held_out`` others for evaluation.
 
-    The parts of a mixture get equal shares of both, as far as their sizes allow, and take turns. Data too small
-    for both uses gives a fifth of its rows (at least one) to evaluation.
+    The parts of a mixture get equal shares of both, as far as their sizes allow, and are interleaved. If there
+    are too few rows for both uses, a fifth (at least one) is held out.
     """
     parts = list(data.parts.values()) if isinstance(data, Mixture) else [data]
-    sizes = [part.size("discovery") for part in parts]
+    sizes = [part.size("calibration") for part in parts]
     total = sum(sizes)
     if total < 2:
         raise InputError(
-            f"data set {data.source!r} has {total} row; two are the least, to discover and to evaluate"
+            f"data set {data.source!r} has {total} row; at least two are needed, to search and to evaluate"
         )
     if count + held_out > total:
         held_out = min(held_out, max(1, total // 5))
@@ -62,8 +62,8 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
     ]
     return [
         entry
-        for use in ("discovery", "held_out")
-        for entry in _taking_turns([[entry for entry in part if entry.use == use] for part in drawn])
+        for use in ("calibration", "held_out")
+        for entry in _interleaved([[entry for entry in part if entry.use == use] for part in drawn])
     ]
 
 
@@ -71,11 +71,11 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     """``count`` split into equal whole shares, none above its size; earlier ones are one larger where need be."""
     given = [0] * len(sizes)
     while left := min(count, sum(sizes)) - sum(given):
-        open_places = [place for place, size in enumerate(sizes) if given[place] < size]
-        # All open places stand equal: raise them together while it goes, then the first few by one.
-        each = left // len(open_places)
-        for place in open_places[:left]:
-            given[place] += min(max(1, each), sizes[place] - given[place])
+        open_parts = [part for part, size in enumerate(sizes) if given[part] < size]
+        # All open parts have equal shares: raise them together while possible, then the first few by one.
+        each = left // len(open_parts)
+        for part in open_parts[:left]:
+            given[part] += min(max(1, each), sizes[part] - given[part])
     return given
 
 
@@ -83,32 +83,32 @@ def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
     """``count`` split in proportion to ``sizes``, by largest remainder."""
     exact = [count * size / max(1, sum(sizes)) for size in sizes]
     whole = [int(share) for share in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda place: whole[place] - exact[place])
-    for place in by_remainder[: count - sum(whole)]:
-        whole[place] += 1
+    by_remainder = sorted(range(len(sizes)), key=lambda part: whole[part] - exact[part])
+    for part in by_remainder[: count - sum(whole)]:
+        whole[part] += 1
     return whole
 
 
 def _draw(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
     if isinstance(data, DemoData):
         return data.entries(count, held_out)
-    order = np.random.default_rng(seed).permutation(data.size("discovery"))[: count + held_out]
+    order = np.random.default_rng(seed).permutation(data.size("calibration"))[: count + held_out]
     return [
         SampleEntry(
             id=f"{data.source}:{row:06d}",
             source=data.source,
             row=int(row),
-            use="discovery" if place < count else "held_out",
+            use="calibration" if index < count else "held_out",
         )
-        for place, row in enumerate(order)
+        for index, row in enumerate(order)
     ]
 
 
-def _taking_turns(parts: Sequence[Sequence[SampleEntry]]) -> list[SampleEntry]:
-    """One list in which every part is spread evenly, so that any beginning of it is a fair mixture."""
-    placed = [
-        ((place + 0.5) / len(part), number, entry)
+def _interleaved(parts: Sequence[Sequence[SampleEntry]]) -> list[SampleEntry]:
+    """One list in which every part is spread evenly, so that any first entries are a fair mixture."""
+    ranked = [
+        ((index + 0.5) / len(part), number, entry)
         for number, part in enumerate(parts)
-        for place, entry in enumerate(part)
+        for index, entry in enumerate(part)
     ]
-    return [entry for _, _, entry in sorted(placed, key=lambda item: item[:2])]
+    return [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]

@@ -1,4 +1,4 @@
-"""Which columns of a table are the image, the question and the answer, and how they are read."""
+"""The columns of a table that hold image, question and answer, and how they are read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ QUESTION_COLUMNS = ("question", "query", "prompt", "instruction", "text")
 ANSWER_COLUMNS = ("answer", "answers", "label", "target", "response")
 TYPE_COLUMNS = ("question_type", "category", "task", "type")
 MOST_CHARACTERS = 20_000
-"""Longer questions are skipped: no benchmark has any, and one would fill a backbone's context."""
+"""Longer questions are skipped: no benchmark has them, and one would fill the context."""
 
 AnswerForm = Literal["text", "most_common", "letter"]
-"""How an answer is read: as it is (the first of a list), the answer that most annotators gave, or a number
-that counts the options from A."""
+"""How an answer is read: unchanged (the first of a list), the most common of a list, or a number as a letter
+from A."""
 
 
 class Template:
@@ -73,7 +73,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the parts of a sample are in a row; ``images`` and ``videos`` are columns or templates of paths."""
+    """Columns of the parts of a sample; ``images`` and ``videos`` are columns or templates of paths."""
 
     images: tuple[Template, ...]
     videos: tuple[Template, ...]
@@ -84,7 +84,7 @@ class Columns:
 
     @property
     def media(self) -> list[str]:
-        """Columns with images, videos, or what their paths are made of."""
+        """Columns with images, videos, or parts of their paths."""
         return _once(name for template in (*self.images, *self.videos) for name in template.columns)
 
     @property
@@ -93,9 +93,9 @@ class Columns:
         return _once(name for name in (*self.question.columns, self.answer, self.question_type) if name)
 
     def question_of(self, row: Mapping[str, Any]) -> str:
-        """The question of a row. Raises `BadSample` where there is none, or one without end."""
+        """The question of a row. Raises `BadSample` where it is empty or too long."""
         question = self.question.fill(row)
-        # A template's own words are no question: what is asked stands in a column.
+        # The fixed text of a template is not a question: a question column must have text.
         asked = [name for name in self.question.columns if name in QUESTION_COLUMNS] or self.question.columns
         if not question or (asked and not any(_text(row[name]) for name in asked)):
             raise BadSample("the question is empty")
@@ -104,7 +104,7 @@ class Columns:
         return question
 
     def answer_of(self, row: Mapping[str, Any]) -> str | None:
-        """The answer of a row, None where it is not known."""
+        """The answer of a row, None if unknown."""
         value = row[self.answer] if self.answer else None
         if isinstance(value, (list, tuple)):
             given = [text for text in map(_text, value) if text]
@@ -202,7 +202,7 @@ def _unknown(source: str, names: Sequence[str], guesses: Sequence[str], option: 
 
 
 def _text(value: Any, letters: bool = False) -> str:
-    """A cell as text; nothing for what tables write where there is no value."""
+    """A cell as text; empty for missing values (None, NaN)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if letters and isinstance(value, str) and value.startswith("["):

@@ -10,22 +10,22 @@ from schedule_finder.samples.entries import Sample, SampleEntry, Use
 
 
 class DemoData:
-    """The embedded demo data set; discovery and held-out samples come from disjoint seeds."""
+    """The embedded demo data set; calibration and held-out samples come from disjoint seeds."""
 
     source = "demo"
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
-        self._drawn: dict[Use, list[Sample]] = {"discovery": [], "held_out": []}
+        self._drawn: dict[Use, list[Sample]] = {"calibration": [], "held_out": []}
         self._streams: dict[Use, Iterator[Any]] = {}
 
     def size(self, use: Use) -> int:
-        """As many as anybody wants."""
+        """Samples are generated: practically unlimited."""
         return 1_000_000
 
     def entries(self, count: int, held_out: int) -> list[SampleEntry]:
-        """The first samples of both streams: they are drawn at random already."""
-        wanted: list[tuple[Use, int]] = [("discovery", count), ("held_out", held_out)]
+        """The first samples of both streams, which are random already."""
+        wanted: list[tuple[Use, int]] = [("calibration", count), ("held_out", held_out)]
         return [
             SampleEntry(id=f"{use}-{self._seed}-{row:06d}", source=self.source, row=row, use=use)
             for use, number in wanted

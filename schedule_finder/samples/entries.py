@@ -1,4 +1,4 @@
-"""What a sample is, where it stands in its data set, and the file that lists the samples of a run."""
+"""Samples, their entries in the list of samples of a run, and the interface of data sets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from schedule_finder.errors import InputError
+from schedule_finder.errors import BadSample, InputError
 from schedule_finder.files import write_text, writing
 
-Use = Literal["discovery", "held_out"]
+__all__ = [
+    "BadSample",
+    "DataSet",
+    "Sample",
+    "SampleEntry",
+    "Use",
+    "describe",
+    "read_entries",
+    "update_entries",
+    "write_entries",
+]
 
-
-class BadSample(ValueError):
-    """One sample that cannot be used; it is skipped with this reason."""
+Use = Literal["calibration", "held_out"]
+_OLD_USES = {"discovery": "calibration"}
+"""Names in lists of samples that were written before profile format version 2."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Sample:
     """Image(s) or video(s), a question, and the answer where it is known.
 
     All images are RGB and upright; a video is its frames, in order. ``regions``: vision tokens (row-major) that
-    the answer needs, where the data set knows them. ``repairs``: what had to be done to use the sample.
+    the answer depends on, where the data set states them. ``repairs``: changes that made the sample usable.
     """
 
     id: str
@@ -41,9 +51,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """A line of ``1_samples.jsonl``: where a sample is, what it is for, how it went.
+    """A line of ``1_samples.jsonl``: origin, use and status of a sample.
 
-    ``source`` names its data set and ``row`` its place there; image data stays there. ``reason`` says why a
+    ``source`` names its data set and ``row`` its row there; images are not copied. ``reason`` says why a
     sample was skipped, or what was repaired on one that was not.
     """
 
@@ -66,14 +76,14 @@ class DataSet(Protocol):
         """Name of the data set, the same on every machine: sample ids begin with it."""
 
     def size(self, use: Use) -> int:
-        """Rows there are for this use."""
+        """Number of rows for this use."""
 
     def load(self, entry: SampleEntry) -> Sample:
         """The sample of an entry. Raises `BadSample`."""
 
 
 def describe(entry: SampleEntry, sample: Sample) -> SampleEntry:
-    """The entry with what its sample says."""
+    """The entry with question, answer, type and repairs of its sample."""
     reason = f"repaired: {'; '.join(sample.repairs)}" if sample.repairs else None
     return replace(
         entry,
@@ -91,9 +101,9 @@ def write_entries(path: Path, entries: Sequence[SampleEntry]) -> None:
 
 
 def update_entries(path: Path, changed: Sequence[SampleEntry]) -> None:
-    """Note entries that changed beside ``1_samples.jsonl``, in time that does not grow with that file.
+    """Append changed entries to ``1_samples.jsonl.updates``, in time that does not grow with the list.
 
-    `read_entries` takes the notes in, `write_entries` ends them.
+    `read_entries` applies the updates, `write_entries` removes them.
     """
     with writing(path), _updates(path).open("a", encoding="utf-8") as file:
         file.write("".join(map(_line, changed)))
@@ -107,7 +117,7 @@ def read_entries(path: Path) -> list[SampleEntry]:
         return list(entries.values())
     except FileNotFoundError:
         raise InputError(f"{path}: no samples chosen yet; run `adaptinfer-profile profile` first") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not readable ({error}); remove it and profile again") from error
 
 
@@ -119,8 +129,8 @@ def _read_updates(path: Path) -> Iterator[SampleEntry]:
     if not _updates(path).exists():
         return
     for line in _updates(path).read_text(encoding="utf-8").splitlines():
-        # A line that a killed process or a full disk cut off is a sample that is done again.
-        with suppress(ValueError, TypeError):
+        # A killed process or a full disk can truncate the last line; that sample is profiled again.
+        with suppress(ValueError, TypeError, KeyError):
             yield _entry(line)
 
 
@@ -129,4 +139,6 @@ def _line(entry: SampleEntry) -> str:
 
 
 def _entry(line: str) -> SampleEntry:
-    return SampleEntry(**json.loads(line))
+    fields = json.loads(line)
+    fields["use"] = _OLD_USES.get(fields["use"], fields["use"])
+    return SampleEntry(**fields)

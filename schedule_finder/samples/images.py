@@ -1,4 +1,4 @@
-"""From an image as people have it to upright RGB pixels, with a note of all that had to be changed."""
+"""Images of any mode as upright RGB pixels, with a list of the changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.samples.entries import BadSample
 
 MOST_PIXELS = 4096 * 4096
-"""Larger images are scaled down to this many pixels: more than any processor of today keeps."""
+"""Larger images are scaled down to this many pixels, more than current processors use."""
 BOMB_PIXELS = 89_478_485
 """Larger images are not even decoded. Pillow's own limit against decompression bombs, 256 MiB of RGB."""
 _ORIENTATION = 0x0112
@@ -23,7 +23,7 @@ _NAMES = {"1": "black-and-white", "L": "grey", "P": "palette"}
 
 @contextmanager
 def reading(kind: str, name: str) -> Iterator[None]:
-    """Whatever a decoder raises on a broken file becomes a `BadSample` that names the file."""
+    """Turn any error of a decoder into a `BadSample` that names the file."""
     try:
         yield
     except (BadSample, InputError):
@@ -44,10 +44,10 @@ def open_image(source: Path | bytes, name: str) -> tuple[Image.Image, list[str]]
 
     Args:
         source: the file, or its bytes.
-        name: what to call it in messages.
+        name: for messages.
 
     Returns:
-        The image as RGB, upright, and what was repaired.
+        The image as RGB, upright, and the repairs.
 
     Raises:
         BadSample: it cannot be read, is empty, or is too large.
@@ -69,7 +69,7 @@ def open_image(source: Path | bytes, name: str) -> tuple[Image.Image, list[str]]
 def upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """RGB pixels, upright, at most `MOST_PIXELS`; transparent parts on white, deep pixels scaled to 8 bits.
 
-    Returns the image and what was repaired. Raises `BadSample` for pixels that are no picture.
+    Returns the image and the repairs. Raises `BadSample` for an empty image or pixels that are not finite.
     """
     repairs = []
     if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
@@ -101,7 +101,7 @@ def _converted(mode: str) -> str:
 
 
 def _eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
-    """Deep grey pixels scaled to 8 bits. Pillow's own conversion cuts them off at 255, which leaves white."""
+    """Deep grey pixels scaled to 8 bits. Pillow's own conversion clips them at 255."""
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise BadSample("the image's pixels are not finite (NaN or infinite)")

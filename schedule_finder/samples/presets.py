@@ -1,4 +1,4 @@
-"""The usual benchmarks by name: where they are, and which of their columns is what."""
+"""Common benchmarks by name: hub location and columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schedule_finder.samples.columns import AnswerForm, Template, path_template
 
 @dataclass(frozen=True)
 class ImagesElsewhere:
-    """Images that stand in another config of the data set: ``key`` of a row is ``id`` there."""
+    """Images in another config of the data set: ``key`` of a row is ``id`` there."""
 
     config: str
     key: str

@@ -17,9 +17,9 @@ _ANIMATED = ("GIF", "WEBP", "PNG")
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Places of ``count`` of ``total`` things (all, where there are fewer): the middles of equal parts."""
+    """Indices of ``count`` of ``total`` items (all, if there are fewer): the middles of equal parts."""
     count = min(total, count)
-    return [(2 * place + 1) * total // (2 * count) for place in range(count)]
+    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
 
 
 def open_video(source: Path | bytes, name: str, count: int) -> tuple[Image.Image, ...]:
@@ -29,7 +29,7 @@ def open_video(source: Path | bytes, name: str, count: int) -> tuple[Image.Image
 
     Args:
         source: the file, or its bytes.
-        name: what to call it in messages.
+        name: for messages.
         count: frames to take.
 
     Raises:
@@ -46,7 +46,7 @@ def open_video(source: Path | bytes, name: str, count: int) -> tuple[Image.Image
 
 
 def _animated(source: Path | bytes, name: str, count: int) -> list[Image.Image]:
-    """Frames of an animated image; none where it is something else."""
+    """Frames of an animated image; empty for other files."""
     try:
         image: Any = Image.open(
             io.BytesIO(source) if isinstance(source, bytes) else source, formats=_ANIMATED
@@ -56,8 +56,8 @@ def _animated(source: Path | bytes, name: str, count: int) -> list[Image.Image]:
     with image:
         _refuse_huge(name, image.width, image.height)
         frames = []
-        for place in spread(image.n_frames, count):
-            image.seek(place)
+        for index in spread(image.n_frames, count):
+            image.seek(index)
             frames.append(image.copy())
         return frames
 
@@ -80,17 +80,17 @@ def _decoded(source: Path | bytes, name: str, count: int) -> list[Image.Image]:
             raise BadSample(f"video {name!r} has no video stream")
         stream = file.streams.video[0]
         _refuse_huge(name, stream.width, stream.height)
-        # Headers often do not say how many frames there are, or say more than there are: count packets.
+        # Headers often lack the number of frames or overstate it: count packets.
         total = sum(packet.size > 0 for packet in file.demux(stream))
     frames, seen = _pick(container, spread(total, count))
-    if len(frames) < min(total, count):  # a packet need not be a frame
+    if len(frames) < min(total, count):  # not every packet is a frame
         frames, _ = _pick(container, spread(seen, count))
     return frames
 
 
-def _pick(container: Any, places: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """The frames at ``places``, and how many frames were met up to the last of them."""
-    wanted, frames, seen = set(places), [], 0
+def _pick(container: Any, indices: Sequence[int]) -> tuple[list[Image.Image], int]:
+    """The frames at ``indices``, and the number of frames up to the last of them."""
+    wanted, frames, seen = set(indices), [], 0
     with container() as file:
         for frame in file.decode(video=0):
             if seen in wanted:

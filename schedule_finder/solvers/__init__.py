@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.solvers.base import Problem, Solution, Solver
+from schedule_finder.solvers.budget import BudgetTarget
 from schedule_finder.solvers.fitprune import FitPrune
 from schedule_finder.solvers.grid import Grid
 from schedule_finder.solvers.paper import Paper

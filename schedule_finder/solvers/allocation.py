@@ -1,14 +1,14 @@
-"""Exact allocation: where loss and cost both add up over layers, the best stages are found by dynamic programming."""
+"""Exact allocation by dynamic programming, for a loss and a cost that both add up over layers."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.solvers.base import BudgetTarget
+from schedule_finder.solvers.budget import BudgetTarget
 
 COST_STEPS = 400
-"""Resolution of the budget inside the search; what rounding leaves over is spent by the last ratio."""
+"""Resolution of the budget in the dynamic program; the last ratio spends what rounding leaves."""
 
 
 def allocate(
@@ -19,9 +19,9 @@ def allocate(
     Exact up to the resolution of the budget (`COST_STEPS`) and of the grid of ratios.
 
     Args:
-        loss: ``[num_layers, ratios]``, what goes wrong in a layer that computes that share of the vision
-            tokens; adds up over layers. Infinite where that cannot be, as in a first layer that computes all
-            because nothing can be dropped before it.
+        loss: ``[num_layers, ratios]``, loss of a layer that computes that share of the vision tokens; adds up
+            over layers. Infinite where a ratio is impossible, as in the first layer when nothing can be dropped
+            before it.
         ratios: falling from 1 to 0.
         budget: what the layers may cost together.
         most_stages: how many stages to try.
@@ -30,15 +30,16 @@ def allocate(
         number of stages -> (loss, stages); numbers that no schedule can have within the budget are missing.
     """
     layers, grid = loss.shape
+    may_drop = {stage + 1 for stage in budget.stage_layers(-1)}
     steps = _cost_steps(budget, ratios)
     # best[s, r, c]: least loss of the layers so far with s stages, now at ratio r, having cost at most c.
     best = np.full((most_stages + 1, grid, COST_STEPS + 1), np.inf)
-    best[0, 0] = 0.0  # before the decoder all are there
+    best[0, 0] = 0.0  # all tokens enter the decoder
     came_from = np.zeros((layers, *best.shape), dtype=np.int16)
     for layer in range(layers):
         arrived = best.copy()
         origin = np.broadcast_to(np.arange(grid)[None, :, None], best.shape).copy()
-        for after in range(1, grid):
+        for after in range(1, grid if layer in may_drop else 1):
             before = best[:-1, :after].argmin(1)
             value = np.take_along_axis(best[:-1, :after], before[:, None], 1)[:, 0]
             better = value < arrived[1:, after]
@@ -64,13 +65,13 @@ def allocate(
 def _cost_steps(budget: BudgetTarget, ratios: np.ndarray) -> np.ndarray:
     """Cost of each layer at each ratio in whole steps, the budget being `COST_STEPS` of them."""
     costs = budget.layer_costs(ratios) / budget.target * COST_STEPS
-    # Rounding errors of a ratio run through many layers: carried from layer to layer, they cancel.
+    # A rounding error per layer would add up over many layers at one ratio; of the running sum it does not.
     running = np.round(np.cumsum(costs, axis=0) + 1e-9)
     return np.diff(running, axis=0, prepend=0).astype(int)
 
 
 def _path(came_from: np.ndarray, steps: np.ndarray, number: int, last: int) -> list[int]:
-    """The grid place of the ratio before the decoder and in every layer, walked back from the last layer."""
+    """Index into the ratio grid before the decoder and in every layer, followed back from the last layer."""
     path, cost = [last], COST_STEPS
     for layer in range(len(came_from) - 1, -1, -1):
         cost -= steps[layer, last]
@@ -83,9 +84,9 @@ def _path(came_from: np.ndarray, steps: np.ndarray, number: int, last: int) -> l
 
 def _spend(budget: BudgetTarget, path: list[int], ratios: np.ndarray) -> tuple[Stage, ...] | None:
     """Stages of a path, with its last ratio moved to spend the budget exactly."""
-    changes = [place for place in range(1, len(path)) if path[place] != path[place - 1]]
-    layers = [place - 2 for place in changes]
-    kept = [float(ratios[path[place]]) for place in changes]
+    changes = [index for index in range(1, len(path)) if path[index] != path[index - 1]]
+    layers = [index - 2 for index in changes]
+    kept = [float(ratios[path[index]]) for index in changes]
     stages = budget.spend_rest(layers, kept[:-1])
     if stages is not None:
         return stages

@@ -1,206 +1,52 @@
-"""What a solver is, and what every solver needs: stages that meet a budget exactly."""
+"""What a solver is: a problem in, stages and typed evidence out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from pruning_runtime.accounting import budget_of, look_share, looks_ahead, prefill_flops, processed_ratios
-from pruning_runtime.backbone import DecoderShape
-from pruning_runtime.schedule import Budget, BudgetKind, Stage
-from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.latency import LatencyModel
-from schedule_finder.profile_store import Profile
+from pruning_runtime.schedule import Stage
+from schedule_finder.evidence import SolverEvidence
+from schedule_finder.profiling.store import Profile
+from schedule_finder.solvers.budget import BudgetTarget
 
 if TYPE_CHECKING:
-    from schedule_finder.divergence import DivergenceMeter, Rule
-    from schedule_finder.sensitivity import SensitivityTable
-
-_CLOSE = 1e-9
-
-
-@dataclass(frozen=True)
-class BudgetTarget:
-    """What a schedule may cost, and on which decoder and typical prompt.
-
-    ``target`` is a fraction of the unpruned backbone's cost in the unit ``kind``; a ``latency`` budget needs
-    the model of what this device takes.
-    """
-
-    kind: BudgetKind
-    target: float
-    shape: DecoderShape
-    num_vision: float
-    num_other: float
-    latency: LatencyModel | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind == "latency" and self.latency is None:
-            raise InputError(
-                "budget kind latency: nothing was measured on this device yet; run the command where the "
-                "backbone can be loaded"
-            )
-
-    def cost(self, stages: Sequence[Stage]) -> float:
-        """Cost of ``stages`` in this budget's unit, as a fraction of the unpruned cost."""
-        return float(getattr(self.account(stages), self.kind))
-
-    def account(self, stages: Sequence[Stage], scorer: str = "text_guided") -> Budget:
-        """Cost of ``stages`` in every unit.
-
-        ``scorer``: what scores tokens. All that solvers choose from need attention, so that a stage before the
-        decoder is charged with the look at layer 0 (`looks_ahead`).
-        """
-        looks = looks_ahead(stages, scorer)
-        latency = None
-        if self.latency is not None:
-            tokens = [
-                ratio * self.num_vision + self.num_other
-                for ratio in processed_ratios(stages, self.shape.num_layers)
-            ]
-            took = self.latency.prefill_ms(tokens, len(stages)) + (self._look_ms if looks else 0.0)
-            latency = took / self.full_ms
-        return budget_of(
-            stages,
-            self.shape,
-            self.num_vision,
-            self.num_other,
-            kind=self.kind,
-            target=self.target,
-            latency=latency,
-            looks=looks,
-        )
-
-    @property
-    def full_ms(self) -> float:
-        """Milliseconds of the unpruned decoder, by the latency model."""
-        assert self.latency is not None
-        return self.latency.prefill_ms([self._prompt] * self.shape.num_layers, 0)
-
-    @property
-    def _prompt(self) -> float:
-        return self.num_vision + self.num_other
-
-    @property
-    def _look_ms(self) -> float:
-        """Milliseconds of a look at layer 0: not measured, but its share of a layer's linear maps in that layer's time."""
-        assert self.latency is not None
-        return look_share(self.shape) * self.latency.prefill_ms([self._prompt], 0)
-
-    def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
-        """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
-
-        They sum up to `cost` (a stage's own time under ``latency`` aside). Fewer tokens in the first layer come with
-        the look that chose them.
-        """
-        layers = self.shape.num_layers
-        tokens = ratios * self.num_vision + self.num_other
-        weights, look = np.ones(layers), 0.0
-        if self.kind == "processed":
-            one = ratios / layers
-            look = look_share(self.shape) / layers
-        elif self.kind == "published":
-            # A stage's own layer already counts at its size after pruning: each counts as the layer behind it.
-            one = ratios / layers
-            weights[0], weights[-1] = 0.0, 2.0
-        elif self.kind == "kv":
-            one = tokens / self._prompt / layers
-        elif self.kind == "flops":
-            full = prefill_flops(self.shape, [self._prompt] * layers)
-            one = np.array([prefill_flops(self.shape, [count]) for count in tokens]) / full
-            look = prefill_flops(self.shape, [], looked_at=self._prompt) / full
-        else:
-            assert self.latency is not None
-            one = np.array([self.latency.prefill_ms([count], 0) for count in tokens]) / self.full_ms
-            look = self._look_ms / self.full_ms
-        costs = weights[:, None] * one
-        costs[0, ratios < 1] += look
-        return costs
-
-    def spend_rest(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...] | None:
-        """Stages at ``layers`` with the given ratios but the last, which takes what the budget leaves.
-
-        Returns None where even a last ratio of 0 costs too much, or the ratio before it would have to
-        rise to spend the budget.
-        """
-        ceiling = ratios[-1] if ratios else 1.0
-
-        def stages_with(last: float) -> tuple[Stage, ...]:
-            return tuple(
-                Stage(layer=layer, keep_ratio=ratio)
-                for layer, ratio in zip(layers, (*ratios, last), strict=True)
-            )
-
-        low, high = 0.0, ceiling
-        low_cost, high_cost = self.cost(stages_with(low)), self.cost(stages_with(high))
-        if low_cost > self.target + _CLOSE or high_cost < self.target - _CLOSE:
-            return None
-        # The cost rises with the ratio and is linear in it but for FLOPs: the secant is exact or nearly so.
-        middle = high if high_cost <= self.target else low
-        while abs(excess := self.cost(stages_with(middle)) - self.target) > _CLOSE and high - low > _CLOSE:
-            if excess < 0:
-                low, low_cost = middle, self.target + excess
-            else:
-                high, high_cost = middle, self.target + excess
-            step = (self.target - low_cost) / (high_cost - low_cost)
-            middle = min(max(low + (high - low) * step, low), high)
-        return stages_with(middle)
-
-    def deepest_layer(self, earliest: int = 0) -> int:
-        """The last layer after which dropping *everything* still meets the budget.
-
-        Raises `OutOfReach` where no layer from ``earliest`` (-1: before the decoder) on does, with the smallest
-        budget that can be met.
-        """
-        fitting = [
-            layer
-            for layer in range(earliest, self.shape.num_layers - 1)
-            if self.cost((Stage(layer=layer, keep_ratio=0.0),)) <= self.target + _CLOSE
-        ]
-        if not fitting:
-            least = self.cost((Stage(layer=earliest, keep_ratio=0.0),))
-            needs = "the first layer whole" if earliest == 0 else "the first layer's queries, keys and values"
-            raise OutOfReach(
-                f"budget {self.target:.3g} ({self.kind}) is out of reach: scoring needs {needs}, "
-                f"which costs {least:.3g} on this backbone; ask for at least {least:.3g} and at most 1"
-            )
-        return fitting[-1]
+    from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+    from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Stages, what they do with their tokens, and the solver's reasons (JSON-able)."""
+    """Stages, what they do with their tokens, and why."""
 
     stages: tuple[Stage, ...]
-    rule: Rule
-    evidence: dict[str, Any]
+    policy: TokenPolicy
+    evidence: SolverEvidence
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a solver may look at.
+    """What a solver may use.
 
     Attributes:
-        profile: what text looked at, per sample and layer.
+        profile: attention of the text queries to vision tokens, per sample and layer.
         change_points: first layers of new regimes, as decoder layer indices; may be empty.
         budget: what the stages may cost.
-        rule: what scores tokens (one of the profile's score fields), and what dropped ones leave behind.
-        rivals: rules that a solver which measures may choose instead.
-        sensitivity: what single stages do to the answer; only for solvers that need it.
-        meter: measures on the model; only for solvers that need it.
+        policy: the scorer (one of the profile's score fields), and what happens to dropped tokens.
+        alternatives: policies that a solver which measures may choose instead.
+        sensitivity: answer KL of single stages; only for solvers that need it.
+        answer_kl: measures schedules on the model; None without a model.
     """
 
     profile: Profile
     change_points: Sequence[int]
     budget: BudgetTarget
-    rule: Rule
-    rivals: Sequence[Rule] = ()
+    policy: TokenPolicy
+    alternatives: Sequence[TokenPolicy] = ()
     sensitivity: SensitivityTable | None = None
-    meter: DivergenceMeter | None = None
+    answer_kl: AnswerKL | None = None
 
 
 class Solver(ABC):
@@ -211,7 +57,7 @@ class Solver(ABC):
     """Whose change points it follows; None: the run's default."""
     needs_sensitivity: ClassVar[bool] = False
     measures: ClassVar[bool] = False
-    """Whether it makes use of `Problem.meter`."""
+    """Whether it uses `Problem.answer_kl`."""
 
     @abstractmethod
     def solve(self, problem: Problem) -> Solution:

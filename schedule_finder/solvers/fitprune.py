@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pruning_runtime.schedule import Stage
+from schedule_finder.evidence import SolverEvidence
 from schedule_finder.signals import carried_by_best, tokens_to_carry
-from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.solvers.base import Problem, Solution, Solver
+from schedule_finder.solvers.budget import BudgetTarget
 from schedule_finder.solvers.shapes import raised_to_budget
 
 _STEPS = 50
@@ -14,12 +16,18 @@ LEAST_DROP = 0.01
 """Share of the tokens that a stage must drop to be worth its scoring pass."""
 
 
+class FitPruneEvidence(SolverEvidence):
+    """``alpha``: the share of attention on vision that every layer may lose."""
+
+    alpha: float
+
+
 class FitPrune(Solver):
-    """After each layer those tokens go that together carry at most ``alpha`` of its attention on vision.
+    """After each layer the tokens leave that together carry at most ``alpha`` of its attention on vision.
 
     One ``alpha`` for all layers, found by bisection so that the budget is met (FitPrune, arXiv 2409.10197). The
-    published rule looks at attention from text and at attention among vision tokens; a profile holds the former,
-    from the raters. Ratios are means over samples.
+    published rule uses attention from text and attention among vision tokens; a profile holds the former,
+    from the text queries. Ratios are means over samples.
     """
 
     name = "fitprune"
@@ -28,7 +36,7 @@ class FitPrune(Solver):
         """See `Solver.solve`; evidence holds ``alpha``."""
         budget = problem.budget
         budget.deepest_layer()  # refuses what no stages can meet
-        layers = problem.profile.meta["layers"]
+        layers = problem.profile.layers
         curves = [carried_by_best(sample) for sample in problem.profile.maps]
         low, high = 0.0, 1.0
         for _ in range(_STEPS):
@@ -38,14 +46,14 @@ class FitPrune(Solver):
             else:
                 high = alpha
         stages = _stages(layers, _ratios(curves, high), budget)
-        # A stage comes or goes at once as alpha moves: what that leaves over goes to all stages.
+        # Stages appear or disappear at once as alpha changes; what remains of the budget goes to all stages.
         stages = raised_to_budget(
             [stage.layer for stage in stages], [stage.keep_ratio for stage in stages], budget
         )
         return Solution(
             stages,
-            problem.rule,
-            {"solver": self.name, "source": "FitPrune, arXiv 2409.10197", "alpha": high},
+            problem.policy,
+            FitPruneEvidence(solver=self.name, source="FitPrune, arXiv 2409.10197", alpha=high),
         )
 
 
@@ -55,7 +63,7 @@ def _ratios(curves: list[np.ndarray], alpha: float) -> np.ndarray:
 
 
 def _stages(layers: list[int], ratios: np.ndarray, budget: BudgetTarget) -> tuple[Stage, ...]:
-    """A stage after each layer that lets enough go; ratios never rise again."""
+    """A stage after each layer that drops at least `LEAST_DROP`; ratios never rise again."""
     stages: list[Stage] = []
     kept = 1.0
     for layer, ratio in zip(layers, ratios, strict=True):

@@ -1,4 +1,4 @@
-"""Brute force over the real model: the yardstick that other solvers are held against."""
+"""Brute force on the real model: the reference for other solvers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
-from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.evidence import SolverEvidence
+from schedule_finder.solvers.base import Problem, Solution, Solver
+from schedule_finder.solvers.budget import BudgetTarget
 
 RATIOS = (0.75, 0.5, 0.35, 0.2, 0.1, 0.04)
 MOST_STAGES = 3
@@ -20,8 +22,8 @@ ROUNDS = ((32, 40), (128, 8), (None, 1))
 class Grid(Solver):
     """Every choice of up to three layers and ratios on a grid, the last ratio spending the budget exactly.
 
-    Measured as KL divergence of the answer token: all of them on few samples, the best on more and more, so that
-    thousands of schedules remain affordable. Slow by design.
+    Measured as answer KL: all of them on few samples, the best on more and more, so that thousands of schedules
+    remain affordable. Slow by design.
     """
 
     name = "grid"
@@ -29,27 +31,29 @@ class Grid(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        if problem.meter is None:
+        if problem.answer_kl is None:
             raise InputError("solver grid measures on the model; run it where the backbone can be loaded")
         earliest = problem.profile.earliest_stage
         problem.budget.deepest_layer(earliest)
         candidates = list(every_schedule(problem.budget, earliest))
         tried = len(candidates)
         for samples, left in ROUNDS:
-            values = [problem.meter.measure(stages, problem.rule, samples).mean() for stages in candidates]
+            values = [
+                problem.answer_kl.measure(stages, problem.policy, samples).mean() for stages in candidates
+            ]
             best = np.argsort(values, kind="stable")[:left]
-            candidates = [candidates[place] for place in best]
+            candidates = [candidates[index] for index in best]
         return Solution(
             candidates[0],
-            problem.rule,
-            {"solver": self.name, "tried": tried, "measured_kl": float(min(values))},
+            problem.policy,
+            SolverEvidence(solver=self.name, measured_schedules=tried, measured_kl=float(min(values))),
         )
 
 
 def every_schedule(budget: BudgetTarget, earliest: int) -> Iterator[tuple[Stage, ...]]:
     """All stages of the grid that spend the budget, none before ``earliest``."""
     for number in range(1, MOST_STAGES + 1):
-        for layers in itertools.combinations(range(earliest, budget.shape.num_layers - 1), number):
+        for layers in itertools.combinations(budget.stage_layers(earliest), number):
             for ratios in itertools.combinations(RATIOS, number - 1):
                 stages = budget.spend_rest(layers, ratios)
                 if stages is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schedule_finder.evidence import SolverEvidence
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.shapes import scaled_to_budget
 
@@ -21,9 +22,8 @@ class Pyramid(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        places = [(layer + 1) / 32 for layer in PUBLISHED_LAYERS]
-        ratios = [FACTOR ** (number + 1) for number in range(len(places))]
-        stages = scaled_to_budget(places, ratios, problem.budget)
-        return Solution(
-            stages, problem.rule, {"solver": self.name, "source": "PyramidDrop, arXiv 2410.17247"}
-        )
+        depths = [(layer + 1) / 32 for layer in PUBLISHED_LAYERS]
+        ratios = [FACTOR ** (number + 1) for number in range(len(depths))]
+        stages = scaled_to_budget(depths, ratios, problem.budget)
+        evidence = SolverEvidence(solver=self.name, source="PyramidDrop, arXiv 2410.17247")
+        return Solution(stages, problem.policy, evidence)

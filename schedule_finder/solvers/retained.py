@@ -9,9 +9,11 @@ from itertools import combinations
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.profile_store import Profile
+from schedule_finder.evidence import Alternative, SolverEvidence
+from schedule_finder.profiling.store import Profile
 from schedule_finder.signals import layer_shift
-from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.solvers.base import Problem, Solution, Solver
+from schedule_finder.solvers.budget import BudgetTarget
 
 MAX_STAGES = 3
 REPLAYED_SAMPLES = 64
@@ -24,11 +26,18 @@ BEAM = 3
 """Choices of layers that are carried over to one stage more."""
 
 
+class RetainedEvidence(SolverEvidence):
+    """What each profiled layer counted, and how many samples the search replayed."""
+
+    layer_weights: list[float]
+    replayed_samples: int
+
+
 class Retained(Solver):
     """Spend the budget where it keeps most of the attention that later layers pay to vision tokens.
 
     The stages are replayed on the profile: which tokens would be kept, and what share of each layer's
-    rater -> vision attention they carry. A layer counts for half by being a layer and for half by how
+    text query -> vision attention they carry. A layer counts for half by being a layer and for half by how
     far its attention has moved from the layer before (Jensen-Shannon divergence): attention that only
     repeats itself brings the text little that is new. On the demo backbone that second half is what
     tells layers that need vision from layers that do not (LOG.md); without a change point there is
@@ -46,11 +55,8 @@ class Retained(Solver):
         """See `Solver.solve`; evidence holds the objective and the best choice per number of stages."""
         profile, change_points, budget = problem.profile, problem.change_points, problem.budget
         deepest = budget.deepest_layer()
-        profiled: list[int] = profile.meta["layers"]
-        candidates = [layer for layer in profiled if layer <= budget.shape.num_layers - 2]
-        if not any(layer <= deepest for layer in candidates):
-            candidates = [deepest, *candidates]
-        replay = Replay(profile, problem.rule.scorer, layer_weights(profile, moving=bool(change_points)))
+        candidates = budget.stage_layers()
+        replay = Replay(profile, problem.policy.scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
         choices: list[tuple[int, ...]] = [(layer,) for layer in candidates if layer <= deepest]
@@ -68,29 +74,26 @@ class Retained(Solver):
                 value, stages = one_more
         return Solution(
             stages,
-            problem.rule,
-            {
-                "solver": self.name,
-                "objective": "share of rater -> vision attention carried by the tokens that layers compute, "
+            problem.policy,
+            RetainedEvidence(
+                solver=self.name,
+                objective="share of text query -> vision attention on the tokens that layers compute, "
                 "layers weighted half evenly and half by how far their attention moves",
-                "retained": value,
-                "by_number_of_stages": {
-                    str(number): {
-                        "retained": found_value,
-                        "stages": [stage.model_dump(exclude_none=True) for stage in chosen],
-                    }
+                retained=value,
+                by_number_of_stages={
+                    str(number): Alternative(stages=list(chosen), retained=found_value)
                     for number, (found_value, chosen) in sorted(best.items())
                 },
-                "layer_weights": [round(float(weight), 5) for weight in replay.weights],
-                "placed_by": "attention shifts" if change_points else "budget",
-                "replayed_samples": replay.num_samples,
-            },
+                layer_weights=[round(float(weight), 5) for weight in replay.weights],
+                placed_by="attention shifts" if change_points else "budget",
+                replayed_samples=replay.num_samples,
+            ),
         )
 
 
 def layer_weights(profile: Profile, *, moving: bool) -> np.ndarray:
     """How much each profiled layer counts, summing to 1; even where nothing is ``moving``."""
-    layers = len(profile.meta["layers"])
+    layers = len(profile.layers)
     even = np.full(layers, 1 / layers)
     if not moving:
         return even
@@ -138,7 +141,7 @@ class Replay:
         places = np.unique(np.linspace(0, len(profile) - 1, min(samples, len(profile))).astype(int))
         part = profile.subset(places)
         self.num_samples = len(part)
-        self._layers: list[int] = list(part.meta["layers"])
+        self._layers: list[int] = part.layers
         self._num_vision = part.counts["num_vision"]
         self.weights = weights
         attention = _padded(part.maps, 0.0)

@@ -1,28 +1,29 @@
-"""Spend the budget where the answer changes least: measured on the model, allocated by dynamic programming."""
+"""Stages of least predicted answer KL: measured on the model, allocated by dynamic programming."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from pruning_runtime.accounting import processed_ratios
+from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
-from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
-from schedule_finder.sensitivity import SensitivityTable
-from schedule_finder.signals import bootstrap_weights
+from schedule_finder.evidence import Alternative, Confidence, PolicyResult, SolverEvidence
+from schedule_finder.intervals import bootstrap_weights, mean_interval
+from schedule_finder.measuring.answer_kl import AnswerKL
+from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.solvers.allocation import allocate
-from schedule_finder.solvers.base import BudgetTarget, Problem, Solution, Solver
+from schedule_finder.solvers.base import Problem, Solution, Solver
+from schedule_finder.solvers.budget import BudgetTarget
 
 MAX_STAGES = 4
 LEAST_GAIN = 0.05
-"""Share of the predicted loss that one stage more must save; every stage costs a scoring pass."""
+"""Share of the predicted answer KL that one more stage must save; every stage costs a scoring pass."""
 NEGLIGIBLE = 1e-3
-"""Nats: differences below it say nothing about answers."""
+"""Nats: smaller differences do not change answers."""
 RATIO_GRID = np.array(
     [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.22, 0.17, 0.13, 0.1, 0.07, 0.04, 0.02, 0]
 )
@@ -33,19 +34,20 @@ REFINEMENTS = 2
 
 
 class Sensitivity(Solver):
-    """Layer-wise sensitivity, measured as KL divergence of the answer token, and an exact allocation.
+    """Layer-wise sensitivity, measured as answer KL, and an exact allocation.
 
-    What a stage after layer ``l`` with ratio ``r`` alone does to the answer is measured on a few samples
-    (`SensitivityTable`); taken apart into what each layer loses, it adds up to a prediction for any schedule,
-    and dynamic programming finds the best within the budget. A stage may stand before the decoder where that was
-    measured; the look at layer 0 that scores its tokens is paid from the budget.
+    The answer KL of every single stage (layer, keep ratio) is measured on a few samples (`SensitivityTable`). Its
+    differences between layers add up to a prediction for any schedule, and dynamic programming finds the best
+    schedule within the budget. The first stage may be before the decoder where that was measured; the budget then
+    pays for scoring with layer 0.
 
-    Where the model is at hand, the best of the predicted stages (one choice per number of stages, and those that
-    resampled samples lead to) and their neighbours are measured as whole schedules on samples that the table has not
-    seen, and the winner's stages with every rule that may be chosen. Of schedules that cannot be told from the best
-    the one with the fewest stages wins.
+    With a model, the best predicted stages (one choice per number of stages, and those that resampled samples lead
+    to) and their neighbours are measured as whole schedules on other samples, and the best stages with every policy
+    that may be chosen. Among schedules that do not differ significantly from the best, the one with the fewest
+    stages is chosen.
 
-    The measure is that of VTW (arXiv 2405.05803), which looks at dropping everything at one layer only.
+    The measure is that of VTW (arXiv 2405.05803), which drops everything at one layer only. The nearest prior art is
+    DOP (arXiv 2507.02909), which also adds up output KL that was measured one parameter at a time.
     """
 
     name = "sensitivity"
@@ -62,29 +64,27 @@ class Sensitivity(Solver):
         budget.deepest_layer(table.earliest)  # refuses what no stages can meet
         options = _options(table, budget)
         first = _worthwhile(options)
-        resampled, bands = _resampled(table, budget)
-        evidence: dict[str, Any] = {
-            "solver": self.name,
-            "objective": "KL divergence of the answer token in nats, mean over samples",
-            "measured_samples": len(table.sample_ids),
-            "by_number_of_stages": {
-                str(number): {"predicted_kl": round(loss, 5), "stages": _plain(stages)}
+        resampled, confidence = _resampled(table, budget)
+        evidence = SolverEvidence(
+            solver=self.name,
+            objective="answer KL in nats, mean over samples",
+            measured_samples=len(table.sample_ids),
+            by_number_of_stages={
+                str(number): Alternative(stages=list(stages), predicted_kl=round(loss, 5))
                 for number, (loss, stages) in sorted(options.items())
             },
-            "predicted_kl": round(options[len(first)][0], 5),
-            "placed_by": "measured sensitivity",
-            "confidence": bands,
-        }
-        if problem.meter is None:
-            return Solution(first, table.rule, evidence)
+            predicted_kl=round(options[len(first)][0], 5),
+            placed_by="measured sensitivity",
+            confidence=confidence,
+        )
+        if problem.answer_kl is None:
+            return Solution(first, table.policy, evidence)
         candidates = _distinct([first, *(stages for _, stages in options.values()), *resampled])
-        stages, rule, measured = _measure(problem, candidates, table.rule)
-        evidence["predicted_kl"] = round(predict(table, budget, stages), 5)
-        return Solution(stages, rule, evidence | measured)
+        return _measure(problem, problem.answer_kl, table, candidates, evidence)
 
 
 def predict(table: SensitivityTable, budget: BudgetTarget, stages: Sequence[Stage]) -> float:
-    """Predicted KL divergence of a whole schedule: what its layers lose, summed."""
+    """Predicted answer KL of a whole schedule in nats: the sum over layers of `SensitivityTable.layer_loss`."""
     layers = budget.shape.num_layers
     ratios = np.array(processed_ratios(stages, layers))
     loss = table.layer_loss(layers, ratios)
@@ -99,7 +99,7 @@ def _options(
 
 
 def _worthwhile(options: dict[int, tuple[float, tuple[Stage, ...]]]) -> tuple[Stage, ...]:
-    """The fewest stages of which one more would not save enough."""
+    """The smallest number of stages after which one more saves less than `LEAST_GAIN`."""
     chosen = min(options)
     for number in sorted(options):
         least = max(LEAST_GAIN * options[chosen][0], NEGLIGIBLE)
@@ -108,9 +108,7 @@ def _worthwhile(options: dict[int, tuple[float, tuple[Stage, ...]]]) -> tuple[St
     return options[chosen][1]
 
 
-def _resampled(
-    table: SensitivityTable, budget: BudgetTarget
-) -> tuple[list[tuple[Stage, ...]], dict[str, Any]]:
+def _resampled(table: SensitivityTable, budget: BudgetTarget) -> tuple[list[tuple[Stage, ...]], Confidence]:
     """Solutions for resampled samples, most frequent first, and how far they agree layer by layer."""
     found = [
         _worthwhile(_options(table, budget, weights))
@@ -119,23 +117,23 @@ def _resampled(
     ratios = np.array([processed_ratios(stages, budget.shape.num_layers) for stages in found])
     low, high = np.quantile(ratios, [0.05, 0.95], axis=0)
     often = Counter(tuple(stage.layer for stage in stages) for stages in found)
-    bands = {
-        "resamples": RESAMPLES,
-        "level": 0.9,
-        "ratio_low": [round(float(value), 4) for value in low],
-        "ratio_high": [round(float(value), 4) for value in high],
-        "layers": {",".join(map(str, layers)): count for layers, count in often.most_common(5)},
-        "parts": {
-            name: _plain(_worthwhile(_options(table, budget, weights)))
+    confidence = Confidence(
+        resamples=RESAMPLES,
+        level=0.9,
+        ratio_low=[round(float(value), 4) for value in low],
+        ratio_high=[round(float(value), 4) for value in high],
+        layers={",".join(map(str, layers)): count for layers, count in often.most_common(5)},
+        variation={
+            name: list(_worthwhile(_options(table, budget, weights)))
             for name, weights in _parts(table.sample_ids).items()
         },
-    }
+    )
     found.sort(key=lambda stages: -often[tuple(stage.layer for stage in stages)])
-    return found, bands
+    return found, confidence
 
 
 def _parts(sample_ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """Weights of the samples that are left, by what is left: either half, and all data sets but one."""
+    """Weights that select a part of the samples: either half, and all data sets but one."""
     first = np.arange(len(sample_ids)) < len(sample_ids) / 2
     parts = {"first half": first, "second half": ~first}
     # Ids of a mixture begin with the name of their data set.
@@ -154,18 +152,19 @@ def _distinct(candidates: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]
 
 
 def _measure(
-    problem: Problem, candidates: Sequence[tuple[Stage, ...]], rule: Rule
-) -> tuple[tuple[Stage, ...], Rule, dict[str, Any]]:
-    """The schedule and the rule with the least measured divergence, and the evidence."""
-    meter, table = problem.meter, problem.sensitivity
-    assert meter is not None
-    assert table is not None
+    problem: Problem,
+    answer_kl: AnswerKL,
+    table: SensitivityTable,
+    candidates: Sequence[tuple[Stage, ...]],
+    evidence: SolverEvidence,
+) -> Solution:
+    """The stages and the policy with the least measured answer KL."""
     measured: dict[tuple[Stage, ...], np.ndarray] = {}
 
     def best_of(some: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
         for stages in some:
             if stages not in measured:
-                measured[stages] = meter.measure(stages, rule)
+                measured[stages] = answer_kl.measure(stages, table.policy)
         return min(measured, key=lambda stages: measured[stages].mean())
 
     best = best_of(candidates)
@@ -174,44 +173,45 @@ def _measure(
         if best == before:
             break
     best = min(
-        (stages for stages in measured if _level(measured[stages], measured[best])),
+        (stages for stages in measured if _comparable(measured[stages], measured[best])),
         key=lambda stages: (len(stages), measured[stages].mean()),
     )
-    by_rule = {rule: measured[best]}
-    by_rule |= {rival: meter.measure(best, rival) for rival in problem.rivals if rival != rule}
-    winner = min(by_rule, key=lambda rival: by_rule[rival].mean())
-    if _level(by_rule[rule], by_rule[winner]):
-        winner = rule
-    weights = bootstrap_weights(len(meter), 1000, seed=0) / len(meter)
-    return (
-        best,
-        winner,
-        {
-            "measured_kl": round(float(by_rule[winner].mean()), 5),
-            "chosen_on_samples": len(meter),
-            "measured_schedules": len(measured) + len(by_rule) - 1,
-            "candidates": [
-                {"stages": _plain(stages), "measured_kl": round(float(measured[stages].mean()), 5)}
-                for stages in candidates
-            ],
-            "rules": {
-                str(rival): {
-                    "measured_kl": round(float(values.mean()), 5),
-                    "worse_by": [
-                        round(float(edge), 5)
-                        for edge in np.quantile(weights @ (values - by_rule[winner]), [0.025, 0.975])
-                    ],
-                }
-                for rival, values in by_rule.items()
-            },
+    by_policy = {table.policy: measured[best]}
+    by_policy |= {
+        other: answer_kl.measure(best, other) for other in problem.alternatives if other != table.policy
+    }
+    chosen = min(by_policy, key=lambda policy: by_policy[policy].mean())
+    if _comparable(by_policy[table.policy], by_policy[chosen]):
+        chosen = table.policy
+    facts = {
+        "predicted_kl": round(predict(table, problem.budget, best), 5),
+        "measured_kl": _rounded_mean(by_policy[chosen]),
+        "chosen_on_samples": len(answer_kl),
+        "measured_schedules": len(measured) + len(by_policy) - 1,
+        "candidates": [
+            Alternative(stages=list(stages), measured_kl=_rounded_mean(measured[stages]))
+            for stages in candidates
+        ],
+        "policies": {
+            str(policy): _policy_result(values, by_policy[chosen]) for policy, values in by_policy.items()
         },
-    )
+    }
+    return Solution(best, chosen, evidence.model_copy(update=facts))
 
 
-def _level(some: np.ndarray, best: np.ndarray) -> bool:
-    """Whether ``some`` cannot be told from the best on the same samples, ``[samples]`` both.
+def _policy_result(values: np.ndarray, chosen: np.ndarray) -> PolicyResult:
+    low, high = mean_interval(values - chosen)
+    return PolicyResult(measured_kl=_rounded_mean(values), worse_by=(round(low, 5), round(high, 5)))
 
-    By the one-standard-error rule, or because the difference is negligible.
+
+def _rounded_mean(values: np.ndarray) -> float:
+    return round(float(values.mean()), 5)
+
+
+def _comparable(some: np.ndarray, best: np.ndarray) -> bool:
+    """Whether the mean of ``some`` is within one standard error of the best, or within `NEGLIGIBLE`.
+
+    Both are ``[samples]``, on the same samples.
     """
     worse = some - best
     return bool(worse.mean() <= max(worse.std() / len(worse) ** 0.5, NEGLIGIBLE))
@@ -220,18 +220,18 @@ def _level(some: np.ndarray, best: np.ndarray) -> bool:
 def neighbours(stages: Sequence[Stage], budget: BudgetTarget, earliest: int) -> list[tuple[Stage, ...]]:
     """Schedules one step away within the same budget, no stage before ``earliest``.
 
-    A layer earlier or later, a ratio a quarter up or down, a stage less.
+    One layer earlier or later, one ratio a quarter higher or a fifth lower, or one stage less.
     """
     layers = [stage.layer for stage in stages]
     ratios = [stage.keep_ratio for stage in stages[:-1]]
     moved = [
-        ([*layers[:place], layers[place] + step, *layers[place + 1 :]], ratios)
-        for place in range(len(layers))
+        ([*layers[:index], layers[index] + step, *layers[index + 1 :]], ratios)
+        for index in range(len(layers))
         for step in (-1, 1)
     ]
     moved += [
-        (layers, [*ratios[:place], ratios[place] * factor, *ratios[place + 1 :]])
-        for place in range(len(ratios))
+        (layers, [*ratios[:index], ratios[index] * factor, *ratios[index + 1 :]])
+        for index in range(len(ratios))
         for factor in (0.8, 1.25)
     ]
     found = []
@@ -243,17 +243,11 @@ def neighbours(stages: Sequence[Stage], budget: BudgetTarget, earliest: int) -> 
         if spent is not None:
             found.append(spent)
     # One stage less, its tokens given to the others.
-    for place in range(len(layers) - 1, -1, -1):
-        fewer = [*layers[:place], *layers[place + 1 :]]
-        spent = (
-            budget.spend_rest(fewer, [*ratios[:place], *ratios[place + 1 :]][: len(fewer) - 1])
-            if fewer
-            else None
-        )
-        if spent is not None:
-            found.append(spent)
+    for index in range(len(layers) - 1, -1, -1):
+        fewer = [*layers[:index], *layers[index + 1 :]]
+        if fewer:
+            left = [*ratios[:index], *ratios[index + 1 :]][: len(fewer) - 1]
+            spent = budget.spend_rest(fewer, left)
+            if spent is not None:
+                found.append(spent)
     return found
-
-
-def _plain(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    return [stage.model_dump(exclude_none=True) for stage in stages]

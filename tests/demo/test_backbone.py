@@ -80,7 +80,7 @@ def test_prompt_holds_one_token_per_cell(examinee):
 
 def test_every_word_is_known(examinee):
     unknown = examinee.processor.tokenizer.unk_token_id
-    for sample in demo_samples(900, split="discovery"):
+    for sample in demo_samples(900, split="calibration"):
         for text in (sample.question, sample.answer):
             tokens = examinee.processor.tokenizer(text)["input_ids"]
             assert unknown not in tokens, text

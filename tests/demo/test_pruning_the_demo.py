@@ -6,9 +6,10 @@ import pytest
 
 from pruning_runtime import Schedule, Stage
 from pruning_runtime.schedule import ScorerChoice
-from schedule_finder.backbones import LoadedBackbone, load_backbone
 from schedule_finder.demo import QUESTION_TYPES
-from schedule_finder.evaluate import Evaluation, Method
+from schedule_finder.evaluation.evaluate import Evaluation
+from schedule_finder.evaluation.methods import Method
+from schedule_finder.models.loading import LoadedBackbone, load_backbone
 from schedule_finder.samples import DemoData, choose_samples
 
 SAMPLES = 20 * len(QUESTION_TYPES)

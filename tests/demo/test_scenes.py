@@ -26,7 +26,7 @@ from schedule_finder.demo.scenes import (
 if TYPE_CHECKING:
     from schedule_finder.demo import scenes
 
-SPLITS = ("train", "discovery", "held_out")
+SPLITS = ("train", "calibration", "held_out")
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
@@ -101,10 +101,10 @@ def test_pictures_show_the_scene():
 
 
 def test_samples_are_reproducible():
-    first = list(demo_samples(60, split="discovery", seed=5))
-    again = list(demo_samples(60, split="discovery", seed=5))
+    first = list(demo_samples(60, split="calibration", seed=5))
+    again = list(demo_samples(60, split="calibration", seed=5))
     assert [fields(sample) for sample in first] == [fields(sample) for sample in again]
-    other = list(demo_samples(60, split="discovery", seed=6))
+    other = list(demo_samples(60, split="calibration", seed=6))
     assert not {pixels(sample) for sample in first} & {pixels(sample) for sample in other}
 
 
@@ -152,7 +152,7 @@ def test_training_never_shows_or_names_held_out_combinations():
         assert not HELD_OUT_COMBINATIONS & {one.combination for one in scene.objects}
 
 
-@pytest.mark.parametrize("split", ["discovery", "held_out"])
+@pytest.mark.parametrize("split", ["calibration", "held_out"])
 def test_other_splits_always_show_held_out_combinations(split):
     shown: Counter[tuple[int, int]] = Counter()
     for number in range(400):
@@ -188,7 +188,7 @@ def test_some_types_are_a_subset_of_all():
 
 def test_regions_match_the_kind_of_question():
     wanted = {"relation_colour": 2, "relation_shape": 2, "count_colour": 0, "count_shape": 0, "exists": 0}
-    for sample in demo_samples(180, split="discovery"):
+    for sample in demo_samples(180, split="calibration"):
         assert len(sample.regions) == wanted.get(sample.question_type, 1)
 
 

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from pruning_runtime import Record, find_backbone, pruned
-from tests import greedy
-from tests.masked_reference import dropped_positions, masked_logits
 from tests.model.test_device_map import device_map
-from tests.schedules import schedule_for
-from tests.tiny_families_a import FAMILIES_A
-from tests.tiny_models import FAMILIES, Inputs
+from tests.support import greedy
+from tests.support.masked_reference import dropped_positions, masked_logits
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_a import FAMILIES_A
+from tests.support.tiny_models import FAMILIES, Inputs
 
 DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 ON_GPU = DEVICE == "cuda"
@@ -262,13 +262,13 @@ def test_timing_by_events() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:fast=True. there are no CUDA graphs" if not ON_GPU else "error:fast=True")
-@pytest.mark.parametrize("residual", ["none", "merged"])
+@pytest.mark.parametrize("dropped_tokens", ["discard", "merge"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_captured_prefills_equal_plain_ones(family: str, dtype: torch.dtype, residual: str) -> None:
+def test_captured_prefills_equal_plain_ones(family: str, dtype: torch.dtype, dropped_tokens: str) -> None:
     """Several prompts through one graph, then one of another shape, then the first again."""
     tiny, model = FAMILIES[family], build(family, dtype)
-    schedule = schedule_for(model, *STAGES, scorer="strided", residual=residual)
+    schedule = schedule_for(model, *STAGES, scorer="strided", dropped_tokens=dropped_tokens)
     prompts = [on_device(tiny.batch((1,), text=(words,), seed=words), dtype) for words in (9, 8, 60, 9)]
     with pruned(model, schedule):
         expected = [generate(model, prompt) for prompt in prompts]

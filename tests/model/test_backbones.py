@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from pruning_runtime import pruned
-from schedule_finder.attention_profile import profile_batch
-from schedule_finder.backbones import load_backbone
 from schedule_finder.errors import InputError
+from schedule_finder.models.loading import load_backbone
+from schedule_finder.profiling.capture import profile_batch
 from schedule_finder.samples import Sample
-from tests.schedules import schedule_for
-from tests.tiny_folder import write_llava_folder, write_qwen2_vl_folder
+from tests.support.schedules import schedule_for
+from tests.support.tiny_folder import write_llava_folder, write_qwen2_vl_folder
 
 
 def sample(name: str, question: str, *sizes: tuple[int, int]) -> Sample:

@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
-from schedule_finder.cli import app
-from schedule_finder.evaluate import COLUMNS
-from tests.tiny_folder import write_jsonl, write_llava_folder
+from schedule_finder.cli.commands import app
+from schedule_finder.evaluation.metrics import COLUMNS
+from schedule_finder.evidence import HeldOutSummary, digest
+from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 runner = CliRunner()
 RUN_FILES = [
@@ -48,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = folder / "run"
     call(
         "run", checkpoint, "--dataset", data, "--samples", 24, "--out", out, "--batch-size", 8,
-        "--max-new-tokens", 2, "--no-sweep",
+        "--max-new-tokens", 2, "--baselines", "all",
     )  # fmt: skip
     return {"checkpoint": checkpoint, "data": data, "run": out}
 
@@ -61,7 +62,9 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
     schedule = Schedule.load(out / "4_schedule.json")
     assert schedule.budget.processed == pytest.approx(0.35, rel=0.01)
     assert schedule.evidence["samples"] == 24
-    assert schedule.evidence["held_out"]["full"]["n"] == 6
+    summary = HeldOutSummary.load(out / "5_evaluation.json")
+    assert summary is not None
+    assert (summary.schedule, summary.methods["full"].n) == (digest(schedule), 6)
     table = pd.read_csv(out / "5_evaluation.csv")
     assert list(table.columns) == list(COLUMNS)
     methods = {"full", "schedule", "last_token", "uniform_text", "strided", "random", "paper", "pyramid"}
@@ -80,10 +83,10 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
 def test_discovery_and_evaluation_share_no_sample(made: dict[str, Path]) -> None:
     lines = [json.loads(line) for line in (made["run"] / "1_samples.jsonl").read_text().splitlines()]
     assert all(line["status"] == "done" for line in lines)
-    uses = {use: {line["row"] for line in lines if line["use"] == use} for use in ("discovery", "held_out")}
-    assert len(uses["discovery"]) == 24
+    uses = {use: {line["row"] for line in lines if line["use"] == use} for use in ("calibration", "held_out")}
+    assert len(uses["calibration"]) == 24
     assert len(uses["held_out"]) == 6
-    assert not uses["discovery"] & uses["held_out"]
+    assert not uses["calibration"] & uses["held_out"]
 
 
 @pytest.mark.parametrize("command", ["detect", "schedule", "evaluate", "plot"])
@@ -100,7 +103,7 @@ def test_every_step_runs_again_alone(made: dict[str, Path], tmp_path: Path, comm
         shutil.rmtree(before)
     else:
         before.unlink()
-    options = ["--max-new-tokens", 2, "--no-sweep"] if command == "evaluate" else []
+    options = ["--max-new-tokens", 2] if command == "evaluate" else []
     call(command, out, *options)
     assert before.exists()
 
@@ -121,7 +124,7 @@ def test_a_run_resumes_where_it_stopped(made: dict[str, Path], tmp_path: Path) -
     shards[-1].unlink()
     result = call("profile", made["checkpoint"], "--dataset", made["data"], "--samples", 24, "--out", out)
     assert result["done"] == 24
-    from schedule_finder.profile_store import ProfileStore
+    from schedule_finder.profiling.store import ProfileStore
 
     again, first = ProfileStore(profile).read(), ProfileStore(made["run"] / "2_profile").read()
     assert again.ids == first.ids
@@ -145,7 +148,7 @@ def test_bad_input_is_one_line_and_code_2(made: dict[str, Path], tmp_path: Path)
     assert "no such file" in call("run", checkpoint, "--dataset", tmp_path / "none.jsonl", code=2)
     assert "--image-column 'photo'" in call("run", checkpoint, *on_data, "--image-column", "photo", code=2)
     assert "--budget 150%" in call("run", checkpoint, *on_data, "--budget", "150%", code=2)
-    assert "no number" in call("run", checkpoint, *on_data, "--budget", "lots", code=2)
+    assert "is not a number" in call("run", checkpoint, *on_data, "--budget", "lots", code=2)
     assert "need --budget-kind latency" in call("run", checkpoint, *on_data, "--budget", "5ms", code=2)
     assert "--budget-kind" in call("run", checkpoint, *on_data, "--budget-kind", "money", code=2)
     assert "--dtype 'int3'" in call("run", checkpoint, *on_data, "--dtype", "int3", code=2)

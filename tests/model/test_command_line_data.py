@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from schedule_finder.cli import app
+from schedule_finder.cli.commands import app
 from tests.model.test_command_line import call
-from tests.tiny_folder import write_jsonl, write_llava_folder, write_qwen2_vl_folder, write_video_jsonl
+from tests.support.tiny_folder import (
+    write_jsonl,
+    write_llava_folder,
+    write_qwen2_vl_folder,
+    write_video_jsonl,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,12 +31,12 @@ def test_a_mixture_goes_through_every_step(tmp_path: Path) -> None:
     images, videos = write_jsonl(tmp_path / "data", 12), write_video_jsonl(tmp_path / "clips", 12)
     call(
         "run", checkpoint, "--dataset", images, "--dataset", videos, "--samples", 16, "--eval-samples", 4, "--out", out,
-        "--max-new-tokens", 2, "--no-sweep",
+        "--max-new-tokens", 2,
     )  # fmt: skip
     steps = json.loads((out / "run.json").read_text())["steps"]
     assert {step["state"] for step in steps.values()} == {"done"}
     assert {line["status"] for line in lines(out)} == {"done"}
-    call("evaluate", out, "--max-new-tokens", 1, "--no-sweep")
+    call("evaluate", out, "--max-new-tokens", 1)
 
 
 def test_a_mixture_of_images_and_videos(tmp_path: Path) -> None:
@@ -53,8 +58,8 @@ def test_a_mixture_of_images_and_videos(tmp_path: Path) -> None:
     )
     assert call("profile", *arguments, "--eval-samples", 4, "--batch-size", 4)["done"] == 16
     done = lines(out)
-    assert {line["status"] for line in done if line["use"] == "discovery"} == {"done"}
-    for use, count in (("discovery", 8), ("held_out", 2)):
+    assert {line["status"] for line in done if line["use"] == "calibration"} == {"done"}
+    for use, count in (("calibration", 8), ("held_out", 2)):
         sources = [line["source"].partition("@")[0] for line in done if line["use"] == use]
         assert (sources.count("data"), sources.count("videos")) == (count, count)
     options = json.loads((out / "run.json").read_text())["options"]
@@ -79,7 +84,7 @@ def test_frames_reach_the_backbone(tmp_path: Path) -> None:
     for frames in (2, 4):
         out = tmp_path / f"run{frames}"
         call("profile", checkpoint, "--dataset", videos, "--frames", frames, "--samples", 4, "--out", out)
-        from schedule_finder.profile_store import ProfileStore
+        from schedule_finder.profiling.store import ProfileStore
 
         tokens.append(ProfileStore(out / "2_profile").read().mean_vision)
     assert tokens[1] == 2 * tokens[0] > 0
@@ -104,7 +109,7 @@ def test_a_stream_and_repaired_samples(tmp_path: Path) -> None:
     arguments = ("profile", checkpoint, "--dataset", data, "--streaming", "--samples", 8, "--eval-samples", 2,
                  "--out", out)  # fmt: skip
     assert call(*arguments) == {"run": str(out), "done": 8, "skipped": 0} | call(*arguments)
-    done = [line for line in lines(out) if line["use"] == "discovery"]
+    done = [line for line in lines(out) if line["use"] == "calibration"]
     assert all(line["row"] < 40 for line in done)  # four rows for each sample that was asked for
     for line in done:
         assert line["status"] == "done"

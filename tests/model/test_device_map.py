@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.prompt import PrunedPrompt, Segment
+from pruning_runtime.sequence import PrunedPrompt, Segment
 from tests.model.test_pruned_contract import state_of
-from tests.schedules import schedule_for
-from tests.tiny_families_a import FAMILIES_A
-from tests.tiny_families_b import FAMILIES_B
-from tests.tiny_models import FAMILIES, LAYERS, Inputs
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_a import FAMILIES_A
+from tests.support.tiny_families_b import FAMILIES_B
+from tests.support.tiny_models import FAMILIES, LAYERS, Inputs
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -153,7 +153,7 @@ def test_features_between_layers_and_shared_keys(name: str, tmp_path: Path) -> N
 def test_a_copy_on_another_device_is_made_once() -> None:
     """Layers tell by identity whether keys are those of their own tokens."""
     index = torch.arange(3)[None]
-    prompt = PrunedPrompt(3, [Segment(index, index >= 0, filled=False)], {0: 0, 1: 0})
+    prompt = PrunedPrompt(3, [Segment(index, index >= 0, padded=False)], {0: 0, 1: 0})
     elsewhere = torch.device("meta")
     assert prompt.of(0, elsewhere) is prompt.of(1, elsewhere)
     assert prompt.of(0, elsewhere).index.device == elsewhere

@@ -1,4 +1,4 @@
-"""Batches of a window: what they hold, that they never change, and what happens when memory runs out."""
+"""Batches of a chunk: what they hold, that they never change, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 from pruning_runtime import find_backbone
-from schedule_finder.attention_profile import ProfileRow, profile_batch
-from schedule_finder.backbones import LoadedBackbone, load_backbone
-from schedule_finder.engines.base import BatchLimits, Outcome, Window
-from schedule_finder.engines.worker import Worker, is_out_of_memory
 from schedule_finder.errors import InputError
+from schedule_finder.models.loading import LoadedBackbone, load_backbone
+from schedule_finder.profiling.capture import ProfileRow, profile_batch
+from schedule_finder.profiling.engines.base import BatchLimits, Outcome, SampleChunk
+from schedule_finder.profiling.engines.worker import Worker, is_out_of_memory
 from schedule_finder.samples import BadSample, Sample, SampleEntry
 from tests.model.test_device_map import dispatched
-from tests.tiny_folder import WORDS, write_llava_folder, write_qwen2_vl_folder
-from tests.tiny_models import FAMILIES
+from tests.support.tiny_folder import WORDS, write_llava_folder, write_qwen2_vl_folder
+from tests.support.tiny_models import FAMILIES
 
 
 class Pictures:
@@ -47,9 +47,9 @@ class Pictures:
             raise BadSample("it is planted")
         return self._samples[entry.row]
 
-    def window(self, wanted: set[str] | None = None) -> Window:
-        entries = tuple(SampleEntry(s.id, self.source, i, "discovery") for i, s in enumerate(self._samples))
-        return Window(0, entries, frozenset(wanted or {entry.id for entry in entries}))
+    def chunk(self, wanted: set[str] | None = None) -> SampleChunk:
+        entries = tuple(SampleEntry(s.id, self.source, i, "calibration") for i, s in enumerate(self._samples))
+        return SampleChunk(0, entries, frozenset(wanted or {entry.id for entry in entries}))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def outcomes(
     **options: Any,
 ) -> dict[str, Outcome]:
     report = options.get("report", lambda line: pytest.fail(line))
-    found = [o for some in Worker(loaded, data, limits, report).profile(data.window(wanted)) for o in some]
+    found = [o for some in Worker(loaded, data, limits, report).profile(data.chunk(wanted)) for o in some]
     assert len({outcome.entry.id for outcome in found}) == len(found)
     return {outcome.entry.id: outcome for outcome in found}
 

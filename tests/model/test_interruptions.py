@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from schedule_finder.run_folder import Run
-from tests.tiny_folder import write_jsonl, write_qwen2_vl_folder
+from schedule_finder.run.folder import Run
+from tests.support.tiny_folder import write_jsonl, write_qwen2_vl_folder
 from tests.unit.test_profiling import assert_equal, ids_of
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def test_killed_at_any_moment(tmp_path: Path, kills: int, samples: int) -> None:
     command = [
         sys.executable,
         "-m",
-        "tests.interrupted_profile",
+        "tests.support.interrupted_profile",
         checkpoint,
         data,
         tmp_path,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from schedule_finder.backbones import load_backbone
-from schedule_finder.latency import MEASURED_RATIOS, LatencyModel, measure_latency
+from schedule_finder.measuring.latency_model import MEASURED_RATIOS, LatencyModel, measure_latency
+from schedule_finder.models.loading import load_backbone
 from schedule_finder.samples import open_data
 from schedule_finder.samples.choose import choose_samples
-from tests.tiny_folder import write_jsonl, write_llava_folder
+from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from schedule_finder.profile_store import ProfileStore
-from schedule_finder.run_folder import Run
+from schedule_finder.profiling.store import ProfileStore
+from schedule_finder.run.folder import Run
 from schedule_finder.samples import read_entries
 from tests.model.test_command_line import call
-from tests.tiny_folder import write_jsonl, write_llava_folder
+from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 SAMPLES = 20
 
@@ -40,15 +40,15 @@ def ids(run: Path, use: str, status: str) -> set[str]:
 def test_all_samples_are_there_once_and_every_later_step_works(jobs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "all"
     found = call("merge", *jobs, "--out", out)
-    done = [ids(run, "discovery", "done") for run in jobs]
+    done = [ids(run, "calibration", "done") for run in jobs]
     assert len(done[0] | done[1] | done[2]) < sum(map(len, done))
     stored = Run(out).profile.ids()
     assert len(stored) == len(set(stored)) == found["done"]
-    assert set(stored) == done[0] | done[1] | done[2] == ids(out, "discovery", "done")
+    assert set(stored) == done[0] | done[1] | done[2] == ids(out, "calibration", "done")
     assert found["pending"] == 0
-    assert found["skipped"] == len(ids(out, "discovery", "skipped")) <= 1
+    assert found["skipped"] == len(ids(out, "calibration", "skipped")) <= 1
     # What anybody discovered on is not judged on.
-    tried = set().union(*(ids(run, "discovery", status) for run in jobs for status in ("done", "skipped")))
+    tried = set().union(*(ids(run, "calibration", status) for run in jobs for status in ("done", "skipped")))
     held_out = ids(jobs[0], "held_out", "pending")
     assert held_out & tried
     assert ids(out, "held_out", "pending") == held_out - tried
@@ -61,7 +61,7 @@ def test_all_samples_are_there_once_and_every_later_step_works(jobs: list[Path],
     assert (merged.maps[place] == first.maps[5]).all()
     call("detect", out)
     call("schedule", out, "--solver", "retained")
-    call("evaluate", out, "--max-new-tokens", 2, "--no-sweep")
+    call("evaluate", out, "--max-new-tokens", 2)
 
 
 def test_what_does_not_belong_together_is_refused(jobs: list[Path], tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning_runtime import find_backbone, pruned
-from tests.host_reads import Read, host_reads
 from tests.model.test_families_a import family_named
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES, Inputs
+from tests.support.host_reads import Read, host_reads
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES, Inputs
 
 ROWS = (2, 1, 0)
 PLAN: Counter[Read] = Counter({("before", "tolist"): 1})

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pruning_runtime.backbone import find_backbone
-from schedule_finder.attention_profile import profile_batch
 from schedule_finder.change_points import DistributionShift, get_detector
+from schedule_finder.profiling.capture import profile_batch
 from schedule_finder.signals import layer_shift, vision_distribution
 from tests.support.planted import planted_llava, random_boundaries, recovered
 

@@ -14,8 +14,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone, find_backbone, pruned
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -195,3 +195,56 @@ def test_cross_attention_backbones_are_refused_by_name() -> None:
         model = MllamaForConditionalGeneration(config)
     with pytest.raises(UnsupportedBackbone, match="MllamaForConditionalGeneration.*cross-attention"):
         find_backbone(model)
+
+
+# ---- a cache after its `with` has ended
+
+
+def _generate(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
+    model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=2)
+
+
+def _one_token_with_mask(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
+    model(input_ids=ids[:, -1:], attention_mask=torch.ones_like(ids), past_key_values=cache)
+
+
+def _one_token(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
+    model(input_ids=ids[:, -1:], past_key_values=cache)
+
+
+def _several_tokens(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
+    model(input_ids=ids[:, -3:], past_key_values=cache)
+
+
+def _in_another_with(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
+    with pruned(model, schedule_for(model, (1, 0.5))):
+        _one_token(model, ids, cache)
+
+
+def _a_copy(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
+    _one_token(model, ids, copy.deepcopy(cache))
+
+
+@pytest.mark.parametrize(
+    "use", [_generate, _one_token_with_mask, _one_token, _several_tokens, _in_another_with, _a_copy]
+)
+def test_a_cache_is_refused_after_its_with(use: Any) -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,))
+    model.generate(**inputs, max_new_tokens=2)
+    before = copy.deepcopy(state_of(model))
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad():
+        with pruned(model, schedule_for(model, (1, 0.5))) as record:
+            ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=3)
+            use_inside = copy.deepcopy(cache)
+            model(input_ids=ids[:, -1:], past_key_values=use_inside)
+        assert state_of(model) == before
+        assert record.cache_bytes > 0
+        with pytest.raises(PruningError, match="its `with pruned"):
+            use(model, ids, cache)
+        # The model itself is not affected.
+        fresh = model(**inputs).logits
+    assert state_of(model) == before
+    assert fresh.shape[1] == inputs["input_ids"].shape[1]
+    assert isinstance(cache, DynamicCache)

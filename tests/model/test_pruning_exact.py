@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, Schedule, find_backbone, pruned
-from tests import greedy
-from tests.masked_reference import dropped_positions, masked_logits
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES, LAYERS, Inputs
+from tests.support import greedy
+from tests.support.masked_reference import dropped_positions, masked_logits
+from tests.support.rounding import rounding_bound
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES, LAYERS, Inputs
 
-TOLERANCE = 1e-5
 STEPS = 5
 SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
@@ -55,7 +55,7 @@ def test_generate_equals_masking(
     model, inputs = tiny.build(attention=attention), tiny.batch(rows)
     with pruned(model, schedule_for(model, *stages)) as record:
         tokens, logits = generate(model, inputs)
-    assert (logits - reference(model, inputs, tokens, record)).abs().max() < TOLERANCE
+    assert (logits - reference(model, inputs, tokens, record)).abs().max() < rounding_bound(model, inputs)
     # Had nothing been dropped, the first logits would be others: the comparison above can fail.
     unpruned = reference(model, inputs, tokens, None)
     pruned_rows = [row for row, images in enumerate(rows) if images]
@@ -69,10 +69,14 @@ def test_sliding_windows_are_measured_in_original_positions(rows: tuple[int, ...
     kinds = find_backbone(model).layer_kinds
     window = [SLIDING["sliding_window"] if kind == "sliding_attention" else None for kind in kinds]
     tokens, logits = generate(model, inputs)
-    assert (logits - reference(model, inputs, tokens, None, window=window)).abs().max() < TOLERANCE
+    assert (logits - reference(model, inputs, tokens, None, window=window)).abs().max() < rounding_bound(
+        model, inputs
+    )
     with pruned(model, schedule_for(model, (0, 0.6), (2, 0.3))) as record:
         tokens, logits = generate(model, inputs)
-    assert (logits - reference(model, inputs, tokens, record, window=window)).abs().max() < TOLERANCE
+    assert (logits - reference(model, inputs, tokens, record, window=window)).abs().max() < rounding_bound(
+        model, inputs
+    )
 
 
 @pytest.mark.parametrize("scorer", ["random", "strided"])
@@ -81,7 +85,7 @@ def test_pruning_before_the_decoder(scorer: str) -> None:
     model, inputs = tiny.build(), tiny.batch((2, 1, 0))
     with pruned(model, schedule_for(model, (-1, 0.5), (2, 0.25), scorer=scorer)) as record:
         tokens, logits = generate(model, inputs)
-    assert (logits - reference(model, inputs, tokens, record)).abs().max() < TOLERANCE
+    assert (logits - reference(model, inputs, tokens, record)).abs().max() < rounding_bound(model, inputs)
     assert record.vision_tokens_per_layer[0] == [16, 8, 0]
 
 
@@ -121,7 +125,7 @@ def test_a_row_is_pruned_as_it_would_be_alone(scorer: str, text: list[int]) -> N
         for stage, single_stage in zip(record.stages, single.stages, strict=True):
             kept_alone = [position + shift for position in single_stage.kept_positions()[0]]
             assert stage.kept_positions()[row] == kept_alone
-        assert (batch_logits[row] - logits[0]).abs().max() < TOLERANCE
+        assert (batch_logits[row] - logits[0]).abs().max() < rounding_bound(model, together)
 
 
 def test_all_logits_stand_at_their_original_places() -> None:
@@ -146,7 +150,7 @@ def test_all_logits_stand_at_their_original_places() -> None:
         length = int(real[row].sum())
         found = logits_right[row, :length][text[row, :length]]
         expected = logits_left[row, real[row]][text[row, :length]]
-        assert (found - expected).abs().max() < TOLERANCE
+        assert (found - expected).abs().max() < rounding_bound(model, left)
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
@@ -173,7 +177,7 @@ def test_second_turn_on_the_pruned_cache(rows: tuple[int, ...]) -> None:
             )
     second = output.sequences[:, ids.shape[1] :]
     expected = reference(model, inputs, torch.cat([first, turn, second], 1), record)[:, -3:]
-    assert (torch.stack(output.logits, 1) - expected).abs().max() < TOLERANCE
+    assert (torch.stack(output.logits, 1) - expected).abs().max() < rounding_bound(model, inputs)
 
 
 def test_beams_and_prompt_lookup_follow_the_cache() -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import psutil
 import pytest
 
-from schedule_finder import steps
-from schedule_finder.backbones import load_backbone
-from schedule_finder.cli import app
-from schedule_finder.engines.base import BatchLimits
-from schedule_finder.engines.local import LocalEngine
-from schedule_finder.engines.ray_engine import RayEngine, WorkerSettings
+from schedule_finder import pipeline
+from schedule_finder.cli.commands import app
 from schedule_finder.errors import InputError
-from schedule_finder.run_folder import Run
+from schedule_finder.models.loading import load_backbone
+from schedule_finder.profiling.engines.base import BatchLimits
+from schedule_finder.profiling.engines.local import LocalEngine
+from schedule_finder.profiling.engines.ray_engine import RayEngine, WorkerSettings
+from schedule_finder.run.folder import Run
 from schedule_finder.samples import open_data
-from tests.tiny_folder import write_jsonl, write_qwen2_vl_folder
+from tests.support.tiny_folder import write_jsonl, write_qwen2_vl_folder
 from tests.unit.test_profiling import assert_equal, ids_of
 
 ray = pytest.importorskip("ray")
@@ -40,7 +40,7 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20,
-        runtime_env={"worker_process_setup_hook": "tests.ray_worker.set_up", "env_vars": {"PYTHONPATH": str(ROOT)}},
+        runtime_env={"worker_process_setup_hook": "tests.support.ray_worker.set_up", "env_vars": {"PYTHONPATH": str(ROOT)}},
     )  # fmt: skip
     yield
     ray.shutdown()
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[WorkerSettings, dict
     load = functools.partial(load_backbone, checkpoint, device="cpu")
     settings = WorkerSettings(load, functools.partial(open_data, str(data)), LIMITS, gpus=0)
     run = Run.begin(folder / "local", "test", options)
-    steps.profile_step(
+    pipeline.profile_step(
         run, LocalEngine(load(), settings.open_data(), LIMITS), settings.open_data(), lambda *_: None,
         report=pytest.fail,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_samples_done_again(
             os.kill(killed[0], signal.SIGKILL)
 
     with RayEngine(settings, workers=2) as engine:
-        counts = steps.profile_step(run, engine, settings.open_data(), kill_one, report=pytest.fail)
+        counts = pipeline.profile_step(run, engine, settings.open_data(), kill_one, report=pytest.fail)
     assert killed
     assert counts == {"done": len(ids_of(expected)) - 1, "skipped": 1}
     stored = run.profile.ids()

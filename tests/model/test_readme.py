@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.schedules import schedule_for
-from tests.tiny_folder import write_qwen2_vl_folder
+from tests.support.schedules import schedule_for
+from tests.support.tiny_folder import write_qwen2_vl_folder
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

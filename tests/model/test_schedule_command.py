@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
-from schedule_finder.cli import app
-from schedule_finder.discovery import Discovery
-from schedule_finder.run_folder import Run
+from schedule_finder.cli.commands import app
+from schedule_finder.evidence import HeldOutResult, HeldOutSummary, digest
+from schedule_finder.run.folder import Run
+from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
 from tests.model.test_command_line import call
-from tests.tiny_folder import write_jsonl, write_llava_folder
+from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 MEASURED = ("4_sensitivity.parquet", "4_latency.json")
 SCREEN = 24, 80
@@ -88,20 +89,27 @@ def test_every_solver_by_name(run: Path, solver: str) -> None:
     assert json.loads((run / "run.json").read_text())["steps"]["schedule"]["solver"] == solver
 
 
-@pytest.mark.parametrize("residual", ["none", "merged"])
-def test_what_dropped_tokens_leave_behind_can_be_said(run: Path, residual: str) -> None:
-    call("schedule", run, "--residual", residual, "--budget", "40%")
+@pytest.mark.parametrize("dropped_tokens", ["discard", "merge"])
+def test_discard_or_merge_can_be_asked_for(run: Path, dropped_tokens: str) -> None:
+    call("schedule", run, "--dropped-tokens", dropped_tokens, "--budget", "40%")
     schedule = solved(run)
-    assert schedule.residual == residual
-    rules = schedule.evidence["solver"]["rules"]
-    assert {name.endswith("merged") for name in rules} == {residual == "merged"}
+    assert schedule.dropped_tokens == dropped_tokens
+    policies = schedule.evidence["solver"]["policies"]
+    assert {name.endswith("merge") for name in policies} == {dropped_tokens == "merge"}
+
+
+def test_the_old_option_for_dropped_tokens_still_works(run: Path) -> None:
+    call("schedule", run, "--residual", "none", "--solver", "pyramid", "--budget", "40%")
+    assert solved(run).dropped_tokens == "discard"
+    line = call("schedule", run, "--residual", "kept", "--budget", "40%", code=2)
+    assert "--dropped-tokens 'kept': choose auto, discard, merge" in line
 
 
 @pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
-def test_a_scorer_that_is_asked_for_has_no_rivals(run: Path, scorer: str) -> None:
-    call("schedule", run, "--scorer", scorer, "--residual", "none", "--budget", "40%")
+def test_a_scorer_that_is_asked_for_has_no_alternatives(run: Path, scorer: str) -> None:
+    call("schedule", run, "--scorer", scorer, "--dropped-tokens", "discard", "--budget", "40%")
     assert solved(run).scorer.name == scorer
-    assert set(solved(run).evidence["solver"]["rules"]) == {scorer}
+    assert set(solved(run).evidence["solver"]["policies"]) == {scorer}
 
 
 def test_a_rule_that_was_not_measured_is_measured_and_the_table_kept_for_it(run: Path) -> None:
@@ -138,8 +146,8 @@ def test_latency_is_measured_once_and_then_serves_every_budget(tmp_path: Path) -
     assert found["budget"]["latency"] == pytest.approx(0.9, rel=0.01)
     assert times(out) == before
     # Milliseconds are a fraction of what the whole takes here.
-    discovery = Discovery(Run(out))
-    whole = discovery.target(1.0, "latency").full_ms
+    search = Search(Run(out))
+    whole = search.target(1.0, "latency").full_ms
     found = call(*asked, "--budget", f"{0.75 * whole}ms", "--no-model")
     assert found["budget"]["latency"] == pytest.approx(0.75, rel=0.01)
     # Every other schedule of the run says what it takes, too.
@@ -222,14 +230,14 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     for name in ("processed", "published", "flops", "kv"):
         assert f"{name} {100 * getattr(costs, name):.1f}" in said
     assert "asked for 40.0" in said
-    assert f"scorer {schedule.scorer.name}, residual {schedule.residual}" in said
+    assert f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}" in said
     assert "layers chosen in 20 resamples" in said
-    assert "other rules on these stages" in said
+    assert "other policies on these stages" in said
 
 
 def full_schedule(stages: int) -> Schedule:
     """Everything that a schedule's evidence can hold, at its longest."""
-    rules = ("text_guided, merged", "uniform_text, merged", "last_token, merged", "text_guided")
+    policies = ("text_guided, merge", "uniform_text, merge", "last_token, merge", "text_guided")
     return Schedule(
         backbone=BackboneIdentity(name="organisation/some-llava-1.5-7b-hf", model_type="llava", num_layers=32),
         stages=tuple(
@@ -237,7 +245,7 @@ def full_schedule(stages: int) -> Schedule:
             for layer in range(stages)
         ),
         scorer=ScorerChoice(name="text_guided"),
-        residual="merged",
+        dropped_tokens="merge",
         budget=Budget(
             kind="latency", target=0.1234, processed=0.1234, published=0.1123, flops=0.2345, kv=0.2345, latency=0.1234
         ),
@@ -251,18 +259,17 @@ def full_schedule(stages: int) -> Schedule:
                 "chosen_on_samples": 64,
                 "measured_schedules": 123,
                 "by_number_of_stages": {str(n): {"predicted_kl": 0.00123} for n in range(1, 5)},
-                "rules": {
-                    name: {"measured_kl": 0.00123, "worse_by": [0.0, 0.0] if not place else [-0.00123, 0.00123]}
-                    for place, name in enumerate(rules)
+                "policies": {
+                    name: {"measured_kl": 0.00123, "worse_by": [0.0, 0.0] if not index else [-0.00123, 0.00123]}
+                    for index, name in enumerate(policies)
                 },
                 "confidence": {
+                    "level": 0.9,
+                    "ratio_low": [0.1234] * 32,
+                    "ratio_high": [0.9876] * 32,
                     "resamples": 20,
                     "layers": {f"{n},10,20,30": 4 for n in range(5)},
                 },
-            },
-            "held_out": {
-                name: {"n": 2250, "exact_match": 0.987, "ci_low": 0.981, "ci_high": 0.991}
-                for name in ("schedule", "full")
             },
         },
     )  # fmt: skip
@@ -272,11 +279,31 @@ def full_schedule(stages: int) -> Schedule:
 def test_the_fullest_schedule_fits_one_screen(tmp_path: Path, stages: int) -> None:
     schedule = full_schedule(stages)
     schedule.save(tmp_path / "4_schedule.json")
+    result = HeldOutResult(n=2250, exact_match=0.987, ci_low=0.981, ci_high=0.991)
+    methods = {"schedule": result, "full": result}
+    summary = HeldOutSummary(schedule=digest(schedule), budget=0.1234, samples=2250, methods=methods)
+    summary.save(tmp_path / "5_evaluation.json")
     lines = screen_of("inspect", tmp_path / "4_schedule.json")
     assert len(lines) <= SCREEN[0]
     assert max(map(len, lines)) <= SCREEN[1]
     said = " ".join(" ".join(lines).split())
     assert "exact match 98.7 % (98.1-99.1), full model 98.7 % (98.1-99.1), n = 2250" in said
-    assert "uniform_text, merged: 0.0012 (-0.0012 to 0.0012)" in said
+    assert "uniform_text, merge: 0.0012 (-0.0012 to 0.0012)" in said
     for stage in schedule.stages:
         assert f"{100 * stage.keep_ratio:.1f}" in said
+
+
+def test_an_evaluation_of_another_schedule_is_not_shown_as_this_ones(tmp_path: Path) -> None:
+    schedule = full_schedule(1)
+    schedule.save(tmp_path / "4_schedule.json")
+    result = HeldOutResult(n=10, exact_match=0.5, ci_low=0.4, ci_high=0.6)
+    other = HeldOutSummary(
+        schedule=digest(full_schedule(4)),
+        budget=0.1,
+        samples=10,
+        methods={"schedule": result, "full": result},
+    )
+    other.save(tmp_path / "5_evaluation.json")
+    said = " ".join(screen_of("inspect", tmp_path / "4_schedule.json"))
+    assert "evaluation is of another schedule; evaluate again" in said
+    assert "50.0" not in said

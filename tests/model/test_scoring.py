@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pruning_runtime import find_backbone, pruned
-from pruning_runtime.attention_rows import attention_rows, find_raters, index_raters
+from pruning_runtime.attention_rows import attention_rows, find_text_queries, padded_indices
 from pruning_runtime.attention_tap import AttentionInputs, attention_tap
-from tests.schedules import schedule_for
-from tests.tiny_models import FAMILIES, Inputs
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import FAMILIES, Inputs
 
 
 def eager_maps(family: str, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -28,18 +28,20 @@ def expected_scores(rule: str, attention: Tensor, vision: Tensor, valid: Tensor)
         if len(seen) == 0:
             scores.append(torch.zeros(0, dtype=torch.float64))
             continue
-        raters = [t for t in range(int(seen[0]), vision.shape[1]) if valid[row, t] and not vision[row, t]]
+        text_queries = [
+            t for t in range(int(seen[0]), vision.shape[1]) if valid[row, t] and not vision[row, t]
+        ]
         total = torch.zeros(len(seen), dtype=torch.float64)
         for head in attention[row].double():
-            among = head[raters][:, raters]
+            among = head[text_queries][:, text_queries]
             symmetric = among + among.T - torch.diag(among.diag())
-            for place, rater in enumerate(raters):
+            for place, text_query in enumerate(text_queries):
                 weight = {
                     "text_guided": symmetric[:, place].sum(),
                     "uniform_text": 1.0,
-                    "last_token": float(rater == raters[-1]),
+                    "last_token": float(text_query == text_queries[-1]),
                 }[rule]
-                total += weight * head[rater, seen]
+                total += weight * head[text_query, seen]
         scores.append(total)
     return scores
 
@@ -74,8 +76,8 @@ def test_rows_beside_the_kernel_equal_eager_attention(family: str, attention: st
     backbone = find_backbone(model)
     maps = eager_maps(family, inputs)
     valid = inputs["attention_mask"].bool()
-    raters = find_raters(backbone.vision_mask(inputs["input_ids"]), valid)
-    rows, real = index_raters(raters, int(raters.sum(1).max()))
+    text_queries = find_text_queries(backbone.vision_mask(inputs["input_ids"]), valid)
+    rows, real = padded_indices(text_queries, int(text_queries.sum(1).max()))
     seen: dict[int, float] = {}
 
     def compare(call: AttentionInputs) -> None:

@@ -94,7 +94,7 @@ def planted_llava(
     grid: int = 6,
     kv_heads: int = HEADS,
 ) -> PlantedBackbone:
-    """Build a LLaVA whose text query tokens attend to one group of vision tokens per regime.
+    """Build a LLaVA whose text queries attend to one group of vision tokens per regime.
 
     Args:
         num_layers: decoder layers.

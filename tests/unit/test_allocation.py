@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning_runtime.accounting import look_share, prefill_flops, processed_ratios
+from pruning_runtime.costs import pre_decoder_share, prefill_flops, processed_ratios
 from pruning_runtime.schedule import Stage
-from schedule_finder.latency import LatencyModel
+from schedule_finder.measuring.latency_model import LatencyModel
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.allocation import allocate
 from tests.unit.test_solvers import shape_of
@@ -117,19 +118,19 @@ def test_a_budget_below_a_first_layer_that_sees_everything_has_no_stages() -> No
 
 
 def test_before_the_decoder_tokens_leave_where_the_first_layer_needs_few() -> None:
-    """A first layer that needs a quarter and others that need half: there is a budget for just that and the look."""
+    """A first layer that needs a quarter and others that need half: the budget is just that and the scoring."""
     loss = np.maximum(0.5 - RATIOS, 0) * np.ones((8, 1))
     loss[0] = np.maximum(0.25 - RATIOS, 0)
-    look = look_share(shape_of(8)) / 8
-    value, (stage,) = allocate(loss, RATIOS, target_of("processed", 0.5 + look, 8), 2)[1]
+    scoring = pre_decoder_share(shape_of(8)) / 8
+    value, (stage,) = allocate(loss, RATIOS, target_of("processed", 0.5 + scoring, 8), 2)[1]
     assert (value, stage.layer) == (0, -1)
     assert stage.keep_ratio == pytest.approx(0.5, abs=1e-8)
-    # Where the look is not paid for, somebody goes short.
+    # Without a budget for scoring, a layer gets fewer tokens than it needs.
     assert allocate(loss, RATIOS, target_of("processed", 0.5, 8), 2)[1][0] > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_look_is_charged_to_what_it_costs(kind: str) -> None:
+def test_scoring_before_the_decoder_is_charged(kind: str) -> None:
     """By hand: the projections of queries, keys and values of 120 tokens, one layer's, once more."""
     shape, target = shape_of(7), target_of(kind, 0.5, 7)
     maps = 64 * (4 * 16 + 2 * 2 * 16), 64 * (2 * 4 * 16 + 2 * 2 * 16) + 3 * 64 * 128
@@ -144,13 +145,13 @@ def test_a_look_is_charged_to_what_it_costs(kind: str) -> None:
         "kv": (3 * three + 4 * four) / (7 * 120),
         "latency": LATENCY.prefill_ms([three] * 3 + [four] * 4, 2) / (7 * 1.7),
     }
-    looked = {
+    pre_decoder_cost = {
         "processed": share / 7,
         "flops": 2 * 120 * maps[0] / full,
         "latency": share * 1.7 / (7 * 1.7),
     }
-    assert target.cost(stages) == pytest.approx(free[kind] + looked.get(kind, 0.0), abs=1e-12)
-    # What needs no attention looks at nothing.
+    assert target.cost(stages) == pytest.approx(free[kind] + pre_decoder_cost.get(kind, 0.0), abs=1e-12)
+    # A scorer that needs no attention adds no cost.
     assert getattr(target.account(stages, "strided"), kind) == pytest.approx(free[kind], abs=1e-12)
 
 
@@ -161,7 +162,7 @@ def test_a_look_is_charged_to_what_it_costs(kind: str) -> None:
     layers=st.lists(st.integers(-1, 9), min_size=1, max_size=3, unique=True).map(sorted),
     seed=st.integers(0, 999),
 )
-def test_what_is_spent_is_the_budget_with_the_look(
+def test_what_is_spent_is_the_budget_with_scoring_before_the_decoder(
     kind: str, budget: float, layers: list[int], seed: int
 ) -> None:
     target = target_of(kind, budget, 12)
@@ -178,3 +179,13 @@ def test_what_is_spent_is_the_budget_with_the_look(
         for last in (0.0, ceiling)
     )
     assert (stages is not None) == (least <= budget + 1e-9 and most >= budget - 1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 9999), scoring=st.sets(st.integers(0, 6), min_size=2))
+def test_tokens_leave_after_layers_that_score(seed: int, scoring: set[int]) -> None:
+    layers = 8
+    target = dataclasses.replace(target_of("processed", 0.95, layers), scoring_layers=sorted(scoring))
+    loss = losses(np.random.default_rng(seed), layers, first=True)
+    for _, stages in allocate(loss, RATIOS, target, 3).values():
+        assert {max(stage.layer, 0) for stage in stages} <= scoring

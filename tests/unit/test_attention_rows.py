@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruning_runtime.attention_rows import attention_rows, find_raters, index_raters
+from pruning_runtime.attention_rows import attention_rows, find_text_queries, padded_indices
 
 BATCH, LENGTH, HEAD_DIM = 2, 11, 8
 SCALING = 0.4
@@ -161,7 +161,7 @@ class TestMasks:
 
 
 def self_only() -> Tensor:
-    """The one place where a padded position would see nothing at all; its row is a filler's."""
+    """The one place where a padded position would see nothing at all; its row is a padding's."""
     allowed = torch.zeros(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool)
     allowed[1, 0, 0, 0] = True
     return allowed
@@ -227,7 +227,7 @@ def test_a_row_puts_nothing_on_the_keys_behind_it() -> None:
         assert (found[row, :, place, int(ROWS[row, place]) + 1 :] == 0).all()
 
 
-# ---- raters
+# ---- text queries
 
 KINDS = st.sampled_from(["text", "vision", "padding"])
 
@@ -247,7 +247,7 @@ def oracle_raters(kinds: list[str]) -> list[int]:
 def rater_mask(rows: list[list[str]]) -> Tensor:
     vision = torch.tensor([[kind == "vision" for kind in row] for row in rows])
     valid = torch.tensor([[kind != "padding" for kind in row] for row in rows])
-    return find_raters(vision, valid)
+    return find_text_queries(vision, valid)
 
 
 @given(rows_of_kinds())
@@ -260,19 +260,19 @@ def test_raters_are_text_after_the_row_s_first_vision_token(rows: list[list[str]
 @given(rows_of_kinds(), st.data())
 @settings(deadline=None, max_examples=100)
 def test_index_raters_lists_each_once_in_order(rows: list[list[str]], data: st.DataObject) -> None:
-    raters = [oracle_raters(row) for row in rows]
-    width = data.draw(st.integers(max([1, *map(len, raters)]), len(rows[0])))
-    positions, real = index_raters(rater_mask(rows), width)
+    text_queries = [oracle_raters(row) for row in rows]
+    width = data.draw(st.integers(max([1, *map(len, text_queries)]), len(rows[0])))
+    positions, real = padded_indices(rater_mask(rows), width)
     assert positions.shape == real.shape == (len(rows), width)
     assert ((positions >= 0) & (positions < len(rows[0]))).all()
-    for row, wanted in enumerate(raters):
+    for row, wanted in enumerate(text_queries):
         assert positions[row][real[row]].tolist() == wanted
 
 
 @given(rows_of_kinds())
 @settings(deadline=None, max_examples=100)
 def test_last_only_takes_each_row_s_last_rater(rows: list[list[str]]) -> None:
-    positions, real = index_raters(rater_mask(rows), 1, last_only=True)
+    positions, real = padded_indices(rater_mask(rows), 1, last_only=True)
     assert positions.shape == real.shape == (len(rows), 1)
     for row, kinds in enumerate(rows):
         wanted = oracle_raters(kinds)[-1:]

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning_runtime import Schedule, ScheduleError, Stage
-from pruning_runtime.accounting import prefill_flops
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.costs import prefill_flops
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
 from schedule_finder.benchmark import choose_schedule, faster_text
+from schedule_finder.benchmark.baselines import baselines
 from schedule_finder.benchmark.clock import PartClock
-from schedule_finder.benchmark.competitors import competitors
 from schedule_finder.benchmark.memory import peak_bytes
 from schedule_finder.benchmark.one_run import Run
 from schedule_finder.benchmark.report import ran_on, table
@@ -103,7 +103,7 @@ def test_a_stopped_clock_takes_no_moments() -> None:
     assert clock.read() == ({"prefill": {"other": 5.0}, "decode": {}}, [5.0])
 
 
-# ---- competitors
+# ---- baselines
 
 
 def schedule(*stages: tuple[int, float], layers: int = 12, scorer: str = "text_guided") -> Schedule:
@@ -132,7 +132,7 @@ def tokens_of(stages: tuple[Stage, ...], num_vision: int, layers: int) -> list[i
     num_vision=st.integers(1, 3000),
 )
 @settings(deadline=None, max_examples=200)
-def test_competitors_cost_what_ours_costs(
+def test_baselines_cost_as_much_as_the_schedule(
     layers: int, places: set[int], kept: list[float], num_vision: int
 ) -> None:
     stages = [
@@ -140,10 +140,10 @@ def test_competitors_cost_what_ours_costs(
     ]
     ours = schedule(*stages, layers=layers)
     processed = sum(tokens_of(ours.stages, num_vision, layers))
-    by_name = {one.name: one for one in competitors(ours, num_vision)}
+    by_name = {one.name: one for one in baselines(ours, num_vision)}
     assert by_name["unpruned"].schedule is None
     assert by_name["schedule"].schedule == ours
-    for name in ("oracle", "eager, syncs"):
+    for name in ("no-scoring bound", "eager, syncs"):
         same = by_name[name].schedule
         assert same is not None
         assert same.stages == ours.stages
@@ -161,10 +161,10 @@ def test_competitors_cost_what_ours_costs(
     assert not any(one.fast for one in by_name.values())
 
 
-def test_the_fast_path_has_a_yardstick_of_its_own() -> None:
+def test_the_fast_path_has_an_unpruned_baseline_of_its_own() -> None:
     ours = schedule((1, 0.2), (5, 0.1))
-    plain = competitors(ours, 576)
-    *others, full, fast = competitors(ours, 576, fast=True)
+    plain = baselines(ours, 576)
+    *others, full, fast = baselines(ours, 576, fast=True)
     assert others == plain
     assert full.schedule is not None
     assert full.schedule.stages == ()
@@ -177,22 +177,24 @@ def test_the_fast_path_has_a_yardstick_of_its_own() -> None:
 
 def test_other_methods_drop_as_they_do_themselves() -> None:
     """Merging is ours: weighing a token by what it stands for costs time that FastV does not spend."""
-    ours = schedule((1, 0.2), (5, 0.1)).model_copy(update={"residual": "merged"})
-    residual = {one.name: one.schedule.residual for one in competitors(ours, 576, fast=True) if one.schedule}
-    assert residual == {
-        "schedule": "merged",
-        "oracle": "merged",
-        "eager, syncs": "merged",
-        "FastV-like": "none",
-        "before decoder": "none",
-        "unpruned, fast": "none",
-        "schedule, fast": "merged",
+    ours = schedule((1, 0.2), (5, 0.1)).model_copy(update={"dropped_tokens": "merge"})
+    dropped_tokens = {
+        one.name: one.schedule.dropped_tokens for one in baselines(ours, 576, fast=True) if one.schedule
+    }
+    assert dropped_tokens == {
+        "schedule": "merge",
+        "no-scoring bound": "merge",
+        "eager, syncs": "merge",
+        "FastV-like": "discard",
+        "before decoder": "discard",
+        "unpruned, fast": "discard",
+        "schedule, fast": "merge",
     }
 
 
 def test_fastv_stands_after_layer_1_or_0_or_nowhere() -> None:
     def layer(found: Schedule) -> int | None:
-        by_name = {one.name: one.schedule for one in competitors(found, 576)}
+        by_name = {one.name: one.schedule for one in baselines(found, 576)}
         return by_name["FastV-like"].stages[0].layer if "FastV-like" in by_name else None
 
     assert layer(schedule((1, 0.2), (5, 0.1))) == 1
@@ -221,22 +223,22 @@ def test_the_preset_that_fits_is_the_default(model_type: str, layers: int, prese
 
 
 @pytest.mark.parametrize("layers", [12, 28, 36])
-def test_a_preset_is_moved_to_another_depth(layers: int) -> None:
+def test_a_preset_is_scaled_to_another_depth(layers: int) -> None:
     found, source = choose_schedule(None, backbone("any", "qwen3_vl", layers))
     preset = Schedule.preset("adaptinfer/llava-1.5-7b-64")
-    assert "moved" in source
+    assert "scaled" in source
     assert (found.backbone.model_type, found.backbone.num_layers) == ("qwen3_vl", layers)
     assert [stage.keep_ratio for stage in found.stages] == [stage.keep_ratio for stage in preset.stages]
     for mine, theirs in zip(found.stages, preset.stages, strict=True):
         assert abs(mine.layer / layers - theirs.layer / 32) <= 0.5 / layers + 1e-9
 
 
-def test_a_file_for_another_backbone_is_moved_onto_a_shape_only(tmp_path: Any) -> None:
+def test_a_file_for_another_backbone_is_scaled_onto_a_shape_only(tmp_path: Any) -> None:
     path = tmp_path / "schedule.json"
     schedule((0, 0.5), (6, 0.25)).save(path)
     found, source = choose_schedule(str(path), backbone("shape:x", "llava", 24))
     assert [(stage.layer, stage.keep_ratio) for stage in found.stages] == [(0, 0.5), (12, 0.25)]
-    assert "moved" in source
+    assert "scaled" in source
     with pytest.raises(ScheduleError, match="num_layers is 24"):
         choose_schedule(str(path), backbone("./my-llava", "llava", 24))
     assert choose_schedule(str(path), backbone("./my-llava", "llava", 12)) == (Schedule.load(path), str(path))
@@ -366,7 +368,7 @@ def test_a_row_is_flat() -> None:
     spread = {"median": 2.0, "q1": 1.0, "q3": 3.0}
     result = {
         "batch": 1,
-        "competitor": "x",
+        "baseline": "x",
         "tokens_per_layer": [1],
         "total_ms": {"16": spread},
         "token_ms": None,
@@ -376,7 +378,7 @@ def test_a_row_is_flat() -> None:
     assert table({"results": [result]}) == [
         {
             "batch": 1,
-            "competitor": "x",
+            "baseline": "x",
             "total_ms_16": 2.0,
             "total_ms_16_q1": 1.0,
             "total_ms_16_q3": 3.0,

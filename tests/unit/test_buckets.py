@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning_runtime.fast_prefill import bucket
+from pruning_runtime.static_prefill.padding import bucket
 
 counts = st.integers(0, 1 << 20)
 

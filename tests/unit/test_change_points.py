@@ -160,7 +160,7 @@ def test_token_curve_counts_a_peak_only_above_the_stated_threshold():
     assert strict.evidence["excess_threshold"] == 0.2
 
 
-# --- distribution_shift ------------------------------------------------------------------------
+# --- attention_shift ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("boundaries", [(2,), (7, 18), (3, 9, 17), (4, 8, 13, 22), (26,)])
@@ -339,5 +339,5 @@ def test_bad_maps_are_refused(name: str, bad: Maps):
 
 def test_detectors_are_found_by_name():
     assert DEFAULT_DETECTOR in DETECTORS
-    with pytest.raises(ValueError, match="distribution_shift, token_curve"):
+    with pytest.raises(ValueError, match="attention_shift, token_curve"):
         get_detector("eye")

@@ -1,4 +1,4 @@
-"""Enough is enough: checks at doubling sizes, tighter with more samples, and the same after an interruption."""
+"""Convergence: checks at doubling sizes, tighter with more samples, and the same after an interruption."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
-from schedule_finder.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
-from schedule_finder.profile_store import ProfileStore
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
+from schedule_finder.profiling.store import ProfileStore
 from tests.unit.test_solvers import shape_of
 
 LAYERS = 8
@@ -69,10 +69,10 @@ def test_unlike_samples_take_more_and_checks_double(tmp_path: Path) -> None:
     assert checks.ratio_error.is_monotonic_decreasing
     # Twice as many samples, narrower by the square root of two.
     assert checks.ratio_error.iloc[-1] == pytest.approx(checks.ratio_error.iloc[0] / 8**0.5, rel=0.3)
-    assert not checks.enough.iloc[0]
+    assert not checks.converged.iloc[0]
     assert enough
     assert min(enough) in checks.samples.tolist()
-    assert (checks.enough == (checks.ratio_error <= TOLERANCE)).all()
+    assert (checks.converged == (checks.ratio_error <= TOLERANCE)).all()
 
 
 def test_an_interrupted_run_checks_nothing_twice(tmp_path: Path) -> None:
@@ -104,16 +104,16 @@ def test_the_tokens_that_a_layer_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("halves", "standing"),
+    ("halves", "stable"),
     [(([4, 9], [4, 9]), True), (([5, 9], [4, 8]), True), (([4], [4, 9]), False), (([6, 9], [4, 9]), False)],
 )
 def test_change_points_stand_where_both_halves_have_them(
-    halves: tuple[list[int], list[int]], standing: bool
+    halves: tuple[list[int], list[int]], stable: bool
 ) -> None:
     check = Check(100, [4, 9], halves, ratio_error=0.001)
-    assert check.standing is standing
-    assert check.enough is standing
-    assert not Check(100, [4, 9], halves, ratio_error=TOLERANCE * 1.01).enough
+    assert check.stable is stable
+    assert check.converged is stable
+    assert not Check(100, [4, 9], halves, ratio_error=TOLERANCE * 1.01).converged
 
 
 def test_a_check_is_about_the_whole_profile(tmp_path: Path) -> None:
@@ -122,3 +122,16 @@ def test_a_check_is_about_the_whole_profile(tmp_path: Path) -> None:
     check = check_profile(store.read())
     assert check.samples == 64
     assert check.stages
+
+
+def test_checks_of_an_earlier_release_are_continued(tmp_path: Path) -> None:
+    path = tmp_path / "checks.csv"
+    path.write_text(
+        "samples,change_points,first_half,second_half,standing,ratio_error,enough,stages\n"
+        "128,3,3,4,True,0.03,False,\n"
+    )
+    store = store_in(tmp_path / "profile")
+    assert grow(store, Convergence(path), 0.0, 256) == [256]
+    checks = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert checks[["samples", "stable", "converged"]].iloc[0].tolist() == ["128", "True", "False"]
+    assert checks.samples.tolist() == ["128", "256"]

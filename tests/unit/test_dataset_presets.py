@@ -145,7 +145,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str, str]] = {
 
 
 def first(data: TableData) -> SampleEntry:
-    return SampleEntry(id="x", source=data.source, row=0, use="discovery")
+    return SampleEntry(id="x", source=data.source, row=0, use="calibration")
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -186,7 +186,7 @@ def test_gqa_takes_its_images_from_another_config(tmp_path: Path) -> None:
     assert (sample.question, sample.answer) == ("Is it sunny?" + WORD, "yes")
     assert sample.images[0].tobytes() == picture(2).tobytes()
     with pytest.raises(ValueError, match="no image 'n9'"):
-        data.load(SampleEntry(id="x", source=data.source, row=1, use="discovery"))
+        data.load(SampleEntry(id="x", source=data.source, row=1, use="calibration"))
 
 
 @pytest.mark.parametrize(

@@ -14,26 +14,28 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pruning_runtime import Schedule
-from pruning_runtime.accounting import budget_of, look_share, processed_ratios, published_ratios
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.costs import budget_of, pre_decoder_share, processed_ratios, published_ratios
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder import figures
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
-from schedule_finder.evaluate import COLUMNS, CONTROLS, wilson_interval
+from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
+from schedule_finder.evaluation.metrics import COLUMNS
 from schedule_finder.figures import make_figures, style
-from schedule_finder.figures.attention import ranked_attention
+from schedule_finder.figures.accuracy import accuracy
+from schedule_finder.figures.attention_map import ranked_attention
 from schedule_finder.figures.convergence import convergence
-from schedule_finder.figures.evaluation import accuracy
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
 from schedule_finder.figures.run_data import RunData, read_evaluation
-from schedule_finder.figures.schedule import confidence, staircase
+from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
-from schedule_finder.run_folder import Run
-from schedule_finder.signals import band, layer_shift
+from schedule_finder.intervals import band, wilson_interval
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.run.folder import Run
+from schedule_finder.signals import layer_shift
 from tests.unit.test_sensitivity import table_from
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
@@ -63,7 +65,7 @@ CHECKS = """samples,change_points,first_half,second_half,standing,ratio_error,en
 256,4 9,4,4 9,False,0.03,False,2:0.5 6:0.1
 512,4,4,4,True,0.015,True,3:0.4
 """
-EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(CONTROLS, 0.7)}
+EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(("uniform_text", *DEFAULT_BASELINES), 0.7)}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def write_run(run):
     profile = run.profile.read()
     found = {name: make().detect(profile.maps) for name, make in DETECTORS.items()}
     document = {
-        "default": "distribution_shift",
+        "default": "attention_shift",
         "layers": profile.meta["layers"],
         "detectors": {
             name: {"change_points": detection.change_points, "evidence": detection.evidence}
@@ -204,7 +206,7 @@ def test_pdfs_are_one_or_two_columns_wide_and_embed_truetype_fonts(drawn):
 def test_same_run_gives_same_bytes(drawn, run):
     remove_all_but(run, "4_schedule.json", "5_example.json", "5_example.png")
     again = {path.name: path.read_bytes() for path in make_figures(run)}
-    assert len(again) == 9
+    assert len(again) == 6
     first = {path.name: path.read_bytes() for path in drawn[1]}
     assert again["6_overlay.pdf"] == first["6_overlay.pdf"]
     assert again["6_overlay.png"] == first["6_overlay.png"]
@@ -302,7 +304,7 @@ def test_change_point_table_counts_every_break_at_the_first_layer_of_its_regime(
     assert rows.straight_ramp_percent.to_dict() == {layer: 100.0 * (layer == 6) for layer in range(1, LAYERS)}
     for name, detection in detectors.items():
         assert rows.index[rows[name] == 1].tolist() == detection["change_points"]
-    assert detectors["distribution_shift"]["change_points"] == list(SHIFTS)
+    assert detectors["attention_shift"]["change_points"] == list(SHIFTS)
 
 
 def test_staircase_is_the_accounting(drawn):
@@ -316,21 +318,25 @@ def test_staircase_is_the_accounting(drawn):
 def test_staircase_legend_states_both_means(run):
     figure, _ = staircase(RunData(run))
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["Processed, mean 28.0 (43.8%)", "Published, mean 23.3 (36.5%)"]
+    assert texts == [
+        "90% band of 20 resamples",
+        "Processed, mean 28.0 (43.8%)",
+        "Published count, mean 23.3 (36.5%)",
+    ]
 
 
-def test_staircase_of_a_schedule_that_begins_before_the_decoder_charges_its_look(run):
+def test_staircase_charges_pre_decoder_scoring(run):
     stages = (Stage(layer=-1, keep_ratio=0.25), *STAGES[1:])
     schedule = Schedule.load(run.schedule)
     shape = DecoderShape(LAYERS, 64, 4, 2, 16, 128, 1000)
-    budget = budget_of(stages, shape, TOKENS, 8, looks=True)
+    budget = budget_of(stages, shape, TOKENS, 8, pre_decoder=True)
     schedule.model_copy(update={"stages": stages, "budget": budget}).save(run.schedule)
     figure, rows = staircase(RunData(run))
     assert rows.processed_ratio.tolist() == [0.25] * 6 + [0.125] * 6
-    tokens = TOKENS * (0.1875 + look_share(shape) / LAYERS)
-    said, published = (text.get_text() for text in figure.legends[0].get_texts())
-    assert said == f"Processed, mean {tokens:.1f} ({tokens / TOKENS:.1%}), first scoring included"
-    assert published.startswith(f"Published, mean {rows.published_tokens.mean():.1f}")
+    tokens = TOKENS * (0.1875 + pre_decoder_share(shape) / LAYERS)
+    _, said, published = (text.get_text() for text in figure.legends[0].get_texts())
+    assert said == f"Processed, mean {tokens:.1f} ({tokens / TOKENS:.1%}), pre-decoder scoring included"
+    assert published.startswith(f"Published count, mean {rows.published_tokens.mean():.1f}")
     # From all tokens down at the left edge; their number, and what is left.
     fall = figure.axes[0].get_lines()[0].get_xydata()
     assert fall.tolist() == [[-0.5, TOKENS], [-0.5, TOKENS / 4]]
@@ -341,7 +347,7 @@ def test_staircase_of_a_schedule_that_begins_before_the_decoder_charges_its_look
 def test_staircase_without_a_profile_takes_tokens_from_the_evidence_or_percent(run):
     shutil.rmtree(run.profile.folder)
     _, rows = staircase(RunData(run))
-    assert list(rows) == ["layer", "processed_ratio", "published_ratio"]
+    assert not [name for name in rows if name.endswith("_tokens")]
     evidence = {"typical_prompt": {"vision_tokens": 100.0}}
     Schedule.load(run.schedule).model_copy(update={"evidence": evidence}).save(run.schedule)
     _, rows = staircase(RunData(run))
@@ -393,26 +399,25 @@ def test_sensitivity_without_a_profile_takes_the_layers_from_the_schedule(run):
     assert names_that_can_be_drawn(run) == []
 
 
-def test_confidence_shows_the_schedule_in_its_band_and_how_many_agree(run):
-    figure, rows = confidence(RunData(run))
-    assert rows.ratio.tolist() == processed_ratios(STAGES, LAYERS)
+def test_staircase_shows_the_band_and_how_many_resamples_agree(run):
+    figure, rows = staircase(RunData(run))
     assert rows.ratio_low.tolist() == CONFIDENCE["ratio_low"]
     assert rows.ratio_high.tolist() == CONFIDENCE["ratio_high"]
     band_drawn = figure.axes[0].patches[0].get_data()
-    assert band_drawn.values.tolist() == pytest.approx([100 * high for high in CONFIDENCE["ratio_high"]])
-    assert band_drawn.baseline.tolist() == pytest.approx([100 * low for low in CONFIDENCE["ratio_low"]])
+    assert band_drawn.values.tolist() == pytest.approx([TOKENS * high for high in CONFIDENCE["ratio_high"]])
+    assert band_drawn.baseline.tolist() == pytest.approx([TOKENS * low for low in CONFIDENCE["ratio_low"]])
     said = figure.legends[0].get_title().get_text()
     assert said == "13 of 20 resamples choose the schedule's layers\nMeasured on 8 samples"
     change_evidence(run, layers={"3": 11, "2,6": 9})
-    figure, _ = confidence(RunData(run))
-    assert "Few of 20" in figure.legends[0].get_title().get_text()
+    figure, _ = staircase(RunData(run))
+    assert "0 of 20 resamples choose" in figure.legends[0].get_title().get_text()
     assert "11 choose (3)" in figure.legends[0].get_title().get_text()
 
 
 def test_bands_of_another_depth_are_an_input_error(run):
     change_evidence(run, ratio_low=[1.0] * 5)
     with pytest.raises(InputError, match="ratio_low has 5 entries for 12 layers"):
-        confidence(RunData(run))
+        staircase(RunData(run))
 
 
 def change_evidence(run, **changes):
@@ -448,14 +453,14 @@ def test_a_front_without_divergences_is_no_figure(run):
     assert "4_pareto" not in names_that_can_be_drawn(run)
 
 
-def test_every_method_has_a_look_of_its_own():
-    looks = [(colour, marker) for colour, marker, _ in style.LOOKS.values()]
-    assert len(set(looks)) == len(looks)
-    assert {"schedule", "not merged", *CONTROLS} <= set(style.LOOKS)
-    assert set(style.OPEN) <= set(style.LOOKS)
+def test_every_method_has_a_style_of_its_own():
+    pre_decoder = [(colour, marker) for colour, marker, _ in style.METHOD_STYLES.values()]
+    assert len(set(pre_decoder)) == len(pre_decoder)
+    assert {"schedule", *(name.replace("-", " ") for name in BASELINES)} <= set(style.METHOD_STYLES)
+    assert set(style.OPEN) <= set(style.METHOD_STYLES)
 
 
-def test_draws_of_random_layers_look_alike_and_stand_once_in_the_legend(run):
+def test_draws_of_random_layers_have_one_style_and_appear_once_in_the_legend(run):
     rows = evaluation_table()
     random = rows[rows.method == "random"]
     more = (
@@ -496,10 +501,10 @@ def test_accuracy_points_stand_where_the_evaluation_says(run):
         container.get_label(): container.lines[0].get_xydata() for container in figure.axes[0].containers
     }
     source = evaluation_table().query("question_type == 'all'").sort_values("processed")
-    for label, name in (("Schedule (uniform text)", "schedule"), ("Random", "random")):
-        # The line goes from budget to budget, whatever the order of rows; apart by at most 3 % of 30 %.
+    for label, name in (("Schedule (uniform text)", "schedule"), ("Random tokens", "random")):
+        # The line goes from budget to budget, whatever the order of rows.
         expected = source[source.method == name]
-        assert drawn[label][:, 0] == pytest.approx(100 * expected.processed, abs=0.91)
+        assert drawn[label][:, 0] == pytest.approx(100 * expected.processed)
         assert drawn[label][:, 1] == pytest.approx(100 * expected.exact_match)
 
 
@@ -514,13 +519,19 @@ def test_accuracy_of_samples_without_answers_is_agreement(run):
     assert "Agreement" in figure.axes[0].get_ylabel()
 
 
-def test_accuracy_at_one_budget_keeps_its_points_together(run):
+def test_accuracy_at_one_budget_is_a_row_per_method(run):
     rows = evaluation_table()
-    rows[(rows.budget == 0.2) | (rows.method == "full")].to_csv(run.evaluation, index=False)
-    figure, _ = accuracy(RunData(run))
-    low, high = figure.axes[0].get_xlim()
-    assert low < 20 - 5
-    assert high > 20 + 5
+    rows = rows[(rows.budget == 0.2) | (rows.method == "full")]
+    draws = [rows[rows.method == "random"].assign(method=f"random layers {draw}") for draw in range(2)]
+    pd.concat([rows, *draws]).to_csv(run.evaluation, index=False)
+    figure, table = accuracy(RunData(run))
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[0] == "Schedule (uniform text)"
+    assert len(labels) == len(EXACT)  # the full model is a line, both draws share a row
+    own = table[table.method == "schedule"].iloc[0]
+    drawn = next(box for box in axes.containers if box.get_label() == labels[0])
+    assert drawn.lines[0].get_xydata().tolist() == [[pytest.approx(100 * own.value), 0]]
 
 
 def test_overlay_table_holds_every_token_and_what_each_stage_kept(drawn):
@@ -570,7 +581,7 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
         ("2_profile", {"1_attention_map", "2_shift"}),
         ("3_change_points.json", {"3_change_points"}),
         ("4_sensitivity.parquet", {"4_sensitivity"}),
-        ("4_schedule.json", {"4_schedule", "4_confidence"}),
+        ("4_schedule.json", {"4_schedule"}),
         ("4_pareto.csv", {"4_pareto"}),
         ("5_evaluation.csv", {"5_accuracy"}),
         ("5_example.json", {"6_overlay"}),
@@ -602,7 +613,7 @@ MALFORMED = {
     "text": (lambda rows: rows.assign(processed="half"), "column 'processed' must hold numbers"),
     "percent": (lambda rows: rows.assign(exact_match=97.5), "exact_match of 'full' is 97.5"),
     "full": (lambda rows: rows[rows.method != "full"], "no row with method 'full'"),
-    "hole": (lambda rows: rows.assign(processed=np.nan), "must be there in every row"),
+    "hole": (lambda rows: rows.assign(processed=np.nan), "must be given in every row"),
 }
 
 
@@ -631,7 +642,7 @@ def test_evaluation_that_is_no_table_is_an_input_error(run, content):
         ("3_change_points.json", '{"default": "x", "detectors": {}}', "no detector 'x'"),
         ("4_pareto.csv", "budget,stages\n0.1,0:0.1", "no processed, predicted_kl, measured_kl in it"),
         ("4_sensitivity.parquet", "", "measure again"),
-        ("5_example.json", '{"question": ""}', "no answer, full_answer"),
+        ("5_example.json", '{"question": ""}', "answer: Field required"),
         ("5_example.png", "not an image", "not a readable image"),
     ],
 )

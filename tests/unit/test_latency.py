@@ -6,7 +6,7 @@ import pytest
 
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
-from schedule_finder.latency import LatencyModel
+from schedule_finder.measuring.latency_model import LatencyModel
 from schedule_finder.solvers import BudgetTarget
 from tests.unit.test_solvers import shape_of
 

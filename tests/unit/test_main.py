@@ -1,12 +1,32 @@
-"""The command without its extra."""
+"""The command line without models: its extra, names, help and start-up."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import pruning_runtime
+from pruning_runtime import Schedule
 from schedule_finder import __main__
+from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from schedule_finder.cli import names, parsing
+from schedule_finder.cli.commands import app
+from schedule_finder.errors import InputError
+from schedule_finder.evaluation.methods import BASELINES
+from schedule_finder.models.loading import DTYPES
+from schedule_finder.profiling.capture import SCORE_FIELDS
+from schedule_finder.run.folder import Run
+from schedule_finder.samples.presets import presets
+from schedule_finder.search import AUTO
+from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS
 
 
 def test_the_missing_extra_is_named(
@@ -24,3 +44,84 @@ def test_the_missing_extra_is_named(
     assert "ruptures, matplotlib" in message
     assert "pip install 'adaptinfer[profile]'" in message
     assert len(message.splitlines()) == 1
+
+
+# ---- names and start-up
+
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+HEAVY = ("torch", "transformers", "datasets", "ruptures", "pandas", "pyarrow", "matplotlib", "PIL")
+RUN_AND_LIST = f"""
+import sys
+from schedule_finder.__main__ import main
+try:
+    main()
+except SystemExit as stopped:
+    assert stopped.code in (0, None), stopped.code
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+
+
+def test_listed_names_are_those_of_the_registries() -> None:
+    assert tuple(SOLVERS) == names.SOLVER_NAMES
+    assert names.SOLVER_NAMES[0] == DEFAULT_SOLVER
+    assert tuple(DETECTORS) == names.DETECTOR_NAMES
+    assert names.DETECTOR_NAMES[0] == DEFAULT_DETECTOR
+    assert set(names.SCORER_NAMES) == set(SCORE_FIELDS)
+    assert tuple(BASELINES) == names.BASELINE_NAMES
+    assert (names.AUTO, *DTYPES) == names.DTYPE_NAMES
+    assert names.data_presets() == tuple(presets())
+    assert names.AUTO == AUTO
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_offers_every_name_and_no_old_word(command: str) -> None:
+    text = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output.split())
+    offered = {
+        "--solver": names.SOLVER_NAMES,
+        "--detector": names.DETECTOR_NAMES,
+        "--scorer": names.SCORER_NAMES,
+        "--budget-kind": names.BUDGET_KINDS,
+        "--dropped-tokens": names.DROPPED_TOKENS,
+        "--dataset ": names.data_presets(),
+        "--baselines": names.BASELINE_NAMES,
+    }
+    for option, choices in offered.items():
+        if option in text:
+            assert [name for name in choices if name not in text] == []
+    assert not re.search(r"residual|rival|(?<!not-)merged|look|leave behind|distribution_shift", text)
+
+
+def modules_after(*arguments: str) -> list[str]:
+    """Heavy modules that a command imports, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_LIST, *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return list(ast.literal_eval(done.stdout.splitlines()[-1]))
+
+
+def test_help_and_inspect_import_nothing_heavy(tmp_path: Path) -> None:
+    Run.begin(tmp_path, "test", {})
+    Schedule.preset("adaptinfer/llava-1.5-7b-64").save(tmp_path / "4_schedule.json")
+    assert modules_after("run", "--help") == []
+    assert modules_after("inspect", str(tmp_path)) == []
+
+
+def test_pruned_stays_the_function_when_its_module_is_imported() -> None:
+    module = importlib.import_module("pruning_runtime.pruned")
+    pruning_runtime.pruned = module  # type: ignore[assignment]  # as the import system does
+    assert pruning_runtime.pruned is module.pruned
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("none", "discard"), ("merged", "merge"), ("distribution_shift", "attention_shift")]
+)
+def test_names_of_the_previous_release_are_accepted(old: str, new: str) -> None:
+    choices = (*names.DROPPED_TOKENS, *names.DETECTOR_NAMES)
+    assert parsing.choice("--option", old, choices) == parsing.choice("--option", new, choices) == new
+    with pytest.raises(InputError, match=r"--option 'merged': choose attention_shift, token_curve"):
+        parsing.choice("--option", "merged", names.DETECTOR_NAMES)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning_runtime.masks import Reach, kernel_mask, shortened_mask, weighted_mask
-from pruning_runtime.prompt import PrunedPrompt, Segment, restore_length
+from pruning_runtime.masks import AttentionSpan, kernel_mask, shortened_mask
+from pruning_runtime.merging import weighted_mask
+from pruning_runtime.sequence import PrunedPrompt, Segment, restore_length
 
 LENGTH = 9
 # Two rows; the second begins with two places of padding and is filled up with one of them.
@@ -30,13 +31,13 @@ def may_see(
 @pytest.mark.parametrize("limits", [{}, {"window": 3}, {"chunk": 4}, {"window": 1}])
 def test_reach_counts_original_positions(limits: dict[str, int]) -> None:
     first = torch.tensor([[0], [2]])
-    allowed = Reach(**limits).allows(INDEX, INDEX, first)
+    allowed = AttentionSpan(**limits).allows(INDEX, INDEX, first)
     for row in range(2):
         for q, query in enumerate(INDEX[row].tolist()):
             for k, key in enumerate(INDEX[row].tolist()):
                 expected = may_see(query, key, **limits, first=int(first[row]))
                 assert bool(allowed[row, q, k]) == expected, (row, query, key)
-    assert Reach(**limits).limited is bool(limits)
+    assert AttentionSpan(**limits).limited is bool(limits)
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -87,18 +88,18 @@ def test_each_kernel_gets_its_own_kind_of_mask() -> None:
 
 
 def test_keys_that_left_since_are_no_longer_there() -> None:
-    before = Segment(INDEX, VALID, filled=True)
-    after = Segment(torch.tensor([[0, 7, 8], [2, 4, 8]]), torch.ones(2, 3, dtype=torch.bool), filled=False)
+    before = Segment(INDEX, VALID, padded=True)
+    after = Segment(torch.tensor([[0, 7, 8], [2, 4, 8]]), torch.ones(2, 3, dtype=torch.bool), padded=False)
     prompt = PrunedPrompt(LENGTH, [before, after])
-    assert torch.equal(prompt.still_there(before, before), VALID)
-    assert prompt.still_there(before, after).tolist() == [
+    assert torch.equal(prompt.remaining(before, before), VALID)
+    assert prompt.remaining(before, after).tolist() == [
         [True, False, False, True, True],
         [False, True, True, False, True],
     ]
 
 
 def test_hidden_states_go_back_to_their_places() -> None:
-    prompt = PrunedPrompt(LENGTH, [Segment(INDEX, VALID, filled=True)])
+    prompt = PrunedPrompt(LENGTH, [Segment(INDEX, VALID, padded=True)])
     hidden = torch.arange(1.0, 11.0).view(2, 5, 1)
     (restored,) = restore_length((hidden,), prompt)
     assert restored[0, :, 0].tolist() == [1, 0, 2, 3, 0, 0, 0, 4, 5]

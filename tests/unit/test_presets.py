@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pruning_runtime import Schedule
-from pruning_runtime.accounting import budget_of, processed_ratios, published_ratios
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.costs import budget_of, processed_ratios, published_ratios
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import PRESET_FOLDER
 
 NAMES = (
@@ -155,7 +155,7 @@ def test_a_preset_states_rule_positions_source_and_cost(name: str) -> None:
     assert schedule.scorer.name == SCORERS[name.split("/")[0]]
     assert schedule.positions == ("renumbered" if name.startswith(RENUMBERED) else "original")
     # The papers' code ranks every vision token.
-    assert schedule.separators == "ranked"
+    assert schedule.image_newlines == "ranked"
     assert {"source", "published", "flops_prompt", "note"} <= schedule.evidence.keys()
     # The file fits any checkpoint of its family and depth.
     assert schedule.backbone.config_digest is None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
-from schedule_finder.profile_store import ProfileStore, StoreError
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.store import ProfileStore, StoreError
 
 LAYERS = 5
+VERSION_1 = Path(__file__).parents[1] / "data" / "profile_v1"
 META = {"backbone": {"name": "x", "num_layers": LAYERS}, "layers": list(range(LAYERS)), "dtype": "float32"}
 
 
@@ -23,7 +27,7 @@ def rows_of(count: int, seed: int = 0) -> list[ProfileRow]:
         rows.append(
             ProfileRow(
                 num_vision=vision,
-                num_raters=int(rng.integers(1, 9)),
+                num_text_queries=int(rng.integers(1, 9)),
                 num_other=int(rng.integers(9, 20)),
                 scores={
                     name: np.exp(rng.uniform(-18, 0, (LAYERS, vision))).astype(np.float32)
@@ -51,7 +55,7 @@ def test_round_trip(tmp_path: Path) -> None:
     by_name = dict(zip(names, rows, strict=True))
     for place, name in enumerate(profile.ids):
         row = by_name[name]
-        for count in ("num_vision", "num_raters", "num_other"):
+        for count in ("num_vision", "num_text_queries", "num_other"):
             assert profile.counts[count][place] == getattr(row, count)
         for field in SCORE_FIELDS:
             found, expected = profile.scores[field][place], row.scores[field]
@@ -162,3 +166,57 @@ def test_size_and_speed_of_1000_samples(tmp_path: Path) -> None:
     store.open({**META, "layers": list(range(32))})
     store.append([str(i) for i in range(100)], rows)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10e6
+
+
+def test_version_1_is_read_continued_and_merged(tmp_path: Path) -> None:
+    """Two samples as an earlier release stored them: other names, and curves that are no longer read."""
+    table = pq.read_table(VERSION_1 / "part-00000.parquet")
+    old = ProfileStore(shutil.copytree(VERSION_1, tmp_path / "old"))
+    profile = old.read()
+    assert profile.meta["version"] == 2
+    assert profile.meta["left_out"] == {}
+    assert profile.layers == list(range(30))
+    assert profile.ids == table["id"].to_pylist()
+    assert profile.counts["num_text_queries"].tolist() == table["num_raters"].to_pylist()
+    for field in CURVE_FIELDS:
+        assert profile.curves[field].tolist() == table[field].to_pylist()
+    for field in SCORE_FIELDS:
+        fractions = np.array(table[field].to_pylist()).reshape(2, 30, -1)
+        largest = np.array(table[f"{field}_max"].to_pylist())[..., None]
+        np.testing.assert_allclose(profile.scores[field], fractions * largest, rtol=1e-6)
+
+    # The same backbone goes on with it, and the folder is of version 2 then.
+    known = json.loads((VERSION_1 / "meta.json").read_text())
+    meta = {name: known[name] for name in ("backbone", "shape", "layers", "dtype", "prompt_digest")}
+    assert old.recover(pytest.fail) == profile.ids
+    old.open(meta)
+    assert json.loads(old.meta_path.read_text())["version"] == 2
+    row = ProfileRow(
+        9,
+        4,
+        5,
+        {name: np.ones((30, 9), np.float32) for name in SCORE_FIELDS},
+        {name: np.ones(30, np.float32) for name in CURVE_FIELDS},
+    )
+    old.append(["new"], [row])
+    merged = ProfileStore(tmp_path / "merged")
+    merged.merge([ProfileStore(VERSION_1), old])
+    assert merged.read().ids == sorted([*profile.ids, "new"])
+    np.testing.assert_array_equal(
+        merged.read().counts["num_text_queries"], old.read().counts["num_text_queries"]
+    )
+
+
+def test_rows_with_another_number_of_layers_are_refused(tmp_path: Path) -> None:
+    """What an earlier release left of a backbone whose layers do not all have attention."""
+    store = ProfileStore(tmp_path)
+    store.open({**META, "layers": list(range(LAYERS + 3))})
+    store.append(["a"], rows_of(1))
+    with pytest.raises(StoreError, match="5 layers per sample, but meta.json lists 8"):
+        store.read()
+
+
+def test_other_versions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text('{"format": "adaptinfer-profile", "version": 3}')
+    with pytest.raises(StoreError, match="version 3; need .*version 1 or 2"):
+        ProfileStore(tmp_path).read()

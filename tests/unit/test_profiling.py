@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedule_finder import steps
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
-from schedule_finder.engines.base import Outcome, Piece, Report, Window, cut_windows
+from schedule_finder import pipeline
 from schedule_finder.errors import InputError
-from schedule_finder.profile_store import Profile, ProfileStore
-from schedule_finder.run_folder import Run
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.engines.base import BatchResult, Outcome, Report, SampleChunk, cut_chunks
+from schedule_finder.profiling.store import Profile, ProfileStore
+from schedule_finder.run.folder import Run
 from schedule_finder.samples import Sample, SampleEntry, describe, read_entries, write_entries
 
 LAYERS, VISION = 4, 40
@@ -69,17 +69,17 @@ class PlantedEngine:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def profile(self, windows: Iterable[Window], report: Report) -> Iterator[Piece]:
-        for window in windows:
-            wanted = [entry for entry in window.entries if entry.id in window.wanted]
+    def profile(self, chunks: Iterable[SampleChunk], report: Report) -> Iterator[BatchResult]:
+        for chunk in chunks:
+            wanted = [entry for entry in chunk.entries if entry.id in chunk.wanted]
             for first in range(0, len(wanted), 32):
                 some = wanted[first : first + 32]
                 self._left -= len(some)
                 if self._left < 0:
                     raise KeyboardInterrupt
                 self.seen += [entry.id for entry in some]
-                yield Piece([self._outcome(entry) for entry in some])
-            yield Piece(last=True)
+                yield BatchResult([self._outcome(entry) for entry in some])
+            yield BatchResult(last=True)
 
     def _outcome(self, entry: SampleEntry) -> Outcome:
         sample = Sample(entry.id, (), f"what is {entry.id}?", "a dog")
@@ -95,11 +95,11 @@ def begin(folder: Path, samples: int) -> Run:
 
 def profile(run: Run, engine: PlantedEngine, rows: int = 1000, **options: Any) -> dict[str, Any]:
     report = options.pop("report", lambda line: pytest.fail(line))
-    return steps.profile_step(run, engine, Rows(rows), lambda done, total: None, report=report, **options)  # type: ignore[arg-type]
+    return pipeline.profile_step(run, engine, Rows(rows), lambda done, total: None, report=report, **options)  # type: ignore[arg-type]
 
 
 def ids_of(run: Run) -> list[str]:
-    return [entry.id for entry in read_entries(run.samples) if entry.use == "discovery"]
+    return [entry.id for entry in read_entries(run.samples) if entry.use == "calibration"]
 
 
 def assert_equal(found: Profile, expected: Profile) -> None:
@@ -114,14 +114,14 @@ def assert_equal(found: Profile, expected: Profile) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 300), st.sets(st.integers(0, 299)), st.integers(1, 70))
 def test_windows_do_not_depend_on_what_is_pending(count: int, pending: set[int], size: int) -> None:
-    entries = [SampleEntry(str(i), "x", i, "discovery") for i in range(count)]
-    everything = cut_windows(entries, frozenset(entry.id for entry in entries), size)
-    assert [entry for window in everything for entry in window.entries] == entries
+    entries = [SampleEntry(str(i), "x", i, "calibration") for i in range(count)]
+    everything = cut_chunks(entries, frozenset(entry.id for entry in entries), size)
+    assert [entry for chunk in everything for entry in chunk.entries] == entries
     names = frozenset(str(i) for i in pending if i < count)
-    some = cut_windows(entries, names, size)
-    assert frozenset[str]().union(*(window.wanted for window in some)) == names
-    by_number = {window.number: window.entries for window in everything}
-    assert all(window.wanted and window.entries == by_number[window.number] for window in some)
+    some = cut_chunks(entries, names, size)
+    assert frozenset[str]().union(*(chunk.wanted for chunk in some)) == names
+    by_number = {chunk.number: chunk.entries for chunk in everything}
+    assert all(chunk.wanted and chunk.entries == by_number[chunk.number] for chunk in some)
 
 
 def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_skipped_samples_are_not_tried_again(tmp_path: Path) -> None:
 
 
 def _chosen(run: Run) -> list[str]:
-    write_entries(run.samples, steps.choose_samples(Rows(1000), 200, 2, 0))  # type: ignore[arg-type]
+    write_entries(run.samples, pipeline.choose_samples(Rows(1000), 200, 2, 0))  # type: ignore[arg-type]
     return ids_of(run)
 
 
@@ -289,6 +289,6 @@ def test_memory_is_flat_over_100_000_samples(tmp_path: Path) -> None:
 
     profile(run, PlantedEngine(), rows=200_000, after_shard=measure)
     tenth = len(sizes) // 10
-    assert len(sizes) == 1 + -(-100_000 // 64)  # once before the first window
+    assert len(sizes) == 1 + -(-100_000 // 64)  # once before the first chunk
     # The list of samples itself, questions and answers, is what may grow: half a kilobyte each.
     assert np.median(sizes[-tenth:]) - np.median(sizes[tenth : 2 * tenth]) < 50

@@ -14,7 +14,7 @@ from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.shapes import raised_to_budget, random_stages, scaled_to_budget
-from tests.unit.test_solvers import KINDS, RULE, profile_of, random_profile, shape_of
+from tests.unit.test_solvers import KINDS, POLICY, profile_of, random_profile, shape_of
 
 HALF_A_TOKEN = 0.5 / 576
 PRESETS = {"paper": "adaptinfer/llava-1.5-7b-64", "pyramid": "pyramiddrop/llava-1.5-7b"}
@@ -33,7 +33,7 @@ def cost_of(stages: tuple[Stage, ...], kind: str = "processed", layers: int = 32
 def test_a_published_schedule_comes_back_at_its_own_budget(solver: str, kind: str) -> None:
     published = Schedule.preset(PRESETS[solver]).stages
     target = target_of(cost_of(published, kind), kind)
-    found = SOLVERS[solver]().solve(Problem(random_profile(32, 0), (), target, RULE)).stages
+    found = SOLVERS[solver]().solve(Problem(random_profile(32, 0), (), target, POLICY)).stages
     assert [stage.layer for stage in found] == [stage.layer for stage in published]
     assert [stage.keep_ratio for stage in found] == pytest.approx(
         [stage.keep_ratio for stage in published], abs=HALF_A_TOKEN
@@ -43,12 +43,12 @@ def test_a_published_schedule_comes_back_at_its_own_budget(solver: str, kind: st
 def test_the_paper_follows_its_turning_points_where_there_are_two() -> None:
     target = target_of(0.2)
     profile = random_profile(32, 0)
-    followed = SOLVERS["paper"]().solve(Problem(profile, (8, 17, 25), target, RULE))
+    followed = SOLVERS["paper"]().solve(Problem(profile, (8, 17, 25), target, POLICY))
     assert [stage.layer for stage in followed.stages] == [1, 7, 16]
-    assert followed.evidence["placed_by"] == "change points"
-    alone = SOLVERS["paper"]().solve(Problem(profile, (8,), target, RULE))
+    assert followed.evidence.placed_by == "change points"
+    alone = SOLVERS["paper"]().solve(Problem(profile, (8,), target, POLICY))
     assert [stage.layer for stage in alone.stages] == [1, 10, 20]
-    assert "published layers" in alone.evidence["placed_by"]
+    assert "published layers" in alone.evidence.placed_by
 
 
 @pytest.mark.parametrize("needed", [{4: 10}, {2: 24, 6: 4}])
@@ -65,7 +65,7 @@ def test_fitprune_keeps_the_tokens_that_carry_the_attention(needed: dict[int, in
         maps.append(attention)
     planted = tuple(Stage(layer=layer, keep_ratio=tokens / 40) for layer, tokens in needed.items())
     target = BudgetTarget("processed", cost_of(planted, layers=10), shape_of(10), 40, 8)
-    found = SOLVERS["fitprune"]().solve(Problem(profile_of(maps), (), target, RULE)).stages
+    found = SOLVERS["fitprune"]().solve(Problem(profile_of(maps), (), target, POLICY)).stages
     assert [stage.layer for stage in found] == [stage.layer for stage in planted]
     assert [stage.keep_ratio for stage in found] == pytest.approx(
         [stage.keep_ratio for stage in planted], abs=1e-6

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from pruning_runtime import Record, Stage
-from pruning_runtime.accounting import processed_ratios
-from pruning_runtime.record import StageRecord, Stopwatch
+from pruning_runtime.costs import processed_ratios
+from pruning_runtime.record import StageRecord
+from pruning_runtime.timing import Stopwatch
 
 
 def stage_record(layer: int, keep: tuple[int, ...]) -> StageRecord:
@@ -74,19 +75,19 @@ def test_the_record_and_the_accounting_agree(layers: list[int], kept: list[int])
     assert record.processed == pytest.approx(sum(expected) / 8)
 
 
-@pytest.mark.parametrize(("first", "looked"), [(-1, 0.3), (0, 0.0)])
-def test_a_look_is_charged_where_tokens_left_before_the_decoder(first: int, looked: float) -> None:
+@pytest.mark.parametrize(("first", "pre_decoder_cost"), [(-1, 0.3), (0, 0.0)])
+def test_a_look_is_charged_where_tokens_left_before_the_decoder(first: int, pre_decoder_cost: float) -> None:
     """A stage that drops none of a small prompt's tokens is not listed, and nothing was looked at for it."""
     record = Record(
         num_layers=4,
-        look_share=0.3,
+        pre_decoder_share=0.3,
         prefills=1,
         num_vision=(8,),
         num_other=(3,),
         stages=[stage_record(first, (4,))],
     )
-    assert record.looked == looked
-    assert record.processed == pytest.approx(((8 if first == 0 else 4) + 3 * 4) / 32 + looked / 4)
+    assert record.pre_decoder_cost == pre_decoder_cost
+    assert record.processed == pytest.approx(((8 if first == 0 else 4) + 3 * 4) / 32 + pre_decoder_cost / 4)
 
 
 def test_kept_positions_are_those_of_kept_vision_tokens_only() -> None:

@@ -52,7 +52,7 @@ def jsonl(folder: Path, lines: list[dict]) -> Path:
 
 
 def entry(row: int) -> SampleEntry:
-    return SampleEntry(id=str(row), source="x", row=row, use="discovery")
+    return SampleEntry(id=str(row), source="x", row=row, use="calibration")
 
 
 def test_json_lines_with_images_beside_them(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_folder_of_images_with_metadata(tmp_path: Path) -> None:
         '{"file_name": "b.png", "question": "who ?", "answer": "y"}\n'
     )
     data = TableData(str(tmp_path))
-    questions = {data.load(entry(row)).question for row in range(data.size("discovery"))}
+    questions = {data.load(entry(row)).question for row in range(data.size("calibration"))}
     assert questions == {"what ?", "who ?"}
 
 
@@ -173,16 +173,16 @@ def test_discovery_never_meets_evaluation(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"image": "a.png", "question": str(i)} for i in range(50)])
     data = open_data(str(path))
     entries = choose_samples(data, 30, 15, seed=1)
-    by_use = {use: {e.row for e in entries if e.use == use} for use in ("discovery", "held_out")}
-    assert {use: len(rows) for use, rows in by_use.items()} == {"discovery": 30, "held_out": 15}
-    assert not by_use["discovery"] & by_use["held_out"]
+    by_use = {use: {e.row for e in entries if e.use == use} for use in ("calibration", "held_out")}
+    assert {use: len(rows) for use, rows in by_use.items()} == {"calibration": 30, "held_out": 15}
+    assert not by_use["calibration"] & by_use["held_out"]
     assert choose_samples(data, 30, 15, seed=1) == entries
     assert choose_samples(data, 30, 15, seed=2) != entries
     # Too few rows for both: a fifth is held out, and no row is used twice.
     small = choose_samples(data, 64, 450, seed=1)
     assert [e.use for e in small].count("held_out") == 10
     assert len({e.id for e in small}) == len(small) == 50
-    with pytest.raises(InputError, match="two are the least"):
+    with pytest.raises(InputError, match="at least two are needed"):
         choose_samples(open_data(str(jsonl(tmp_path, [{"image": "a", "question": "b"}]))), 1, 1, 0)
 
 
@@ -194,7 +194,7 @@ def test_a_data_set_that_changed_is_not_taken_for_the_old_one(tmp_path: Path) ->
     for other in (samples("a", "b", "d"), Mixture([samples("a", "b", "d"), DemoData()])):
         with pytest.raises(InputError, match="begin a new run"):
             other.load(first)
-    longer = SampleEntry(id="x", source="begun/long/ago.jsonl", row=3, use="discovery")
+    longer = SampleEntry(id="x", source="begun/long/ago.jsonl", row=3, use="calibration")
     with pytest.raises(InputError, match="begin a new run"):
         samples("a", "b", "c").load(longer)
 
@@ -377,7 +377,7 @@ def test_configs_splits_and_streams(tmp_path: Path, options: dict, question: str
     sample = data.load(entry(3))
     assert (sample.question, sample.answer) == (question, "yes")
     assert sample.images[0].tobytes() == pixels(13 if "[" in str(options) else 3).tobytes()
-    assert data.size("discovery") == (16 if options.get("streaming") else 10 if "[" in str(options) else 20)
+    assert data.size("calibration") == (16 if options.get("streaming") else 10 if "[" in str(options) else 20)
 
 
 def test_a_stream_has_the_same_samples_as_the_whole(tmp_path: Path) -> None:
@@ -467,12 +467,12 @@ def test_a_mixture_takes_equal_shares_in_turn(tmp_path: Path) -> None:
     assert {key: counts[key] for key in counts if key[1] == "held_out"} == {
         ("a", "held_out"): 14, ("b", "held_out"): 2, ("c", "held_out"): 14,
     }  # fmt: skip
-    assert [counts[source, "discovery"] for source in "abc"] == [41, 8, 41]
+    assert [counts[source, "calibration"] for source in "abc"] == [41, 8, 41]
     assert [e.source[0] for e in entries[:20]].count("a") in (8, 9, 10)
     assert len({e.id for e in entries}) == 120
     assert choose_samples(data, 90, 30, seed=1) == entries
     assert choose_samples(data, 90, 30, seed=2) != entries
-    assert data.size("discovery") == 410
+    assert data.size("calibration") == 410
 
 
 def test_a_mixture_loads_from_the_source_of_each_entry(tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ def test_every_choice_is_whole_and_apart(count: int, held_out: int, sizes: list[
     assert len({(e.source, e.row) for e in entries}) == len(entries)
     counts = Counter(e.use for e in entries)
     if count + held_out <= sum(sizes):
-        assert (counts["discovery"], counts["held_out"]) == (count, held_out)
+        assert (counts["calibration"], counts["held_out"]) == (count, held_out)
     else:
         assert counts["held_out"] == min(held_out, max(1, sum(sizes) // 5))
 
@@ -560,3 +560,17 @@ def test_entries_on_disk(tmp_path: Path) -> None:
         read_entries(path)
     with pytest.raises(InputError, match="no samples chosen"):
         read_entries(tmp_path / "none.jsonl")
+
+
+def test_lists_of_earlier_releases_name_calibration_samples_discovery(tmp_path: Path) -> None:
+    path = tmp_path / "1_samples.jsonl"
+    path.write_text(
+        '{"id": "a", "source": "x", "row": 1, "use": "discovery", "status": "done"}\n'
+        '{"id": "b", "source": "x", "row": 2, "use": "held_out"}\n'
+    )
+    (tmp_path / "1_samples.jsonl.updates").write_text(
+        '{"id": "c", "source": "x", "row": 3, "use": "discovery"}\n'
+    )
+    assert [entry.use for entry in read_entries(path)] == ["calibration", "held_out", "calibration"]
+    write_entries(path, read_entries(path))
+    assert "discovery" not in path.read_text()

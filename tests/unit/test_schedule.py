@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,12 +16,11 @@ from pydantic import ValidationError
 from pruning_runtime import Schedule, ScheduleError, Stage
 from pruning_runtime.schedule import VERSION, BackboneIdentity, Budget, ScorerChoice
 
-if TYPE_CHECKING:
-    from pathlib import Path
+OLD_FILES = Path(__file__).parents[1] / "data" / "schedule_v1"
 
 DOCUMENT: dict[str, Any] = {
     "format": "adaptinfer-schedule",
-    "version": 1,
+    "version": 2,
     "backbone": {
         "name": "some/backbone",
         "revision": "abc",
@@ -35,8 +35,8 @@ DOCUMENT: dict[str, Any] = {
     ],
     "scorer": {"name": "text_guided", "options": {}},
     "positions": "renumbered",
-    "separators": "ranked",
-    "residual": "merged",
+    "image_newlines": "ranked",
+    "dropped_tokens": "merge",
     "budget": {
         "kind": "processed",
         "target": 0.4,
@@ -107,7 +107,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
             )
         ),
         positions=draw(st.sampled_from(["original", "renumbered"])),
-        separators=draw(st.sampled_from(["protected", "ranked"])),
+        image_newlines=draw(st.sampled_from(["protected", "ranked"])),
         budget=draw(st.none() | st.just(Budget(kind="flops", target=0.1, processed=0.2, published=0.3))),
     )
 
@@ -124,8 +124,8 @@ def test_positions_default_to_the_original_ones() -> None:
 
 
 def test_separators_are_protected_where_a_file_does_not_name_them() -> None:
-    document = {key: value for key, value in DOCUMENT.items() if key != "separators"}
-    assert Schedule.from_json(json.dumps(document)).separators == "protected"
+    document = {key: value for key, value in DOCUMENT.items() if key != "image_newlines"}
+    assert Schedule.from_json(json.dumps(document)).image_newlines == "protected"
 
 
 # ---- wrong files
@@ -143,11 +143,11 @@ def test_a_json_file_that_is_no_schedule_is_refused(text: str) -> None:
     assert "`format` must be 'adaptinfer-schedule'" in refusal(text)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", "2", None, True])
 def test_an_unknown_version_is_refused(version: Any) -> None:
     message = refusal(with_changes("version", version))
     assert f"version {version!r}" in message
-    assert f"reads {VERSION}" in message
+    assert f"reads 1 and {VERSION}" in message
 
 
 @pytest.mark.parametrize(
@@ -316,3 +316,55 @@ def test_the_format_has_a_json_schema() -> None:
     ratio = schema["$defs"]["Stage"]["properties"]["keep_ratio"]
     assert (ratio["minimum"], ratio["maximum"]) == (0.0, 1.0)
     json.dumps(schema)
+
+
+# ---- scorers of stages, and version 1
+
+
+def test_a_stage_s_scorer_comes_back() -> None:
+    text = with_changes("stages.1.scorer", {"name": "strided", "options": {}})
+    schedule = Schedule.from_json(text)
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    assert [scorer.name for scorer in schedule.scorers().values()] == [
+        "text_guided",
+        "strided",
+        "text_guided",
+    ]
+    assert "scorer" not in json.loads(schedule.to_json())["stages"][0]
+
+
+def test_an_unknown_scorer_of_a_stage_is_refused() -> None:
+    message = refusal(with_changes("stages.1.scorer", {"name": "nothing"}))
+    assert "stages.1.scorer" in message
+    assert "unknown scorer 'nothing'" in message
+
+
+@pytest.mark.parametrize("path", sorted(OLD_FILES.glob("*.json")), ids=lambda path: path.stem)
+def test_a_version_1_file_keeps_its_meaning(path: Path, tmp_path: Path) -> None:
+    """Files as earlier releases wrote them."""
+    old = json.loads(path.read_text(encoding="utf-8"))
+    assert old["version"] == 1
+    schedule = Schedule.load(path)
+    assert [(stage.layer, stage.keep_ratio) for stage in schedule.stages] == [
+        (stage["layer"], stage["keep_ratio"]) for stage in old["stages"]
+    ]
+    assert {scorer.name for scorer in schedule.scorers().values()} == {old["scorer"]["name"]}
+    assert schedule.image_newlines == old["separators"]
+    assert schedule.dropped_tokens == {"none": "discard", "merged": "merge"}[old["residual"]]
+    schedule.save(tmp_path / "new.json")
+    assert json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))["version"] == 2
+    assert Schedule.load(tmp_path / "new.json") == schedule
+
+
+def test_merged_tokens_of_version_1() -> None:
+    (path, *_) = sorted(OLD_FILES.glob("*.json"))
+    text = path.read_text(encoding="utf-8").replace('"residual": "none"', '"residual": "merged"')
+    assert Schedule.from_json(text).dropped_tokens == "merge"
+
+
+@pytest.mark.parametrize("field", ["dropped_tokens", "image_newlines", "stages.0.scorer"])
+def test_version_1_has_no_fields_of_version_2(field: str) -> None:
+    document = json.loads(with_changes(field, {"name": "strided"} if "scorer" in field else "discard"))
+    document["version"] = 1
+    with pytest.raises(ScheduleError, match="belongs to version 2"):
+        Schedule.from_json(json.dumps(document))

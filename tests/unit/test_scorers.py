@@ -1,4 +1,4 @@
-"""Each rule against its formula, written out one head, rater and token at a time."""
+"""Each rule against its formula, written out one head, text query and token at a time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning_runtime.attention_rows import attention_rows, index_raters
+from pruning_runtime.attention_rows import attention_rows, padded_indices
 from pruning_runtime.scorers import SCORERS, AttentionScorer, PositionScorer, make_scorer
 from pruning_runtime.scorers.text_guided import text_importance
 
 HEADS, LENGTH = 4, 10
-# The second row has fewer raters than the first, so that two of its entries are fillers.
+# The second row has fewer text queries than the first, so that two of its entries are padding.
 RATERS = [[1, 4, 6, 8, 9], [5, 7, 9]]
 VISION = [[2, 3, 5, 7], [1, 2, 3, 4, 6]]
 ATTENTION_RULES = sorted(name for name, rule in SCORERS.items() if issubclass(rule, AttentionScorer))
@@ -28,14 +28,14 @@ def attention_maps(seed: int = 0) -> Tensor:
 
 
 def rater_table(*, last_only: bool = False) -> tuple[Tensor, Tensor]:
-    is_rater = torch.zeros(2, LENGTH, dtype=torch.bool)
-    for row, raters in enumerate(RATERS):
-        is_rater[row, raters] = True
-    return index_raters(is_rater, 1 if last_only else 5, last_only=last_only)
+    is_text_query = torch.zeros(2, LENGTH, dtype=torch.bool)
+    for row, text_queries in enumerate(RATERS):
+        is_text_query[row, text_queries] = True
+    return padded_indices(is_text_query, 1 if last_only else 5, last_only=last_only)
 
 
 def rows_of(maps: Tensor, positions: Tensor, real: Tensor) -> Tensor:
-    """What `attention_rows` gives: the raters' rows, zero where an entry is a filler."""
+    """What `attention_rows` gives: the text queries' rows, zero where an entry is a padding."""
     index = positions[:, None, :, None].expand(-1, HEADS, -1, LENGTH)
     return (maps.gather(2, index) * real[:, None, :, None]).float()
 
@@ -49,21 +49,21 @@ def scores_of(rule: str, maps: Tensor) -> Tensor:
 def by_loops(rule: str, maps: Tensor, row: int, vision: int) -> float:
     """The published formulas, with nothing vectorised."""
     total = 0.0
-    raters = RATERS[row]
+    text_queries = RATERS[row]
     for head in range(HEADS):
         attention = maps[row, head].tolist()
         if rule == "last_token":
-            total += attention[raters[-1]][vision]
+            total += attention[text_queries[-1]][vision]
             continue
-        for rater in raters:
+        for text_query in text_queries:
             weight = 1.0
             if rule == "text_guided":
                 weight = 0.0
-                for other in raters:
-                    weight += attention[other][rater] + attention[rater][other]
-                    if other == rater:
-                        weight -= attention[rater][rater]
-            total += weight * attention[rater][vision]
+                for other in text_queries:
+                    weight += attention[other][text_query] + attention[text_query][other]
+                    if other == text_query:
+                        weight -= attention[text_query][text_query]
+            total += weight * attention[text_query][vision]
     return total
 
 
@@ -85,7 +85,7 @@ def test_the_rules_are_not_one_rule() -> None:
 
 
 def test_text_importance_counts_attention_given_and_received_and_own_attention_once() -> None:
-    # One head, two raters at positions 0 and 2, and a vision token at 1.
+    # One head, two text queries at positions 0 and 2, and a vision token at 1.
     rows = torch.tensor([[[[1.0, 0.0, 0.0], [0.5, 0.2, 0.3]]]])
     weights = text_importance(rows, torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool))
     # Rater 0: own 1.0, received 0.5. Rater 2: own 0.3, given 0.5.
@@ -100,7 +100,7 @@ def test_fillers_weigh_nothing_and_change_nothing() -> None:
     assert (weights[1, :, :2] == 0).all()
     alone = text_importance(rows[1:, :, 2:], positions[1:, 2:], real[1:, 2:])
     torch.testing.assert_close(weights[1:, :, 2:], alone)
-    # A filler that points at a true rater must not count it a second time.
+    # A padding that points at a true text query must not count it a second time.
     doubled = positions.clone()
     doubled[1, :2] = positions[1, 2]
     torch.testing.assert_close(text_importance(rows, doubled, real), weights)
@@ -122,10 +122,12 @@ def test_higher_means_keep(rule: str) -> None:
     key = 0.1 * torch.randn(1, 2, LENGTH, 4, generator=generator)
     key[0, :, 3] = 5.0
     query = torch.ones(1, HEADS, LENGTH, 4)
-    is_rater = torch.zeros(1, LENGTH, dtype=torch.bool)
-    is_rater[0, 6:] = True
+    is_text_query = torch.zeros(1, LENGTH, dtype=torch.bool)
+    is_text_query[0, 6:] = True
     scorer = make_scorer(rule)
-    positions, real = index_raters(is_rater, 1 if scorer.last_row_only else 4, last_only=scorer.last_row_only)
+    positions, real = padded_indices(
+        is_text_query, 1 if scorer.last_row_only else 4, last_only=scorer.last_row_only
+    )
     blocks = attention_rows(query, key, positions, real, None, 1.0)
     scores = sum(scorer.score_heads(block, positions, real) for block in blocks)
     assert scores.argmax(1).tolist() == [3]

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning_runtime.accounting import look_share, processed_ratios
+from pruning_runtime.costs import pre_decoder_share, processed_ratios
 from pruning_runtime.schedule import Stage
-from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.sensitivity import RATIOS, SensitivityTable
+from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.measuring.sensitivity_table import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.sensitivity import neighbours, predict
 from tests.unit.test_solvers import random_profile, shape_of
 
 LAYERS = 10
-RULE = Rule("text_guided", "merged")
+POLICY = TokenPolicy("text_guided", "merge")
 
 
 def table_from(
@@ -35,7 +35,7 @@ def table_from(
     rng = np.random.default_rng(seed)
     values = mean[..., None] * (1 + noise * rng.standard_normal((*mean.shape, samples)))
     return SensitivityTable(
-        RULE,
+        POLICY,
         tuple(layers),
         RATIOS,
         tuple(f"{i}" for i in range(samples)),
@@ -68,7 +68,7 @@ def test_a_first_layer_that_was_not_measured_has_no_loss_to_be_predicted() -> No
 def test_a_hybrid_whose_first_layers_do_not_attend_has_nothing_before_the_decoder() -> None:
     whole = table_from(np.full(LAYERS, 0.5))
     some = [2, 5, 8]
-    hybrid = SensitivityTable(whole.rule, tuple(some), whole.ratios, whole.sample_ids, whole.divergence[some])
+    hybrid = SensitivityTable(whole.policy, tuple(some), whole.ratios, whole.sample_ids, whole.kl[some])
     assert hybrid.earliest == 0
     loss = hybrid.layer_loss(LAYERS, np.array([1.0, 0.5]))
     assert loss[0].tolist() == [0, np.inf]
@@ -79,8 +79,8 @@ def test_where_every_other_layer_is_measured_the_first_counts_too() -> None:
     need = np.full(LAYERS, 0.5)
     whole = table_from(need, earliest=-1)
     some = [0, 1, 3, 6, 9]
-    layers = tuple(whole.layers[place] for place in some)
-    part = SensitivityTable(whole.rule, layers, whole.ratios, whole.sample_ids, whole.divergence[some])
+    layers = tuple(whole.layers[index] for index in some)
+    part = SensitivityTable(whole.policy, layers, whole.ratios, whole.sample_ids, whole.kl[some])
     ratios = np.array([1.0, 0.35, 0.0])
     assert part.layer_loss(LAYERS, ratios) == pytest.approx(whole.layer_loss(LAYERS, ratios), abs=1e-9)
 
@@ -89,7 +89,7 @@ def test_unmeasured_layers_lie_between_measured_ones() -> None:
     need = np.full(LAYERS, 0.5)
     whole = table_from(need)
     some = [0, 2, 5, 8]
-    part = SensitivityTable(whole.rule, tuple(some), whole.ratios, whole.sample_ids, whole.divergence[some])
+    part = SensitivityTable(whole.policy, tuple(some), whole.ratios, whole.sample_ids, whole.kl[some])
     ratios = np.array([1.0, 0.35, 0.0])
     assert part.layer_loss(LAYERS, ratios) == pytest.approx(whole.layer_loss(LAYERS, ratios), abs=1e-9)
 
@@ -104,7 +104,7 @@ def test_no_layer_gains_from_seeing_less_later(earliest: int) -> None:
 def test_samples_can_be_weighted() -> None:
     table = table_from(np.full(LAYERS, 0.5), noise=0.5)
     first = np.eye(8)[0] * 8
-    alone = SensitivityTable(RULE, table.layers, RATIOS, ("0",), table.divergence[..., :1])
+    alone = SensitivityTable(POLICY, table.layers, RATIOS, ("0",), table.kl[..., :1])
     ratios = np.array([0.35, 0.1])
     assert table.layer_loss(LAYERS, ratios, first) == pytest.approx(alone.layer_loss(LAYERS, ratios))
 
@@ -122,18 +122,18 @@ def test_the_solver_cuts_behind_the_last_layer_that_needs_vision(needed: int) ->
     need[: needed + 1] = 1.0
     budget = (needed + 1) / LAYERS
     solution = SOLVERS["sensitivity"]().solve(
-        Problem(random_profile(LAYERS, 0), (), target_of(budget), RULE, sensitivity=table_from(need))
+        Problem(random_profile(LAYERS, 0), (), target_of(budget), POLICY, sensitivity=table_from(need))
     )
     assert solution.stages == (Stage(layer=needed, keep_ratio=0.0),)
-    assert solution.evidence["predicted_kl"] == pytest.approx(0)
+    assert solution.evidence.predicted_kl == pytest.approx(0)
     # No doubt, whatever samples are drawn.
-    assert solution.evidence["confidence"]["layers"] == {str(needed): 20}
+    assert solution.evidence.confidence.layers == {str(needed): 20}
 
 
 def solved(table: SensitivityTable, target: BudgetTarget) -> tuple[Stage, ...]:
     return (
         SOLVERS["sensitivity"]()
-        .solve(Problem(random_profile(LAYERS, 0), (), target, RULE, sensitivity=table))
+        .solve(Problem(random_profile(LAYERS, 0), (), target, POLICY, sensitivity=table))
         .stages
     )
 
@@ -145,7 +145,7 @@ def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_t
     first, *_ = stages = solved(table, target)
     assert first.layer == -1
     assert target.cost(stages) == pytest.approx(0.2, abs=1e-9)
-    # Two of ten layers less the look, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
+    # Two of ten layers less the scoring, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
     # layer there is one left for five.
     assert predict(table, target, stages) == pytest.approx(5 * (1 - 0.28))
     later = solved(table_from(need), target)
@@ -153,16 +153,16 @@ def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_t
 
 
 @pytest.mark.parametrize("first_needs", [0.0, 1.0])
-def test_a_look_that_does_not_pay_is_not_taken(first_needs: float) -> None:
+def test_no_stage_before_the_decoder_where_it_does_not_pay(first_needs: float) -> None:
     """The budget has room for the two layers that need something: nothing to gain, whether the first needs any or not."""
     need = np.array([first_needs, 1.0] + [0.0] * 8)
     stages = solved(table_from(need, earliest=-1), target_of(0.2))
     assert stages == (Stage(layer=1, keep_ratio=0.0),)
 
 
-def test_without_a_look_a_budget_below_the_first_layer_is_refused_and_with_it_below_the_look() -> None:
+def test_the_smallest_budget_is_the_first_layer_or_scoring_before_it() -> None:
     need = np.full(LAYERS, 0.5)
-    least = look_share(shape_of(LAYERS)) / LAYERS
+    least = pre_decoder_share(shape_of(LAYERS)) / LAYERS
     assert least < 0.05 < 0.1  # a layer
     with pytest.raises(OutOfReach, match=r"the first layer whole, which costs 0\.1 "):
         solved(table_from(need), target_of(0.09))
@@ -180,7 +180,9 @@ def test_without_a_look_a_budget_below_the_first_layer_is_refused_and_with_it_be
     budget=st.floats(0.04, 0.9),
     kind=st.sampled_from(("processed", "flops", "kv", "published")),
 )
-def test_any_reachable_budget_is_met_with_a_look(seed: int, budget: float, kind: str) -> None:
+def test_any_reachable_budget_is_met_with_a_stage_before_the_decoder(
+    seed: int, budget: float, kind: str
+) -> None:
     need = np.random.default_rng(seed).exponential(1.0, LAYERS)
     target = BudgetTarget(kind, budget, shape_of(LAYERS), 100, 20)
     table = table_from(need, samples=3, earliest=-1)
@@ -196,21 +198,21 @@ def test_a_stage_more_is_taken_where_it_saves_enough() -> None:
     need = np.array([1.0] * 4 + [0.3] * 3 + [0.0] * 3)
     table = table_from(need)
     solution = SOLVERS["sensitivity"]().solve(
-        Problem(random_profile(LAYERS, 0), (), target_of(0.55), RULE, sensitivity=table)
+        Problem(random_profile(LAYERS, 0), (), target_of(0.55), POLICY, sensitivity=table)
     )
     # Of the three layers that need some, half of the tokens' worth, whichever of them sees it.
     assert len(solution.stages) == 2
     assert solution.stages[-1] == Stage(layer=solution.stages[-1].layer, keep_ratio=0.0)
-    assert solution.evidence["predicted_kl"] == pytest.approx(0.3 * 1.5)
+    assert solution.evidence.predicted_kl == pytest.approx(0.3 * 1.5)
     # Where all layers behind the first stage need the same, one is enough.
     even = np.array([1.0] * 4 + [0.3] * 6)
     alone = SOLVERS["sensitivity"]().solve(
-        Problem(random_profile(LAYERS, 0), (), target_of(0.7), RULE, sensitivity=table_from(even))
+        Problem(random_profile(LAYERS, 0), (), target_of(0.7), POLICY, sensitivity=table_from(even))
     )
     assert len(alone.stages) == 1
 
 
-def test_doubt_shows() -> None:
+def test_the_band_is_wide_where_samples_disagree() -> None:
     """Noisy samples disagree about the ratios; the bands say by how much."""
     need = np.linspace(1, 0.1, LAYERS)
     solution = SOLVERS["sensitivity"]().solve(
@@ -218,36 +220,36 @@ def test_doubt_shows() -> None:
             random_profile(LAYERS, 0),
             (),
             target_of(0.4),
-            RULE,
+            POLICY,
             sensitivity=table_from(need, noise=1.5),
         )
     )
-    bands = solution.evidence["confidence"]
-    assert bands["ratio_low"][0] == bands["ratio_high"][0] == 1
-    assert any(high > low for low, high in zip(bands["ratio_low"], bands["ratio_high"], strict=True))
-    assert len(bands["ratio_low"]) == LAYERS
+    bands = solution.evidence.confidence
+    assert bands.ratio_low[0] == bands.ratio_high[0] == 1
+    assert any(high > low for low, high in zip(bands.ratio_low, bands.ratio_high, strict=True))
+    assert len(bands.ratio_low) == LAYERS
 
 
-def test_each_half_and_each_data_set_left_out_has_its_say() -> None:
+def test_schedules_of_each_half_and_without_each_data_set_are_reported() -> None:
     """One data set needs vision to layer 2, the other to layer 6: without either the schedule is the other's."""
     early, late = np.zeros(LAYERS), np.zeros(LAYERS)
     early[:3], late[:7] = 1.0, 1.0
-    both = np.concatenate([table_from(early, 4).divergence, table_from(late, 4).divergence], axis=2)
+    both = np.concatenate([table_from(early, 4).kl, table_from(late, 4).kl], axis=2)
     names = tuple(f"{source}@f:{i}" for source in ("pope", "docvqa") for i in range(4))
-    table = SensitivityTable(RULE, tuple(range(LAYERS - 1)), RATIOS, names, both)
+    table = SensitivityTable(POLICY, tuple(range(LAYERS - 1)), RATIOS, names, both)
     solution = SOLVERS["sensitivity"]().solve(
-        Problem(random_profile(LAYERS, 0), (), target_of(0.7), RULE, sensitivity=table)
+        Problem(random_profile(LAYERS, 0), (), target_of(0.7), POLICY, sensitivity=table)
     )
-    parts = solution.evidence["confidence"]["parts"]
+    parts = solution.evidence.confidence.variation
     assert set(parts) == {"first half", "second half", "without docvqa", "without pope"}
-    assert parts["without pope"] == parts["second half"] == [{"layer": 6, "keep_ratio": 0.0}]
-    assert all(stage["layer"] >= 2 for stage in parts["without docvqa"])
+    assert parts["without pope"] == parts["second half"] == [Stage(layer=6, keep_ratio=0.0)]
+    assert all(stage.layer >= 2 for stage in parts["without docvqa"])
     assert parts["without docvqa"] == parts["first half"] != parts["second half"]
 
 
 def test_without_a_table_the_solver_says_what_is_missing() -> None:
     with pytest.raises(InputError, match="nothing is measured yet"):
-        SOLVERS["sensitivity"]().solve(Problem(random_profile(LAYERS, 0), (), target_of(0.4), RULE))
+        SOLVERS["sensitivity"]().solve(Problem(random_profile(LAYERS, 0), (), target_of(0.4), POLICY))
 
 
 @pytest.mark.parametrize("earliest", [-1, 0])
@@ -273,9 +275,9 @@ def test_a_table_survives_its_file(tmp_path: Path, earliest: int) -> None:
     table = table_from(np.full(LAYERS, 0.5), noise=1.0, earliest=earliest)
     table.save(tmp_path / "table.parquet")
     again = SensitivityTable.load(tmp_path / "table.parquet")
-    assert (again.divergence == table.divergence).all()
-    assert (again.rule, again.layers, again.ratios, again.sample_ids) == (
-        table.rule,
+    assert (again.kl == table.kl).all()
+    assert (again.policy, again.layers, again.ratios, again.sample_ids) == (
+        table.policy,
         table.layers,
         table.ratios,
         table.sample_ids,

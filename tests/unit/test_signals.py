@@ -1,4 +1,4 @@
-"""Curves per layer: divergences against scipy's, bands against their own promise."""
+"""Curves per layer: divergences against scipy's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from schedule_finder.signals import band, checked_maps, layer_shift, top_token_curves, vision_curve
+from schedule_finder.signals import checked_maps, layer_shift, top_token_curves, vision_curve
 
 
 def random_maps(num_samples: int = 5, num_layers: int = 6, seed: int = 0) -> list[np.ndarray]:
@@ -58,47 +58,6 @@ def test_top_token_curves_take_58_of_576_and_no_token_without_attention():
     assert top_token_curves(np.ones((3, 576))).shape == (58, 3)
     assert top_token_curves(np.ones((3, 2))).shape == (1, 3)
     assert top_token_curves(np.eye(3, 40)).shape == (3, 3)  # four are asked for, three got anything
-
-
-def test_band_covers_the_true_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    # 400 independent points in one call: a 90 % band that truly covers 88 % strays out of
-    # [0.82, 0.95] with probability below 1e-3.
-    found = band(rng.exponential(1.0, (60, 400)), level=0.9)
-    covered = np.mean((found.low <= 1.0) & (found.high >= 1.0))
-    assert 0.82 < covered < 0.95
-
-
-def test_band_is_about_samples_reproducible_and_skips_unknown_values():
-    values = np.random.default_rng(0).normal(size=(50, 2))
-    values[0, 1] = np.nan
-    found = band(values, seed=3)
-    assert found.mean == pytest.approx([values[:, 0].mean(), values[1:, 1].mean()])
-    assert (found.low < found.mean).all()
-    assert (found.mean < found.high).all()
-    again, other = band(values, seed=3), band(values, seed=4)
-    assert (again.low == found.low).all()
-    assert (other.low != found.low).all()
-    wide = band(values[:10], seed=3)
-    assert ((wide.high - wide.low) > (found.high - found.low)).all()
-    alone = band(values[1:2])
-    assert (alone.low == alone.high).all()
-
-
-def test_band_of_a_point_that_no_sample_knows_is_unknown():
-    found = band(np.array([[1.0, np.nan], [3.0, np.nan]]))
-    assert found.mean == pytest.approx([2.0, np.nan], nan_ok=True)
-    assert np.isnan([found.low[1], found.high[1]]).all()
-    assert np.isfinite([found.low[0], found.high[0]]).all()
-
-
-@pytest.mark.parametrize(
-    ("values", "level", "message"),
-    [(np.ones(3), 0.95, "shape"), (np.ones((0, 3)), 0.95, "shape"), (np.ones((2, 3)), 95, "level: 95")],
-)
-def test_band_refuses_what_it_cannot_use(values: np.ndarray, level: float, message: str):
-    with pytest.raises(ValueError, match=message):
-        band(values, level)
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pruning_runtime.backbone import DecoderShape
+from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Stage
-from schedule_finder.attention_profile import CURVE_FIELDS, SCORE_FIELDS
-from schedule_finder.divergence import Rule
 from schedule_finder.errors import InputError
-from schedule_finder.profile_store import Profile
+from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS
+from schedule_finder.profiling.store import Profile
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.grid import every_schedule
 from schedule_finder.solvers.retained import Replay, Retained, layer_weights
+from schedule_finder.solvers.shapes import random_stages
 
 KINDS = ("processed", "published", "flops", "kv")
-RULE = Rule("text_guided")
+POLICY = TokenPolicy("text_guided")
 PROFILE_ONLY = sorted(name for name, solver in SOLVERS.items() if not solver.measures)
 
 
@@ -36,7 +37,7 @@ def profile_of(maps: list[np.ndarray], scores: list[np.ndarray] | None = None) -
         ids=[f"{i:03d}" for i in range(count)],
         counts={
             "num_vision": np.array([sample.shape[1] for sample in maps]),
-            "num_raters": np.full(count, 5),
+            "num_text_queries": np.full(count, 5),
             "num_other": np.full(count, 8),
         },
         scores=fields,
@@ -44,17 +45,24 @@ def profile_of(maps: list[np.ndarray], scores: list[np.ndarray] | None = None) -
     )
 
 
-def random_profile(layers: int, seed: int, samples: int = 6) -> Profile:
+def random_profile(layers: int, seed: int, samples: int = 6, missing: set[int] = frozenset()) -> Profile:
+    """``missing``: decoder layers without attention, which have no row."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(8, 30, samples)
-    return profile_of(
-        [rng.dirichlet(np.full(size, 0.3), layers).astype(np.float32) for size in sizes],
-        [rng.random((layers, size)).astype(np.float32) for size in sizes],
+    present = [layer for layer in range(layers) if layer not in missing]
+    profile = profile_of(
+        [rng.dirichlet(np.full(size, 0.3), layers).astype(np.float32)[present] for size in sizes],
+        [rng.random((layers, size)).astype(np.float32)[present] for size in sizes],
     )
+    profile.meta |= {"backbone": {"num_layers": layers}, "layers": present}
+    return profile
 
 
 def target_for(profile: Profile, kind: str, budget: float) -> BudgetTarget:
-    return BudgetTarget(kind, budget, shape_of(profile.num_layers), profile.mean_vision, profile.mean_other)
+    shape = shape_of(profile.num_layers)
+    return BudgetTarget(
+        kind, budget, shape, profile.mean_vision, profile.mean_other, scoring_layers=profile.layers
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -65,48 +73,56 @@ def target_for(profile: Profile, kind: str, budget: float) -> BudgetTarget:
     budget=st.floats(0.05, 1.0),
     solver=st.sampled_from(PROFILE_ONLY),
     seed=st.integers(0, 99),
+    missing=st.sets(st.integers(0, 15), max_size=8),
 )
 def test_any_reachable_budget_is_met(
-    layers: int, points: set[int], kind: str, budget: float, solver: str, seed: int
+    layers: int, points: set[int], kind: str, budget: float, solver: str, seed: int, missing: set[int]
 ) -> None:
-    profile = random_profile(layers, seed)
+    first = min(set(range(layers - 1)) - missing, default=None)
+    assume(first is not None)
+    profile = random_profile(layers, seed, missing=missing)
     target = target_for(profile, kind, budget)
     change_points = sorted(point for point in points if point < layers)
-    least = target.cost((Stage(layer=0, keep_ratio=0.0),))
+    least = target.cost((Stage(layer=first, keep_ratio=0.0),))
     if budget < least - 1e-6:
         with pytest.raises(InputError, match="out of reach"):
-            SOLVERS[solver]().solve(Problem(profile, change_points, target, RULE))
+            SOLVERS[solver]().solve(Problem(profile, change_points, target, POLICY))
         return
     if budget < least + 1e-6:
         return
-    stages = SOLVERS[solver]().solve(Problem(profile, change_points, target, RULE)).stages
+    stages = SOLVERS[solver]().solve(Problem(profile, change_points, target, POLICY)).stages
     assert target.cost(stages) == pytest.approx(budget, rel=0.01)
     assert [stage.layer for stage in stages] == sorted({stage.layer for stage in stages})
     ratios = [stage.keep_ratio for stage in stages]
     assert ratios == sorted(ratios, reverse=True)
     assert stages[-1].layer <= layers - 2
+    assert {stage.layer for stage in stages} <= set(profile.layers)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), data=st.data())
 def test_the_replay_is_what_the_stages_do(seed: int, data: st.DataObject) -> None:
-    profile = random_profile(8, seed, samples=3)
-    layers = sorted(data.draw(st.sets(st.integers(-1, 6), min_size=1, max_size=3)))
+    missing = data.draw(st.sets(st.integers(1, 7), max_size=5))
+    profile = random_profile(8, seed, samples=3, missing=missing)
+    usable = [-1, *profile.layers]
+    layers = sorted(data.draw(st.sets(st.sampled_from(usable), min_size=1, max_size=3)))
     ratios = sorted(
         data.draw(st.lists(st.floats(0, 1), min_size=len(layers), max_size=len(layers))), reverse=True
     )
     stages = [Stage(layer=layer, keep_ratio=ratio) for layer, ratio in zip(layers, ratios, strict=True)]
-    weights = np.random.default_rng(seed).dirichlet(np.ones(8))
+    weights = np.random.default_rng(seed).dirichlet(np.ones(len(profile.layers)))
     expected = []
     for attention, scores in zip(profile.maps, profile.scores["text_guided"], strict=True):
         alive = list(range(attention.shape[1]))
         carried = 0.0
         for layer in range(-1, 8):
-            if layer >= 0:
-                carried += weights[layer] * attention[layer, alive].sum() / attention[layer].sum()
+            if layer in profile.layers:
+                row = profile.layers.index(layer)
+                carried += weights[row] * attention[row, alive].sum() / attention[row].sum()
             for stage in stages:
                 if stage.layer == layer:  # before the decoder layer 0 scores
-                    best = sorted(alive, key=lambda token: -scores[max(layer, 0), token])
+                    by_score = scores[profile.layers.index(max(layer, 0))]
+                    best = sorted(alive, key=lambda token: -by_score[token])
                     alive = sorted(best[: stage.kept(attention.shape[1])])
         expected.append(carried)
     assert Replay(profile, "text_guided", weights).retained(stages) == pytest.approx(
@@ -151,10 +167,10 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
     # Exactly enough for all layers up to the change, and ten tokens of forty from then on.
     budget = ((change + 1) + (11 - change) * 0.25) / 12
     target = target_for(profile, "processed", budget)
-    solution = Retained().solve(Problem(profile, [change], target, RULE))
+    solution = Retained().solve(Problem(profile, [change], target, POLICY))
     assert solution.stages[0].layer >= change
-    assert solution.evidence["retained"] > 0.9
-    assert solution.evidence["placed_by"] == "attention shifts"
+    assert solution.evidence.retained > 0.9
+    assert solution.evidence.placed_by == "attention shifts"
     early = target.spend_rest([0], ())
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=True))
     assert replay.retained(early) < 0.6
@@ -162,19 +178,19 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
 
 def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     profile = planted_profile(6)
-    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), RULE))
-    assert solution.evidence["placed_by"] == "budget"
-    assert len(set(solution.evidence["layer_weights"])) == 1
+    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), POLICY))
+    assert solution.evidence.placed_by == "budget"
+    assert len(set(solution.evidence.layer_weights)) == 1
 
 
 def test_a_stage_that_gains_nothing_is_left_out() -> None:
-    """Attention that never moves and is the same in every layer: one stage says all there is to say."""
+    """Attention that never moves and is the same in every layer: one stage is enough."""
     rng = np.random.default_rng(0)
     profile = profile_of(
         [np.tile(rng.dirichlet(np.full(40, 0.1)), (12, 1)).astype(np.float32) for _ in range(9)]
     )
-    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.4), RULE))
-    assert len(solution.evidence["by_number_of_stages"]) > 1
+    solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.4), POLICY))
+    assert len(solution.evidence.by_number_of_stages) > 1
     assert len(solution.stages) == 1
 
 
@@ -182,11 +198,11 @@ def test_more_stages_never_retain_less() -> None:
     profile = random_profile(12, 3, samples=20)
     by_number = (
         Retained()
-        .solve(Problem(profile, [3, 6, 9], target_for(profile, "processed", 0.5), RULE))
-        .evidence["by_number_of_stages"]
+        .solve(Problem(profile, [3, 6, 9], target_for(profile, "processed", 0.5), POLICY))
+        .evidence.by_number_of_stages
     )
     assert set(by_number) == {"1", "2", "3"}
-    assert by_number["2"]["retained"] >= by_number["1"]["retained"] - 0.01
+    assert by_number["2"].retained >= by_number["1"].retained - 0.01
 
 
 def test_the_grid_begins_before_the_decoder_where_it_may() -> None:
@@ -200,10 +216,17 @@ def test_the_grid_begins_before_the_decoder_where_it_may() -> None:
 
 
 @pytest.mark.parametrize(("layers", "earliest"), [([0, 1, 2], -1), ([1, 2], 0), ([3, 7], 0)])
-def test_a_profile_says_where_the_first_stage_may_stand(layers: list[int], earliest: int) -> None:
+def test_the_earliest_stage_of_a_profile(layers: list[int], earliest: int) -> None:
     profile = random_profile(8, 0)
     profile.meta["layers"] = layers
     assert profile.earliest_stage == earliest
+
+
+def test_random_stages_use_layers_that_score() -> None:
+    target = target_for(random_profile(10, 0, missing={0, 1, 3, 4, 5, 8}), "processed", 0.6)
+    for seed in range(40):
+        stages = random_stages(target, np.random.default_rng(seed), 0)
+        assert {stage.layer for stage in stages} <= {2, 6, 7}
 
 
 def test_spend_rest_refuses_what_cannot_be_spent() -> None:

@@ -1,1 +1,0 @@
-"""What a stock model cannot tell about itself; one file per exception."""

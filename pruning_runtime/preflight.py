@@ -1,0 +1,166 @@
+"""Every refusal of a model, a schedule or a call that cannot be pruned correctly, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
+from pruning_runtime.model_quirks.attention_temperature import find_temperature
+from pruning_runtime.renumbering import find_rotary, problem_of_table, rope_types, table_index
+from pruning_runtime.schedule import Schedule
+from pruning_runtime.scorers import Scorer
+
+# ---- the model and the schedule, before anything is installed
+
+
+def check_setup(backbone: Backbone, schedule: Schedule) -> None:
+    """Raise `ScheduleError` or `UnsupportedBackbone` if ``schedule`` cannot be applied to ``backbone``."""
+    schedule.check_backbone(backbone)
+    _check_model(backbone)
+    family = type(backbone.model).__name__
+    if schedule.positions == "renumbered" and (reason := why_not_renumbered(backbone)) is not None:
+        raise UnsupportedBackbone(f"{family}: {reason}; use positions 'original'")
+    if schedule.dropped_tokens == "merge" and (reason := why_not_merged(backbone)) is not None:
+        raise UnsupportedBackbone(f"{family}: {reason}; use dropped_tokens 'discard'")
+    for stage in schedule.stages:
+        _check_scored_layer(backbone, max(stage.layer, 0), schedule.scorers()[stage.layer])
+
+
+def _check_model(backbone: Backbone) -> None:
+    model, family = backbone.model, type(backbone.model).__name__
+    generation = getattr(model, "generation_config", None)
+    # Releases before 5.23 have the second name only.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    checkpointing = next((name for name in names if hasattr(type(model), name)), None)
+    if model.training and checkpointing is not None and getattr(model, checkpointing):
+        raise UnsupportedBackbone(f"{family}: pruning is for inference; call model.eval() first")
+    if getattr(generation, "prefill_chunk_size", None):
+        raise UnsupportedBackbone(f"{family}: generation_config.prefill_chunk_size must be None to prune")
+    if "static" in (getattr(generation, "cache_implementation", None) or ""):
+        raise UnsupportedBackbone(
+            f"{family}: a static cache has one length for all layers; use the dynamic cache"
+        )
+
+
+def _check_scored_layer(backbone: Backbone, layer: int, scorer: Scorer) -> None:
+    if not scorer.needs_attention or backbone.has_own_attention(layer):
+        return
+    usable = [layer for layer in range(len(backbone.layers)) if backbone.has_own_attention(layer)]
+    raise ScheduleError(
+        f"stages: layer {layer} of {type(backbone.model).__name__} has no keys of its own to score with "
+        f"({backbone.layer_kinds[layer]}); scorer {scorer.name!r} can be used at layers {usable}"
+    )
+
+
+def why_not_merged(backbone: Backbone) -> str | None:
+    """Why ``dropped_tokens: merge`` cannot be used; None if it can."""
+    kernel = backbone.text_model.config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        return f"attention kernel {kernel!r} does not take token sizes; sdpa and eager do"
+    if _shares_keys(backbone):
+        return "its layers share keys, and a merged token would change the keys of later layers"
+    if not all(map(backbone.attends, range(len(backbone.layers)))):
+        return "its recurrent layers do not take token sizes"
+    return None
+
+
+def why_not_renumbered(backbone: Backbone) -> str | None:
+    """Why ``positions: renumbered`` cannot be used; None if it can."""
+    model: Any = backbone.text_model
+    if _shares_keys(backbone):
+        return "its layers share keys, which have one position each"
+    if not isinstance(rotary := getattr(model, "rotary_emb", None), torch.nn.Module):
+        return "its decoder has no `rotary_emb` to make another table with"
+    without = [layer for layer, block in enumerate(backbone.layers) if table_index(block) is None]
+    if without:
+        return f"layers {without} take no position_embeddings and count positions themselves"
+    if "dynamic" in rope_types(model):
+        return "its 'dynamic' RoPE depends on the longest sequence so far, for all layers at once"
+    tried: set[str] = set()
+    for layer, kind in enumerate(backbone.layer_kinds):
+        name, make = find_rotary(model, layer, kind)
+        if name not in tried and (problem := problem_of_table(make, rotary)) is not None:
+            return f"the rotary table of its layer {layer} ({kind}) cannot be made for other positions: {problem}"
+        tried.add(name)
+    return None
+
+
+def why_not_static(backbone: Backbone, scorers: Iterable[Scorer]) -> str | None:
+    """Why the prefill cannot run at static shapes (``fast=True``); None if it can."""
+    text = backbone.text_model
+    kernel = text.config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        return f"attention kernel {kernel!r} may read the padding on the host; sdpa and eager do not"
+    if not all(map(backbone.attends, range(len(backbone.layers)))):
+        return "its recurrent layers keep a state that cannot be cut to the prompt"
+    if _shares_keys(backbone):
+        return "its layers share keys"
+    if host_types := rope_types(text) & {"dynamic", "longrope"}:
+        return f"its {host_types.pop()!r} RoPE reads the longest position on the host"
+    if any(find_temperature(block) is not None for block in backbone.layers):
+        return "its queries are scaled by their position in the cache, which padding changes"
+    moved = any(hasattr(module, "_hf_hook") for module in text.modules())
+    if moved or len({parameter.device for parameter in text.parameters()}) > 1:
+        return "its decoder is spread over several devices or offloaded"
+    if text.config.output_hidden_states or text.config.output_attentions:
+        return "its configuration requests more than the last hidden states"
+    if any(scorer.name == "random" for scorer in scorers):
+        return "scorer 'random' draws on the host"
+    return None
+
+
+def _shares_keys(backbone: Backbone) -> bool:
+    return backbone.kv_sources != tuple(range(len(backbone.layers)))
+
+
+# ---- one call
+
+
+def check_prompt(cache: Cache | None, arguments: dict[str, Any]) -> None:
+    """Raise if a call with a new prompt cannot be pruned; ``arguments`` are the model's."""
+    if arguments.get("cu_seq_lens_q") is not None:
+        raise UnsupportedBackbone(
+            "continuous batching packs prompts into one row with a paged cache, which cannot be pruned; "
+            "call generate() on a padded batch"
+        )
+    if getattr(cache, "is_compileable", False):
+        raise UnsupportedBackbone(
+            f"{type(cache).__name__} has one fixed length for all layers; use a DynamicCache to prune"
+        )
+    mask = arguments.get("attention_mask")
+    if mask is not None and mask.dim() != 2:
+        raise PruningError(f"attention_mask must be [batch, length], found shape {tuple(mask.shape)}")
+
+
+def find_vision(
+    backbone: Backbone, given: Tensor | None, input_ids: Tensor | None, inputs_embeds: Tensor | None
+) -> Tensor:
+    """Vision tokens of a prompt, bool ``[batch, length]``: ``given``, or found by id. Raises `PruningError`."""
+    prompt = inputs_embeds if input_ids is None else input_ids
+    if given is not None and prompt is not None:
+        if given.shape != prompt.shape[:2]:
+            raise PruningError(
+                f"vision_mask is {tuple(given.shape)}, the prompt is {tuple(prompt.shape[:2])}"
+            )
+        return given.bool().to(prompt.device)
+    if input_ids is None:
+        raise PruningError("a prompt given as inputs_embeds needs pruned(..., vision_mask=[batch, length])")
+    return backbone.vision_mask(input_ids)
+
+
+def check_continuation(backbone: Backbone, input_ids: Tensor | None) -> None:
+    """Raise `PruningError` if tokens after a prompt contain vision tokens."""
+    # Several tokens only: a check of every generated token would wait for the device each time.
+    if input_ids is None or input_ids.shape[1] == 1:
+        return
+    if bool(backbone.vision_mask(input_ids).any()):
+        raise PruningError(
+            "vision tokens arrived on a cache that already holds a prompt: chunked prefill cannot be "
+            "pruned, and a later turn with a new image needs the whole conversation on a fresh cache"
+        )

@@ -1,0 +1,136 @@
+"""Install the hooks that apply a schedule, for the duration of a ``with``, and remove them.
+
+Hooks on the decoder layers drop tokens from the hidden states and gather masks and rotary tables. The attention tap
+supplies the scores. The model's own layer loop, kernels and cache are not changed: every layer computes a shorter
+sequence, and its cache holds the tokens that it computed. One token's path: `pruned` installs the hooks of
+`PruningSession` (session.py); `Prefill.before_layer` (prefill.py) applies the stages with `select_kept`
+(selection.py); the result is a `Segment` (sequence.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from pruning_runtime.attention_tap import attention_tap
+from pruning_runtime.backbone import Backbone, find_backbone
+from pruning_runtime.errors import PruningError
+from pruning_runtime.forward_override import replaced_forwards
+from pruning_runtime.model_quirks.attention_temperature import find_temperature
+from pruning_runtime.preflight import check_setup
+from pruning_runtime.record import Record
+from pruning_runtime.schedule import Schedule
+from pruning_runtime.session import PruningSession
+from pruning_runtime.setup import PruningSetup
+
+_in_use: WeakSet[nn.Module] = WeakSet()
+_in_use_lock = threading.Lock()
+
+
+@contextmanager
+def pruned(
+    model: PreTrainedModel,
+    schedule: Schedule,
+    *,
+    vision_mask: Tensor | None = None,
+    keep_scores: bool = False,
+    timing: bool = False,
+    fast: bool = False,
+) -> Iterator[Record]:
+    """Apply ``schedule`` to ``model``; afterwards the model is unchanged.
+
+    Inside the ``with``, call `forward` and `generate` as usual. The logits equal those of the unpruned sequence in
+    which later layers cannot attend to dropped tokens. A `forward` that returns all logits returns them at their
+    original positions; those of dropped tokens have no meaning. A cache that was filled inside the ``with`` can be
+    used inside it only.
+
+    Args:
+        model: a stock Hugging Face vision-language model, in inference.
+        schedule: made for this backbone.
+        vision_mask: bool ``[batch, length]``, only for a prompt given as ``inputs_embeds``. Otherwise vision tokens
+            are found by their ids.
+        keep_scores: keep every stage's scores in the record.
+        timing: measure milliseconds by part.
+        fast: run the prefill at static shapes as CUDA graphs. This pays for small batches on a GPU, where launching
+            kernels takes longer than running them. Each new shape is captured on first use, which takes the time of
+            several prefills, and is kept with a prompt's keys and values until the ``with`` ends; use one ``with``
+            for many prompts. Do not change the decoder's weights, adapters or hooks during that time. Prompts and
+            backbones that cannot run at static shapes take the plain path, with one warning.
+
+    Yields:
+        The `Record`, which each prefill updates.
+
+    Raises:
+        ScheduleError: the schedule was made for another backbone.
+        UnsupportedBackbone: the model, or its set-up, cannot be pruned correctly.
+        PruningError: the model is already inside a `pruned`.
+    """
+    backbone = find_backbone(model)
+    check_setup(backbone, schedule)
+    with _exclusive(model), ExitStack() as undo:
+        setup = PruningSetup.prepare(backbone, schedule, keep_scores=keep_scores, timing=timing)
+        session = PruningSession(setup, vision_mask, fast)
+        undo.callback(session.close)
+        for hook in _install(backbone, session, original_positions=schedule.positions == "original"):
+            undo.callback(hook.remove)
+        if fast:
+            undo.enter_context(replaced_forwards([backbone.text_model], _replacement(session.decoder)))
+        if setup.reads_attention:
+            undo.enter_context(attention_tap(backbone, session.on_attention))
+        yield session.record
+
+
+def _install(
+    backbone: Backbone, session: PruningSession, *, original_positions: bool
+) -> list[RemovableHandle]:
+    """Register all hooks; the caller removes them."""
+    model, text_model = backbone.model, backbone.text_model
+    hooks = [
+        model.register_forward_pre_hook(session.before_model, with_kwargs=True),
+        text_model.register_forward_pre_hook(session.before_decoder, with_kwargs=True),
+        text_model.register_forward_hook(session.after_decoder),
+    ]
+    for layer, block in enumerate(backbone.layers):
+        hooks.append(block.register_forward_pre_hook(session.before_layer(layer), with_kwargs=True))
+        temperature = find_temperature(block)
+        if temperature is not None and original_positions:
+            correct = session.after_queries(layer, temperature)
+            hooks.append(temperature.queries.register_forward_hook(correct))
+    return hooks
+
+
+def _replacement(decoder: Callable[..., Any]) -> Callable[[int, Callable[..., Any]], Callable[..., Any]]:
+    """Make ``decoder`` look like the forward that it replaces: models read its signature."""
+
+    def make(_index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            return decoder(*args, **kwargs)
+
+        return replaced
+
+    return make
+
+
+@contextmanager
+def _exclusive(model: nn.Module) -> Iterator[None]:
+    """Refuse nested and concurrent use of one model."""
+    with _in_use_lock:
+        if model in _in_use:
+            raise PruningError(
+                "this model is already inside `pruned`; leave that `with` first, or load a second copy"
+            )
+        _in_use.add(model)
+    try:
+        yield
+    finally:
+        with _in_use_lock:
+            _in_use.discard(model)

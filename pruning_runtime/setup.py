@@ -1,0 +1,68 @@
+"""What stays the same for all calls inside one ``with pruned(...)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.cache_guard import Lease
+from pruning_runtime.masks import MaskBuilder
+from pruning_runtime.model_quirks.image_newline import ImageNewline, find_image_newlines
+from pruning_runtime.renumbering import Renumbering
+from pruning_runtime.schedule import Schedule, Stage
+from pruning_runtime.scorers import AttentionScorer, Scorer
+from pruning_runtime.timing import Stopwatch
+
+
+@dataclass(frozen=True)
+class PruningSetup:
+    """A schedule prepared for a backbone.
+
+    Attributes:
+        backbone: the model and its parts.
+        stages: of the schedule.
+        scorers: scorer of each stage, by layer.
+        merge: whether dropped tokens are merged.
+        keep_scores: whether the record keeps every stage's scores.
+        renumbering: None where tokens keep their original positions.
+        image_newlines: learned vectors whose tokens are protected.
+        masks: builds the masks of all layers.
+        watch: measures time.
+        lease: closed when the ``with`` ends.
+    """
+
+    backbone: Backbone
+    stages: tuple[Stage, ...]
+    scorers: dict[int, Scorer]
+    merge: bool
+    keep_scores: bool
+    renumbering: Renumbering | None
+    image_newlines: tuple[ImageNewline, ...]
+    masks: MaskBuilder
+    watch: Stopwatch
+    lease: Lease
+
+    @classmethod
+    def prepare(
+        cls, backbone: Backbone, schedule: Schedule, *, keep_scores: bool, timing: bool
+    ) -> PruningSetup:
+        """Prepare ``schedule`` for ``backbone``."""
+        decoder = backbone.text_model, backbone.layers, backbone.layer_kinds
+        protected = schedule.image_newlines == "protected"
+        return cls(
+            backbone=backbone,
+            stages=schedule.stages,
+            scorers=schedule.scorers(),
+            merge=schedule.dropped_tokens == "merge",
+            keep_scores=keep_scores,
+            renumbering=Renumbering(*decoder) if schedule.positions == "renumbered" else None,
+            image_newlines=find_image_newlines(backbone.model, backbone.text_model) if protected else (),
+            masks=MaskBuilder.of_backbone(backbone),
+            watch=Stopwatch(next(backbone.text_model.parameters()).device, timing),
+            lease=Lease(),
+        )
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether any stage's scorer needs attention rows."""
+        return any(isinstance(scorer, AttentionScorer) for scorer in self.scorers.values())

@@ -1,0 +1,1 @@
+"""Prefill at static shapes, captured as CUDA graphs."""

@@ -1,0 +1,57 @@
+"""What the command line offers by name, without importing torch.
+
+Names whose registry imports light modules only are read from it. The others are listed here; a test compares each
+list with its registry.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import get_args
+
+from pruning_runtime.schedule import BudgetKind, DroppedTokens
+from pruning_runtime.scorers import SCORERS
+
+AUTO = "auto"
+"""Samples, scorer and dropped tokens: chosen by measurement. `schedule_finder.search.AUTO`."""
+
+SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "grid")
+"""`schedule_finder.solvers.SOLVERS`; the first is the default."""
+DETECTOR_NAMES = ("attention_shift", "token_curve")
+"""`schedule_finder.change_points.DETECTORS`; the first is the default."""
+ENGINE_NAMES = ("local", "ray")
+BASELINE_NAMES = (
+    "random",
+    "strided",
+    "last_token",
+    "text_guided",
+    "uniform_text",
+    "not-merged",
+    "paper",
+    "pyramid",
+    "random-layers",
+    "smaller-images",
+)
+"""`schedule_finder.evaluation.methods.BASELINES`."""
+DTYPE_NAMES = (AUTO, "float32", "bfloat16", "float16")
+"""`schedule_finder.models.loading.DTYPES` and `AUTO`."""
+
+SCORER_NAMES = tuple(name for name, scorer in SCORERS.items() if scorer.needs_attention)
+"""Scorers whose scores a profile stores."""
+BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
+DROPPED_TOKENS: tuple[DroppedTokens, ...] = get_args(DroppedTokens)
+
+OLD_NAMES = {"distribution_shift": "attention_shift", "none": "discard", "merged": "merge"}
+"""Names of the previous release, accepted for one more."""
+
+
+def data_presets() -> tuple[str, ...]:
+    """Names of the data sets in ``samples/presets.json``."""
+    text = (resources.files("schedule_finder") / "samples" / "presets.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["presets"])
+
+
+def listed(names: tuple[str, ...], last: str = "or") -> str:
+    """``a, b or c``."""
+    return f"{', '.join(names[:-1])} {last} {names[-1]}" if len(names) > 1 else names[0]

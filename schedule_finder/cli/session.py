@@ -1,0 +1,168 @@
+"""What several commands share: opening runs, loading backbones and data sets, making an engine."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from schedule_finder.cli.names import AUTO, ENGINE_NAMES
+from schedule_finder.cli.parsing import choice, number_of_samples
+from schedule_finder.cli.progress import progress_bar, status
+from schedule_finder.cli.runner import command_line
+from schedule_finder.cli.terminal import screen
+from schedule_finder.errors import InputError
+from schedule_finder.run.folder import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from schedule_finder.models.loading import LoadedBackbone
+    from schedule_finder.profiling.engines.base import Engine
+    from schedule_finder.samples import DataSet
+    from schedule_finder.search import Search
+
+_ALWAYS_STORED = ("split", "image_column", "question_column", "answer_column")
+
+
+def open_run(folder: Path) -> Run:
+    """The run in ``folder``. Raises `InputError` if there is none."""
+    run = Run(folder)
+    run.document()
+    return run
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """How a backbone is loaded."""
+
+    name: str
+    device: str
+    dtype: str
+    threads: int | None
+
+    def load(self) -> LoadedBackbone:
+        """Load the backbone and set the number of threads. Raises `InputError`."""
+        with status("loading the backbone"):
+            import torch
+
+            from schedule_finder.models.loading import load_backbone
+
+            # The demo's matrices are too small to share: a second thread gains little on an idle machine and is
+            # ten times slower on a busy one.
+            threads = 1 if self.threads is None and self.name == "demo" else self.threads
+            if threads is not None:
+                torch.set_num_threads(threads)
+            return load_backbone(self.name, device=self.device, dtype=self.dtype)
+
+
+def load_again(run: Run, device: str, dtype: str, threads: int | None) -> tuple[LoadedBackbone, DataSet]:
+    """The backbone and the data set of a run that exists."""
+    data = open_data_of(run.options)
+    return BackboneOptions(run.options["backbone"], device, dtype, threads).load(), data
+
+
+def open_data_of(options: dict[str, Any]) -> DataSet:
+    """The data set that a run's options name."""
+    from schedule_finder.samples import open_data
+
+    return open_data(options["dataset"], seed=options["seed"], **options["columns"])
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What runs the samples, and in which batches."""
+
+    name: str
+    workers: int | None
+    batch_size: int
+    batch_tokens: int
+
+    def make(self, backbone: BackboneOptions, data: DataSet, options: dict[str, Any]) -> Engine:
+        """The engine, with its backbone loaded. Raises `InputError`."""
+        from schedule_finder.profiling.engines.base import BatchLimits
+        from schedule_finder.profiling.engines.local import LocalEngine
+        from schedule_finder.profiling.engines.ray_engine import RayEngine, WorkerSettings
+
+        limits = BatchLimits(samples=self.batch_size, tokens=self.batch_tokens)
+        if choice("--engine", self.name, ENGINE_NAMES) == "ray":
+            settings = WorkerSettings(
+                backbone.load,
+                functools.partial(open_data_of, options),
+                limits,
+                threads=backbone.threads or 1,
+                gpus={"auto-map": None, "cpu": 0}.get(backbone.device, 1),
+            )
+            with status("starting Ray workers"):
+                return RayEngine(settings, self.workers)
+        if self.workers is not None:
+            raise InputError(f"--workers {self.workers}: needs --engine ray; the local engine is one process")
+        return LocalEngine(backbone.load(), data, limits)
+
+
+def begin_run(
+    backbone: BackboneOptions,
+    engine: EngineOptions,
+    *,
+    dataset: list[str] | None,
+    samples: str,
+    eval_samples: int,
+    seed: int,
+    columns: dict[str, Any],
+    out: Path | None,
+) -> tuple[Run, Engine, DataSet]:
+    """Load everything that can fail, and only then write the run's folder. Raises `InputError`."""
+    from schedule_finder.pipeline import MOST_SAMPLES
+
+    if not dataset:
+        if backbone.name != "demo":
+            raise InputError(
+                f"backbone {backbone.name!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name, "
+                "a preset)"
+            )
+        dataset = ["demo"]
+    number = number_of_samples(samples)
+    rows = (MOST_SAMPLES if number == AUTO else int(number)) + eval_samples
+    options = {
+        "backbone": backbone.name,
+        "dataset": dataset[0] if len(dataset) == 1 else dataset,
+        "samples": number,
+        "eval_samples": eval_samples,
+        "seed": seed,
+        "columns": _stored_columns(columns, rows),
+    }
+    data = open_data_of(options)
+    running = engine.make(backbone, data, options)
+    folder = out or Path("outputs") / Path(backbone.name).name
+    run = Run.begin(folder, command_line(), options)
+    identity = running.meta["backbone"]
+    screen.print(
+        f"[bold]{escape(backbone.name)}[/bold] ({identity['model_type']}, {identity['num_layers']} layers, "
+        f"{running.meta['dtype']} on {running.place}) with data set [bold]{escape(' + '.join(dataset))}[/bold] "
+        f"-> {folder}",
+        soft_wrap=True,
+    )
+    return run, running, data
+
+
+def _stored_columns(columns: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The data options as ``run.json`` keeps them.
+
+    Options that later releases added are stored only if they were given, so that a run of an earlier release can be
+    continued.
+    """
+    stored = {name: value for name, value in columns.items() if name in _ALWAYS_STORED or value is not None}
+    return stored | ({"rows": rows} if columns["streaming"] else {})
+
+
+@contextmanager
+def open_search(run: Run, model: tuple[LoadedBackbone, DataSet] | None, batch_size: int) -> Iterator[Search]:
+    """The search over a run, with a progress bar for what it measures on ``model``."""
+    from schedule_finder.search import Search
+
+    with progress_bar("measure") if model else nullcontext(lambda _done, _total: None) as progress:
+        yield Search(run, model, batch_size=batch_size, progress=progress)

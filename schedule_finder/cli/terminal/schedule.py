@@ -1,0 +1,134 @@
+"""Change points, schedules and the front over budgets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from rich.markup import escape
+
+from schedule_finder.cli.terminal import make_table, screen, show_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from pruning_runtime.schedule import Schedule
+    from schedule_finder.evidence import HeldOutSummary, SolverEvidence
+    from schedule_finder.run.folder import Run
+
+MOST_ROWS = 4
+"""Up to so many stages have a row each."""
+
+
+def show_detections(document: dict[str, Any]) -> None:
+    """Change points by every detector."""
+    table = make_table("Change points", "detector", "first layer of each new regime")
+    for name, entry in document["detectors"].items():
+        points = ", ".join(map(str, entry["change_points"])) or "none"
+        table.add_row(name + (" (used)" if name == document["default"] else ""), points)
+    show_table(table)
+
+
+def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) -> None:
+    """Stages, their cost in every unit, the solver's reasons and the held-out results, on one screen."""
+    from pruning_runtime.schedule import BudgetKind
+    from schedule_finder.evidence import Evidence, digest
+
+    evidence = Evidence.of(schedule)
+    _show_stages(schedule)
+    screen.print(
+        f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}, positions {schedule.positions}"
+    )
+    if schedule.budget:
+        costs = schedule.budget
+        shares = ", ".join(
+            f"{name} {100 * share:.1f}"
+            + (f" (asked for {100 * costs.target:.1f})" if name == costs.kind else "")
+            for name in get_args(BudgetKind)
+            if (share := getattr(costs, name)) is not None
+        )
+        screen.print(f"cost in % of unpruned: {shares}")
+    for line in _reasons(evidence.solver) if evidence.solver else ():
+        screen.print(escape(line))
+    if held_out is not None and held_out.schedule != digest(schedule):
+        screen.print("held out: the stored evaluation is of another schedule; evaluate again")
+        return
+    # Version 1 kept the results in the schedule file.
+    found = held_out.methods if held_out is not None else evidence.held_out
+    results = [
+        f"{name} {100 * result.exact_match:.1f} % ({_percents(result.ci_low, result.ci_high)})"
+        for method, name in (("schedule", "exact match"), ("full", "full model"))
+        if (result := found.get(method)) is not None and result.exact_match is not None
+    ]
+    if results:
+        screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
+
+
+def _percents(*shares: float | None) -> str:
+    return "-".join("?" if share is None else f"{100 * share:.1f}" for share in shares)
+
+
+def _show_stages(schedule: Schedule) -> None:
+    """A row per stage, or one sentence for more than `MOST_ROWS` stages."""
+    title = f"Schedule for {schedule.backbone.name}, {schedule.backbone.num_layers} layers"
+    if len(schedule.stages) > MOST_ROWS:
+        stages = ", ".join(f"{stage.layer}: {100 * stage.keep_ratio:.1f}" for stage in schedule.stages)
+        screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages}\n")
+        return
+    table = make_table(title, "tokens leave after layer", "keep ratio", "vision tokens")
+    for stage in schedule.stages:
+        kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
+        layer = "none: before the decoder" if stage.layer == -1 else str(stage.layer)
+        table.add_row(layer, f"{100 * stage.keep_ratio:.1f} %", kept)
+    show_table(table)
+
+
+def _reasons(solver: SolverEvidence) -> Iterator[str]:
+    """The solver's reasons for its choice, one line per subject."""
+    reasons = [f"placed by {solver.placed_by}"] if solver.placed_by else []
+    if solver.retained is not None:
+        reasons.append(f"{100 * solver.retained:.1f} % of text-to-vision attention retained in replay")
+    if solver.predicted_kl is not None:
+        reasons.append(f"KL {_nats(solver.predicted_kl)} predicted from {solver.measured_samples} samples")
+    if solver.measured_kl is not None:
+        on = f" on {solver.chosen_on_samples}" if solver.chosen_on_samples else ""
+        tried = solver.measured_schedules
+        reasons.append(f"KL {_nats(solver.measured_kl)} measured{on}, best of {tried} schedules")
+    reasons += [solver.source] if solver.source else []
+    yield f"solver {solver.solver}: {'; '.join(reasons) or 'no reasons given'}"
+    by_number = ", ".join(
+        f"{count}: {_nats(best.predicted_kl)}"
+        for count, best in solver.by_number_of_stages.items()
+        if best.predicted_kl is not None
+    )
+    if by_number:
+        yield f"KL predicted by number of stages: {by_number}"
+    others = {name: result for name, result in solver.policies.items() if any(result.worse_by)}
+    if others:
+        yield "other policies on these stages: measured KL, and how much higher (95 %)"
+        for name, result in others.items():
+            low, high = map(_nats, result.worse_by)
+            yield f"  {name}: {_nats(result.measured_kl)} ({low} to {high})"
+    if solver.confidence is not None:
+        often = ", ".join(f"({layers}) {count}" for layers, count in solver.confidence.layers.items())
+        yield f"layers chosen in {solver.confidence.resamples} resamples: {often}"
+
+
+def _nats(divergence: float) -> str:
+    return f"{divergence:.2g}"
+
+
+def show_pareto(table: pd.DataFrame, current: Run) -> None:
+    """The front over budgets."""
+    shown = make_table(
+        "Schedules by budget", "budget", "processed", "flops", "kv", "KL pred.", "KL meas.", "stages"
+    )
+    for row in table.itertuples():
+        shown.add_row(
+            *(f"{100 * value:.0f} %" for value in (row.budget, row.processed, row.flops, row.kv)),
+            *("" if value != value else f"{value:.3g}" for value in (row.predicted_kl, row.measured_kl)),
+            row.stages,
+        )
+    show_table(shown)
+    screen.print(f"table: {current.pareto}", soft_wrap=True)

@@ -1,0 +1,181 @@
+"""Step 5: run the full model and every method on held-out samples, batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import pandas as pd
+from torch import Tensor
+
+from pruning_runtime import Schedule, pruned
+from pruning_runtime.costs import prefill_flops, published_ratios
+from pruning_runtime.schedule import ScorerChoice
+from schedule_finder.evaluation.methods import Method, scaled
+from schedule_finder.evaluation.metrics import Outcome, same_answer, summarize
+from schedule_finder.measuring.answer_kl import answer_kl
+from schedule_finder.measuring.unit_store import UnitStore, inputs_digest
+from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.samples import Sample
+
+
+@dataclass
+class Evaluation:
+    """Collects outcomes batch by batch.
+
+    All methods run on the same batches, in turn, so that a machine that slows down slows all of them. A batch that
+    ``store`` has for a method is not run again.
+
+    Attributes:
+        loaded: the backbone.
+        methods: what is compared with the full model.
+        max_new_tokens: longest answer.
+        store: keeps finished units, one method on one batch; its context must identify the model.
+        after_unit: called with the number of samples after each unit, and with the seconds that the full model took
+            for the batch, None where all of it came from the store so far.
+    """
+
+    loaded: LoadedBackbone
+    methods: Sequence[Method]
+    max_new_tokens: int = 16
+    store: UnitStore = field(default_factory=lambda: UnitStore(None, {}))
+    after_unit: Callable[[int, float | None], None] = lambda _samples, _seconds: None
+
+    def __post_init__(self) -> None:
+        self.full = Method.full(self.methods[0].schedule)
+        self._outcomes: dict[Method, list[Outcome]] = {method: [] for method in (self.full, *self.methods)}
+        self._batches = 0
+
+    def run_batch(self, samples: list[Sample]) -> None:
+        """Answer one batch with the full model and with every method."""
+        batch = _Batch(self, samples, self._batches)
+        for method, found in self._outcomes.items():
+            found += batch.outcomes(method)
+            self.after_unit(len(samples), batch.full_seconds)
+        self._batches += 1
+
+    def table(self) -> pd.DataFrame:
+        """One row per method and question type; see `summarize`."""
+        return summarize(self._outcomes)
+
+
+class _Batch:
+    """One batch of samples; the full model answers it when the first method needs that."""
+
+    def __init__(self, evaluation: Evaluation, samples: list[Sample], number: int) -> None:
+        self._evaluation = evaluation
+        self._samples = samples
+        self._number = number
+        self._inputs = self._on_device(samples)
+        self._reference: _Answer | None = None
+        self.full_seconds: float | None = None
+        """What the full model took; None until it had to run."""
+        known = [(sample.id, sample.question_type, sample.answer) for sample in samples]
+        self._key = {"inputs": inputs_digest(self._inputs), "samples": known}
+
+    def outcomes(self, method: Method) -> list[Outcome]:
+        """One method's outcomes, from the store or from the model, one per sample."""
+        store, schedule = self._evaluation.store, self._seeded(method.schedule)
+        key = self._key | {
+            "schedule": schedule.model_dump(mode="json", exclude={"budget", "evidence", "provenance"}),
+            "image_scale": method.image_scale,
+            "max_new_tokens": self._evaluation.max_new_tokens,
+        }
+        stored = store.get(key)
+        if stored is None:
+            answer = reference = self._full()
+            if method.image_scale != 1:
+                smaller = [scaled(sample, method.image_scale) for sample in self._samples]
+                answer = self._answer(schedule, self._on_device(smaller))
+            elif method is not self._evaluation.full:
+                answer = self._answer(schedule, self._inputs)
+            store.put(key, stored := [asdict(one) for one in self._judge(schedule, answer, reference)])
+        return [Outcome(**one) for one in stored]
+
+    def _full(self) -> _Answer:
+        if self._reference is None:
+            begun = time.perf_counter()
+            self._reference = self._answer(self._evaluation.full.schedule, self._inputs)
+            self.full_seconds = time.perf_counter() - begun
+        return self._reference
+
+    def _seeded(self, schedule: Schedule) -> Schedule:
+        """The schedule, with another seed for every batch where it scores at random."""
+        if schedule.scorer.name != "random":
+            return schedule
+        choice = ScorerChoice(name="random", options={"seed": self._number})
+        return schedule.with_scorer(choice)
+
+    def _on_device(self, samples: list[Sample]) -> dict[str, Tensor]:
+        loaded = self._evaluation.loaded
+        return {name: value.to(loaded.device) for name, value in loaded.inputs(samples).items()}
+
+    def _answer(self, schedule: Schedule, inputs: dict[str, Tensor]) -> _Answer:
+        loaded = self._evaluation.loaded
+        with pruned(loaded.backbone.model, schedule, timing=True) as record:
+            output = loaded.generate(
+                inputs, self._evaluation.max_new_tokens, output_logits=True, return_dict_in_generate=True
+            )
+        texts = loaded.answers(output.sequences[:, inputs["input_ids"].shape[1] :])
+        return _Answer(
+            texts=texts,
+            first_token=output.logits[0].float().log_softmax(-1),
+            vision_per_layer=record.vision_tokens_per_layer,
+            pre_decoder_cost=record.pre_decoder_cost,
+            num_vision=record.num_vision,
+            num_other=record.num_other,
+            kv_bytes=record.cache_bytes / len(texts),
+            prefill_ms=record.milliseconds["prefill"] / len(texts),
+        )
+
+    def _judge(self, schedule: Schedule, answer: _Answer, reference: _Answer) -> list[Outcome]:
+        """Compare answers with the reference answers and with the full model's."""
+        shape = self._evaluation.loaded.backbone.shape
+        published = sum(published_ratios(schedule.stages, shape.num_layers)) / shape.num_layers
+        kl = answer_kl(reference.first_token, answer.first_token).tolist()
+        found = []
+        for row, sample in enumerate(self._samples):
+            vision, other = answer.num_vision[row], answer.num_other[row]
+            per_layer = [layer[row] for layer in answer.vision_per_layer]
+            whole = reference.num_vision[row]
+            flops = prefill_flops(
+                shape,
+                [tokens + other for tokens in per_layer],
+                pre_decoder_tokens=vision + other if answer.pre_decoder_cost else 0,
+            )
+            full_flops = prefill_flops(shape, [whole + reference.num_other[row]] * shape.num_layers)
+            computed = sum(per_layer) + answer.pre_decoder_cost * vision
+            found.append(
+                Outcome(
+                    id=sample.id,
+                    question_type=sample.question_type,
+                    answer=answer.texts[row],
+                    correct=None if sample.answer is None else same_answer(answer.texts[row], sample.answer),
+                    agrees=same_answer(answer.texts[row], reference.texts[row]),
+                    kl=kl[row],
+                    processed=computed / (shape.num_layers * whole),
+                    published=published * vision / whole,
+                    flops=flops / full_flops,
+                    kv_bytes=answer.kv_bytes,
+                    prefill_ms=answer.prefill_ms,
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a method generated for a batch, and what that cost; without the cache, which is large.
+
+    ``first_token``: log-probabilities, ``[rows, vocabulary]``; ``vision_per_layer``: ``[layers][rows]``.
+    """
+
+    texts: list[str]
+    first_token: Tensor
+    vision_per_layer: list[list[int]]
+    pre_decoder_cost: float
+    num_vision: tuple[int, ...]
+    num_other: tuple[int, ...]
+    kv_bytes: float
+    prefill_ms: float

@@ -1,0 +1,192 @@
+"""What an evaluation compares: the schedule, and one registry entry per baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pruning_runtime import Schedule
+from pruning_runtime.schedule import ScorerChoice
+from schedule_finder.errors import InputError, OutOfReach
+from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.samples import Sample
+from schedule_finder.solvers import BudgetTarget
+from schedule_finder.solvers.shapes import random_stages
+
+RANDOM_DRAWS = 3
+SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
+"""Budgets of the accuracy curve, in the unit of the schedule's budget."""
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What is run: a schedule under a name.
+
+    Attributes:
+        name: in tables and figures.
+        schedule: what prunes.
+        budget: its target, 1 for the full model.
+        image_scale: factor on the sides of images before the processor.
+    """
+
+    name: str
+    schedule: Schedule
+    budget: float = 1.0
+    image_scale: float = 1.0
+
+    @classmethod
+    def full(cls, schedule: Schedule) -> Method:
+        """The unpruned model that a schedule belongs to."""
+        return cls("full", schedule.model_copy(update={"stages": ()}))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What baselines are made from.
+
+    Attributes:
+        schedule: what they are compared with.
+        loaded: the backbone.
+        samples: a few held-out samples, from which a baseline may read the number of tokens.
+        solve: a schedule for (budget, solver) under the user's scorer and dropped-token setting; a solver of None
+            is the user's. Raises `OutOfReach`.
+        target: the schedule's budget on the typical prompt.
+        earliest: the first layer that a stage may have.
+    """
+
+    schedule: Schedule
+    loaded: LoadedBackbone
+    samples: Sequence[Sample]
+    solve: Callable[[float, str | None], Schedule]
+    target: Callable[[], BudgetTarget]
+    earliest: Callable[[], int]
+
+    @property
+    def budget(self) -> float:
+        """The schedule's target, 1 where it states none."""
+        return self.schedule.budget.target if self.schedule.budget else 1.0
+
+
+Baseline = Callable[[str, Comparison], Iterator[Method]]
+"""Makes the methods of a name; none where the baseline does not apply."""
+
+
+def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
+    """The same stages with another scorer."""
+    schedule = comparison.schedule
+    if name != schedule.scorer.name:
+        changed = schedule.with_scorer(ScorerChoice(name=name))
+        yield Method(name, changed, comparison.budget)
+
+
+def _not_merged(name: str, comparison: Comparison) -> Iterator[Method]:
+    """The same stages and scorer, dropped tokens discarded."""
+    schedule = comparison.schedule
+    if schedule.dropped_tokens != "discard":
+        changed = schedule.model_copy(update={"dropped_tokens": "discard"})
+        yield Method(name.replace("-", " "), changed, comparison.budget)
+
+
+def _published_layers(name: str, comparison: Comparison) -> Iterator[Method]:
+    """The schedule's scorer on the stages of the solver ``name``, scaled to the budget."""
+    if comparison.schedule.budget is not None:
+        with suppress(OutOfReach):  # these leave the first layer whole, which may cost more than the budget
+            stages = comparison.solve(comparison.budget, name).stages
+            yield Method(name, comparison.schedule.model_copy(update={"stages": stages}), comparison.budget)
+
+
+def _random_layers(name: str, comparison: Comparison) -> Iterator[Method]:
+    """The schedule's scorer on layers and ratios drawn at random within the budget."""
+    if comparison.schedule.budget is None:
+        return
+    for draw in range(RANDOM_DRAWS):
+        with suppress(OutOfReach):
+            rng = np.random.default_rng(draw)
+            stages = random_stages(comparison.target(), rng, comparison.earliest())
+            changed = comparison.schedule.model_copy(update={"stages": stages})
+            yield Method(f"{name.replace('-', ' ')} {draw}", changed, comparison.budget)
+
+
+def _smaller_images(name: str, comparison: Comparison) -> Iterator[Method]:
+    """Images down-sampled to the tokens that the schedule processes, and nothing pruned.
+
+    Does not apply to backbones that make equally many tokens of any image.
+    """
+    schedule, samples = comparison.schedule, list(comparison.samples)
+    if schedule.budget is None or not any(sample.images for sample in samples):
+        return
+    scale = schedule.budget.processed**0.5
+
+    def tokens(some: list[Sample]) -> int:
+        loaded = comparison.loaded
+        return int(loaded.backbone.vision_mask(loaded.inputs(some)["input_ids"]).sum())
+
+    if tokens([scaled(sample, scale) for sample in samples]) < tokens(samples):
+        unpruned = schedule.model_copy(update={"stages": ()})
+        yield Method(name.replace("-", " "), unpruned, comparison.budget, image_scale=scale)
+
+
+BASELINES: dict[str, Baseline] = {
+    "random": _scorer,
+    "strided": _scorer,
+    "last_token": _scorer,
+    "text_guided": _scorer,
+    "uniform_text": _scorer,
+    "not-merged": _not_merged,
+    "paper": _published_layers,
+    "pyramid": _published_layers,
+    "random-layers": _random_layers,
+    "smaller-images": _smaller_images,
+}
+DEFAULT_BASELINES = ("random", "strided", "last_token", "text_guided")
+"""In order; the first `NUM_DEFAULT` other than the schedule's own scorer. Random and evenly spaced tokens are the
+controls that need no scores: a schedule that is not better than them is useless. The last token's attention is the
+rule of FastV, the most common published baseline."""
+NUM_DEFAULT = 3
+SWEEP_BASELINES = ("last_token", "random", "strided")
+ALL = "all"
+
+
+def baseline_names(text: str | None, schedule: Schedule) -> tuple[str, ...]:
+    """The baselines that ``a,b,c``, ``all`` or ``none`` names; None: the default. Raises `InputError`."""
+    if text is None:
+        others = [name for name in DEFAULT_BASELINES if name != schedule.scorer.name]
+        return tuple(others[:NUM_DEFAULT])
+    if text == ALL:
+        return tuple(BASELINES)
+    names = tuple(name.strip() for name in text.split(",")) if text != "none" else ()
+    for name in names:
+        if name not in BASELINES:
+            raise InputError(f"--baselines {name!r}: choose {ALL}, none, or some of {', '.join(BASELINES)}")
+    return names
+
+
+def methods_to_compare(
+    comparison: Comparison, baselines: Sequence[str], sweep: Sequence[float] = ()
+) -> list[Method]:
+    """The schedule, its baselines, and for each budget of ``sweep`` another schedule with `SWEEP_BASELINES`.
+
+    A budget that cannot be reached on this backbone is left out.
+    """
+    methods = [Method("schedule", comparison.schedule, comparison.budget)]
+    methods += [method for name in baselines for method in BASELINES[name](name, comparison)]
+    for budget in sweep if comparison.schedule.budget else ():
+        if abs(budget - comparison.budget) < 1e-9:
+            continue
+        try:
+            other = replace(comparison, schedule=comparison.solve(budget, None))
+        except OutOfReach:
+            continue
+        methods += methods_to_compare(other, ("not-merged", *SWEEP_BASELINES))
+    return methods
+
+
+def scaled(sample: Sample, factor: float) -> Sample:
+    """The sample with smaller images."""
+    images = tuple(
+        image.resize([max(1, round(side * factor)) for side in image.size]) for image in sample.images
+    )
+    return replace(sample, images=images)

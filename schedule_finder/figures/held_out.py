@@ -1,0 +1,68 @@
+"""Accuracy on held-out samples, as several figures show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from schedule_finder.figures.style import GREY
+from schedule_finder.intervals import wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from schedule_finder.figures.run_data import RunData
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Accuracy on held-out samples.
+
+    Attributes:
+        table: a row per method and budget: ``method, budget, n, processed, value, ci_low, ci_high, measure``.
+        label: of an axis for ``value`` in percent.
+    """
+
+    table: pd.DataFrame
+    label: str
+
+    @property
+    def full(self) -> Any:
+        """The full model's row."""
+        return self.table[self.table.method == "full"].iloc[0]
+
+
+def held_out_results(data: RunData) -> HeldOut | None:
+    """Exact match, or agreement with the full model if the data set has no answers."""
+    if data.evaluation is None:
+        return None
+    table = data.evaluation.copy()
+    label, centre = "Exact match (%)", "exact_match"
+    if table.exact_match.isna().all():
+        label, centre = "Agreement with full model (%)", "agreement"
+        bounds = [
+            wilson_interval(round(a * n), int(n)) for a, n in zip(table.agreement, table.n, strict=True)
+        ]
+        table[["ci_low", "ci_high"]] = bounds
+    table = table.rename(columns={centre: "value"})[
+        ["method", "budget", "n", "processed", "value", "ci_low", "ci_high"]
+    ].assign(measure=centre)
+    return HeldOut(table, label)
+
+
+def error_bars(rows: pd.DataFrame) -> np.ndarray:
+    """Lengths of the interval below and above ``value``, in percent, ``[2, rows]``."""
+    return 100 * np.maximum([rows.value - rows.ci_low, rows.ci_high - rows.value], 0)
+
+
+def draw_full(axes: Axes, results: HeldOut, *, vertical: bool = False) -> None:
+    """The full model as a line with its interval."""
+    full = results.full
+    span, line = (axes.axvspan, axes.axvline) if vertical else (axes.axhspan, axes.axhline)
+    span(100 * full.ci_low, 100 * full.ci_high, color=GREY, alpha=0.18, linewidth=0)
+    line(100 * full.value, color=GREY, linewidth=1, label="Full model")
+    axes.grid(True, axis="x" if vertical else "y", color="#DDDDDD", linewidth=0.5)
+    axes.set_axisbelow(True)

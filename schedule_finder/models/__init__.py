@@ -1,0 +1,1 @@
+"""Backbones: loading, random-weight shapes, synthetic inputs, the table of verified families."""

@@ -1,0 +1,180 @@
+"""From a name to a model with its processor: the embedded demo, a folder, or a hub name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from pruning_runtime.backbone import Backbone, find_backbone
+from pruning_runtime.schedule import BackboneIdentity
+from schedule_finder.demo import BACKBONE_FOLDER
+from schedule_finder.errors import InputError
+from schedule_finder.models.shapes import RANDOM_WEIGHTS, build_shape, is_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import ProcessorMixin
+
+    from schedule_finder.samples import Sample
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone ready to run: its parts, its processor, and how it was loaded."""
+
+    backbone: Backbone
+    processor: ProcessorMixin
+    identity: BackboneIdentity
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def prompt_digest(self) -> str:
+        """Hash of the chat template; profiles with different ones cannot be merged."""
+        return "sha256:" + hashlib.sha256(_template(self.processor).encode()).hexdigest()[:16]
+
+    def inputs(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """Model inputs of a batch on the host, padded on the left, formatted by the backbone's chat template.
+
+        Raises:
+            InputError: a sample has a video and the backbone's processor takes none.
+        """
+        prompts = [self._prompt(sample) for sample in samples]
+        images = [image for sample in samples for image in sample.images]
+        videos = [list(video) for sample in samples for video in sample.videos]
+        media: dict[str, Any] = {"images": images or None}
+        if videos:
+            if getattr(self.processor, "video_processor", None) is None:
+                raise InputError(
+                    f"{type(self.processor).__name__} takes no videos; give frames as a list of images "
+                    "(--image-column), or choose a backbone for videos"
+                )
+            # The frames are chosen already; some processors would sample them again.
+            media |= {"videos": videos, "do_sample_frames": False}
+        self.processor.tokenizer.padding_side = "left"
+        return dict(self.processor(**media, text=prompts, padding=len(prompts) > 1, return_tensors="pt"))
+
+    def generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Any:
+        """Greedy `generate` of the backbone, as it is or inside a `pruned`."""
+        model: Any = self.backbone.model
+        with torch.inference_mode():
+            return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
+
+    def answers(self, generated: Tensor) -> list[str]:
+        """Text of generated token ids, ``[batch, length]``."""
+        return [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]
+
+    def _prompt(self, sample: Sample) -> str:
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
+        content += [{"type": "video"} for _ in sample.videos]
+        content.append({"type": "text", "text": sample.question})
+        conversation: Any = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(
+            conversation,
+            chat_template=_template(self.processor),
+            add_generation_prompt=True,
+        )
+
+
+def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> LoadedBackbone:
+    """Load ``demo``, a folder or a hub name with stock `AutoModelForImageTextToText` and `AutoProcessor`.
+
+    Args:
+        name: what to load.
+        device: a torch device; ``auto`` for the first CUDA device if there is one; ``auto-map`` to spread the
+            model over all of them and, where they are too small, the host's memory (accelerate's
+            ``device_map="auto"``).
+        dtype: one of `DTYPES`, or ``auto``: float32 on the CPU, the checkpoint's own elsewhere.
+
+    Raises:
+        InputError: there is no such backbone, device or dtype, or it does not load.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    if is_shape(name):
+        raise InputError(f"backbone {name!r} has {RANDOM_WEIGHTS}; only `adaptinfer-profile bench` takes it")
+    disable_progress_bar()  # of loading weights: the commands have progress of their own
+    spread = device == "auto-map"
+    chosen_device = _device("auto" if spread else device)
+    source = str(BACKBONE_FOLDER) if name == "demo" else name
+    if name != "demo" and (Path(name).exists() or name.startswith((".", "/", "~"))):
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"backbone {name!r}: no config.json in that folder; give a model folder, a hub name or `demo`"
+            )
+        source = str(folder)
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=_dtype(dtype, chosen_device), device_map="auto" if spread else None
+        )
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"backbone {name!r} does not load: {reason} (known: `demo`, a folder with a checkpoint and its "
+            "processor, or a hub name that can be reached)"
+        ) from error
+    model.eval()
+    if not spread:
+        model.to(chosen_device)
+    backbone = find_backbone(model)
+    identity = BackboneIdentity(
+        name=name,
+        model_type=backbone.model_type,
+        num_layers=backbone.shape.num_layers,
+        revision=getattr(model.config, "_commit_hash", None),
+        config_digest=backbone.config_digest,
+    )
+    return LoadedBackbone(backbone, processor, identity, chosen_device, model.dtype)
+
+
+def load_to_measure(name: str, *, device: str = "auto", dtype: str = "auto") -> Backbone:
+    """A backbone for latency and memory: as `load_backbone`, or a shape with random weights (``shape:...``).
+
+    ``auto`` gives a shape float32 on the CPU and bfloat16 elsewhere. Raises `InputError` as `load_backbone` does.
+    """
+    if not is_shape(name):
+        return load_backbone(name, device=device, dtype=dtype).backbone
+    chosen_device = _device(device)
+    chosen = _dtype(dtype, chosen_device)
+    precision = chosen if isinstance(chosen, torch.dtype) else torch.bfloat16
+    return find_backbone(build_shape(name, chosen_device, precision))
+
+
+def _template(processor: ProcessorMixin) -> str:
+    template = getattr(processor, "chat_template", None) or getattr(
+        processor.tokenizer, "chat_template", None
+    )
+    if not template:
+        raise InputError(
+            "this backbone's processor has no chat template; add one to its folder (chat_template.jinja)"
+        )
+    return template
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise InputError(f"--dtype {name!r}: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]

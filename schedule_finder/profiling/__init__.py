@@ -1,0 +1,1 @@
+"""Step 2: attention profiles of samples: capture, store, convergence, engines."""

@@ -1,0 +1,280 @@
+"""Profiles on disk: Parquet shards that are appended, resumed, merged and read.
+
+Scores are stored per layer as float16 fractions of the layer's largest value, with that value beside
+them, so that small attention keeps its precision.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schedule_finder.errors import StoreError
+from schedule_finder.files import replacing, write_json, writing
+from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+
+__all__ = ["Profile", "ProfileStore", "StoreError"]
+
+FORMAT, VERSION = "adaptinfer-profile", 2
+_COUNTS = ("num_vision", "num_text_queries", "num_other")
+_VERSION_1_NAMES = {"num_raters": "num_text_queries"}
+
+
+@dataclass
+class Profile:
+    """A whole profile in memory.
+
+    Attributes:
+        meta: the store's ``meta.json``: backbone, layers, reasons for layers left out, dtype, prompt digest.
+        ids: sample ids, in the order of everything else.
+        counts: ``num_vision``, ``num_text_queries``, ``num_other`` to int ``[samples]``.
+        scores: score field to one float32 ``[layers, num_vision]`` per sample.
+        curves: curve field to float32 ``[samples, layers]``.
+    """
+
+    meta: dict[str, Any]
+    ids: list[str]
+    counts: dict[str, np.ndarray]
+    scores: dict[str, list[np.ndarray]] = field(repr=False)
+    curves: dict[str, np.ndarray] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def maps(self) -> list[np.ndarray]:
+        """Attention of the text queries to each vision token, mean over heads and queries: ``[layers, num_vision]``."""
+        return self.scores["uniform_text"]
+
+    @property
+    def layers(self) -> list[int]:
+        """Decoder layers of the ``layers`` dimension, rising; layers without attention of their own are missing."""
+        return list(self.meta["layers"])
+
+    @property
+    def earliest_stage(self) -> int:
+        """Layer of the earliest possible stage: -1, before the decoder, where layer 0 has attention to score with."""
+        return -1 if 0 in self.layers else 0
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the backbone."""
+        return self.meta["backbone"]["num_layers"]
+
+    @cached_property
+    def mean_vision(self) -> float:
+        """Mean number of vision tokens of a sample."""
+        return float(self.counts["num_vision"].mean())
+
+    @cached_property
+    def mean_other(self) -> float:
+        """Mean number of a sample's other tokens."""
+        return float(self.counts["num_other"].mean())
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Profile:
+        """The profile of some samples, by index."""
+        return Profile(
+            self.meta,
+            [self.ids[i] for i in indices],
+            {name: values[indices] for name, values in self.counts.items()},
+            {name: [values[i] for i in indices] for name, values in self.scores.items()},
+            {name: values[indices] for name, values in self.curves.items()},
+        )
+
+
+class ProfileStore:
+    """The folder ``2_profile``: ``meta.json`` and ``part-*.parquet``, one row per sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def meta_path(self) -> Path:
+        """The file that describes the shards."""
+        return self.folder / "meta.json"
+
+    def open(self, meta: dict[str, Any]) -> None:
+        """Begin a store, or continue one with the same meta; one of version 1 becomes version 2.
+
+        Raises `StoreError` where the folder holds a profile of something else.
+        """
+        meta = {"format": FORMAT, "version": VERSION, "left_out": {}, **meta}
+        if self.meta_path.exists():
+            known = self.meta()
+            different = [key for key in meta if known.get(key) != meta[key]]
+            if different:
+                raise StoreError(
+                    f"{self.folder} holds a profile with another {', '.join(different)}; "
+                    "choose another --out, or remove that folder to start again"
+                )
+            if json.loads(self.meta_path.read_text(encoding="utf-8")) == known:
+                return
+            meta = known
+        write_json(self.meta_path, meta)
+
+    def meta(self) -> dict[str, Any]:
+        """The content of ``meta.json``, as version 2. Raises `StoreError` where there is no profile."""
+        try:
+            meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self.folder}: no profile here; run `adaptinfer-profile profile` first"
+            ) from None
+        except ValueError as error:
+            raise StoreError(
+                f"{self.meta_path}: not readable ({error}); profile again into a new folder"
+            ) from error
+        if meta.get("format") != FORMAT or meta.get("version") not in (1, VERSION):
+            raise StoreError(
+                f"{self.meta_path}: format {meta.get('format')!r}, version {meta.get('version')!r}; need {FORMAT!r}, "
+                f"version 1 or {VERSION}"
+            )
+        return {"left_out": {}} | meta | {"version": VERSION}
+
+    def append(self, ids: Sequence[str], rows: Sequence[ProfileRow]) -> None:
+        """Write one shard in one step; a reader sees all of it or nothing. Raises `InputError`."""
+        if rows:
+            self._append(_to_table(ids, rows))
+
+    def ids(self) -> list[str]:
+        """Ids of all samples that are stored, in no order."""
+        return [
+            name for path in self._parts() for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
+        ]
+
+    def recover(self, report: Callable[[str], None]) -> list[str]:
+        """Read every shard, set damaged ones aside, and return the ids of the samples that are left.
+
+        ``report`` is called with a line about every damaged shard.
+        """
+        found: list[str] = []
+        for path in self._parts():
+            try:
+                found += self._read(path)["id"].to_pylist()
+            except StoreError as error:
+                report(str(error))
+        return found
+
+    def read(self) -> Profile:
+        """All samples, each once, ordered by id. Raises `StoreError` where there is nothing to read."""
+        meta = self.meta()
+        tables = [self._read(path) for path in self._parts()]
+        if not tables:
+            raise StoreError(f"{self.folder}: the profile is empty; run `adaptinfer-profile profile` first")
+        profile = _from_table(meta, pa.concat_tables(tables))
+        if profile.curves[CURVE_FIELDS[0]].shape[1] != len(profile.layers):
+            raise StoreError(
+                f"{self.folder}: {profile.curves[CURVE_FIELDS[0]].shape[1]} layers per sample, but meta.json lists "
+                f"{len(profile.layers)}; profile again into a new folder"
+            )
+        return profile
+
+    def merge(self, stores: Sequence[ProfileStore]) -> None:
+        """Add the samples of other stores unchanged, each id once. Raises `StoreError` where a meta differs."""
+        for store in stores:
+            self.open(store.meta())
+        done = set(self.ids())
+        for store in stores:
+            for path in store._parts():
+                table = store._read(path)
+                fresh = [name not in done for name in table["id"].to_pylist()]
+                done.update(table["id"].to_pylist())
+                if any(fresh):
+                    self._append(table.filter(pa.array(fresh)))
+
+    def _append(self, table: pa.Table) -> None:
+        number = max((int(path.stem.removeprefix("part-")) for path in self._parts()), default=-1) + 1
+        floats = [f"{name}.list.element" for name in SCORE_FIELDS]
+        with replacing(self.folder / f"part-{number:05d}.parquet") as partial:
+            pq.write_table(
+                table,
+                partial,
+                compression="zstd",
+                use_dictionary=False,
+                use_byte_stream_split=floats,
+                write_page_checksum=True,
+            )
+
+    def _read(self, path: Path) -> pa.Table:
+        """One whole shard with the columns of version 2.
+
+        A damaged one is set aside, so that its samples count as missing, and `StoreError` is raised.
+        """
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            aside = path.with_suffix(".corrupt")
+            with writing(path):
+                path.rename(aside)
+            raise StoreError(
+                f"{path} is damaged ({' '.join(str(error).split())}) and set aside as {aside.name}; "
+                "`adaptinfer-profile profile` does its samples again"
+            ) from error
+        table = table.rename_columns([_VERSION_1_NAMES.get(name, name) for name in table.column_names])
+        return table.select(_COLUMNS)  # version 1 has curves that nothing reads
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+
+_COLUMNS = [
+    "id",
+    *_COUNTS,
+    *(column for name in SCORE_FIELDS for column in (name, f"{name}_max")),
+    *CURVE_FIELDS,
+]
+
+
+def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
+    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
+    for name in _COUNTS:
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.int32())
+    for name in SCORE_FIELDS:
+        largest = [np.maximum(row.scores[name].max(1), np.finfo(np.float32).tiny) for row in rows]
+        fractions = [
+            (row.scores[name] / top[:, None]).astype(np.float16).ravel()
+            for row, top in zip(rows, largest, strict=True)
+        ]
+        columns[name] = _lists(fractions, pa.float16())
+        columns[f"{name}_max"] = _lists(largest, pa.float32())
+    for name in CURVE_FIELDS:
+        columns[name] = _lists([row.curves[name] for row in rows], pa.float32())
+    return pa.table(columns)
+
+
+def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum([array.size for array in arrays])]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays), kind))
+
+
+def _from_table(meta: dict[str, Any], table: pa.Table) -> Profile:
+    ids = table["id"].to_pylist()
+    # Shards may come from several machines: the order of ids makes the result the same everywhere.
+    order = np.array(sorted(dict(zip(ids, range(len(ids)), strict=True)).values(), key=ids.__getitem__))
+    scores = {}
+    for name in SCORE_FIELDS:
+        fractions, largest = _arrays(table[name]), _arrays(table[f"{name}_max"])
+        scores[name] = [
+            fractions[i].astype(np.float32).reshape(len(largest[i]), -1) * largest[i][:, None] for i in order
+        ]
+    curves = {name: np.stack(_arrays(table[name]))[order] for name in CURVE_FIELDS}
+    counts = {name: table[name].to_numpy()[order] for name in _COUNTS}
+    return Profile(meta, [ids[i] for i in order], counts, scores, curves)
+
+
+def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
+    arrays: list[np.ndarray] = []
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
+        arrays += [values[a:b] for a, b in itertools.pairwise(offsets)]
+    return arrays

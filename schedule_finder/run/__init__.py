@@ -1,0 +1,1 @@
+"""The run folder: its files, and merging of profiles from several runs."""

@@ -1,0 +1,300 @@
+"""Step 4c, search: profile, measurements and a budget in, a schedule with its evidence out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import cast, get_args
+
+import numpy as np
+
+from pruning_runtime import Schedule
+from pruning_runtime.backbone import Backbone
+from pruning_runtime.geometry import DecoderShape
+from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
+from schedule_finder.errors import InputError
+from schedule_finder.evidence import Asked, DetectorChoice, Evidence, TypicalPrompt
+from schedule_finder.files import write_json
+from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
+from schedule_finder.measuring.sensitivity_table import (
+    SensitivityTable,
+    better_dropped_tokens,
+    measure_sensitivity,
+)
+from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.profiling.store import Profile
+from schedule_finder.provenance import provenance
+from schedule_finder.run.folder import Run
+from schedule_finder.run.reader import ChangePoints, read_change_points
+from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
+from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
+
+AUTO = "auto"
+"""The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
+PAPER_POLICY = TokenPolicy("text_guided")
+TABLE_SAMPLES = 32
+CHOICE_SAMPLES = 64
+"""Samples for the sensitivity table, and others for the choice among whole schedules."""
+MEASURED_LAYERS = 16
+"""Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
+LATENCY_SAMPLES = 8
+
+Progress = Callable[[int, int], None]
+
+
+class Search:
+    """Solves for budgets over one run's profile; measurements on the model are made once and kept in the run.
+
+    Args:
+        run: a run with a profile and change points.
+        model: backbone and data set, for solvers and budgets that measure; None: use stored measurements only.
+        batch_size: samples per forward pass when measuring.
+        progress: called with (done, total) layers while the sensitivity table is measured.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: tuple[LoadedBackbone, DataSet] | None = None,
+        *,
+        batch_size: int = 32,
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._batch_size = batch_size
+        self._progress = progress
+        self._answer_kl: AnswerKL | None = None
+
+    def solve(
+        self,
+        budget: float,
+        kind: BudgetKind,
+        *,
+        solver: str = DEFAULT_SOLVER,
+        scorer: str = AUTO,
+        dropped_tokens: str = AUTO,
+    ) -> Schedule:
+        """A schedule for one budget with its evidence, not written anywhere. Raises `InputError`."""
+        self._check(solver, scorer, dropped_tokens)
+        profile = self.profile
+        target = self.target(budget, kind)
+        chosen = SOLVERS[solver]
+        detector = chosen.detector or self.detections.default
+        change_points = self.detections.of(detector)
+        table = self.sensitivity_table(scorer, dropped_tokens) if chosen.needs_sensitivity else None
+        policy = _policy(scorer, dropped_tokens) if table is None else table.policy
+        alternatives = [replace(policy, scorer=name) for name in profile.scores] if scorer == AUTO else []
+        alternatives += [replace(policy, dropped_tokens="discard")] if dropped_tokens == AUTO else []
+        solution = chosen().solve(
+            Problem(
+                profile,
+                change_points,
+                target,
+                policy,
+                alternatives=alternatives,
+                sensitivity=table,
+                answer_kl=self._choice_answer_kl() if chosen.measures else None,
+            )
+        )
+        evidence = Evidence(
+            samples=len(profile),
+            dataset=self._run.options["dataset"],
+            typical_prompt=TypicalPrompt(
+                vision_tokens=round(profile.mean_vision, 1), other_tokens=round(profile.mean_other, 1)
+            ),
+            question_types=self._question_types,
+            detector=DetectorChoice(name=detector),
+            change_points=change_points,
+            asked=Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens),
+            solver=solution.evidence,
+        )
+        return Schedule(
+            backbone=BackboneIdentity(**profile.meta["backbone"]),
+            stages=tuple(
+                stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
+                for stage in solution.stages
+            ),
+            scorer=solution.policy.choice,
+            dropped_tokens=solution.policy.dropped_tokens,
+            budget=target.account(solution.stages, solution.policy.scorer),
+            evidence=evidence.model_dump(mode="json", exclude_unset=True),
+            provenance=provenance(
+                revision=profile.meta["backbone"].get("revision"),
+                profile_dtype=profile.meta["dtype"],
+                prompt_digest=profile.meta["prompt_digest"],
+                seed=self._run.options["seed"],
+            ),
+        )
+
+    def _check(self, solver: str, scorer: str, dropped_tokens: str) -> None:
+        """Raise `InputError` for a name that is not known."""
+        known = {
+            "solver": (solver, list(SOLVERS)),
+            "scorer": (scorer, [AUTO, *self.profile.scores]),
+            "dropped-tokens": (dropped_tokens, [AUTO, *get_args(DroppedTokens)]),
+        }
+        for option, (value, choices) in known.items():
+            if value not in choices:
+                raise InputError(f"--{option} {value!r}: choose {', '.join(choices)}")
+
+    def target(self, budget: float, kind: BudgetKind) -> BudgetTarget:
+        """The budget on this run's backbone and typical prompt. Raises `InputError`."""
+        if not 0 < budget <= 1:
+            raise InputError(
+                f"--budget {budget}: a fraction of the unpruned cost, above 0 and at most 1 (or 15%)"
+            )
+        profile = self.profile
+        return BudgetTarget(
+            kind,
+            budget,
+            DecoderShape(**profile.meta["shape"]),
+            profile.mean_vision,
+            profile.mean_other,
+            self._latency if kind == "latency" or self._run.latency.exists() else None,
+            profile.layers,
+        )
+
+    def share_of_prefill(self, milliseconds: float) -> float:
+        """``milliseconds`` as a fraction of the unpruned decoder's prefill of a typical prompt on this device.
+
+        Raises `InputError` where it is above 1.
+        """
+        whole = self.target(1.0, "latency").full_ms
+        if not 0 < milliseconds <= whole:
+            raise InputError(
+                f"--budget {milliseconds:g}ms: the unpruned decoder takes {whole:.3g} ms for a typical prompt; ask for "
+                "less, and more than 0"
+            )
+        return milliseconds / whole
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The run's profile."""
+        return self._run.profile.read()
+
+    @cached_property
+    def detections(self) -> ChangePoints:
+        """The content of the change-point file. Raises `InputError`."""
+        return read_change_points(self._run.change_points)
+
+    @cached_property
+    def _entries(self) -> dict[str, SampleEntry]:
+        return {entry.id: entry for entry in read_entries(self._run.samples)}
+
+    @property
+    def _question_types(self) -> list[str]:
+        found = {self._entries[name].question_type for name in self.profile.ids if name in self._entries}
+        return sorted(found)
+
+    # ---- measurements
+
+    def sensitivity_table(self, scorer: str = AUTO, dropped_tokens: str = AUTO) -> SensitivityTable:
+        """The stored table, or a new one where there is none or it was measured for another policy."""
+        path = self._run.sensitivity
+        if path.exists():
+            table = SensitivityTable.load(path)
+            if scorer in (AUTO, table.policy.scorer) and dropped_tokens in (
+                AUTO,
+                table.policy.dropped_tokens,
+            ):
+                return table
+        samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
+        answer_kl = self._measure_on(samples)
+        layers = measured_layers(self._loaded.backbone)
+        policy = _policy(scorer, dropped_tokens)
+        if dropped_tokens == AUTO:
+            better = better_dropped_tokens(answer_kl, policy.scorer, layers)
+            policy = replace(policy, dropped_tokens=better)
+        table = measure_sensitivity(answer_kl, policy, layers, self._progress)
+        table.save(path)
+        return table
+
+    def _choice_answer_kl(self) -> AnswerKL | None:
+        if self._answer_kl is None and self._model is not None:
+            samples = self._load_samples(TABLE_SAMPLES, CHOICE_SAMPLES, "choice")
+            self._answer_kl = self._measure_on(samples)
+        return self._answer_kl
+
+    def _measure_on(self, samples: list[Sample]) -> AnswerKL:
+        return AnswerKL.for_samples(self._loaded, samples, self._batch_size, self._run.measurements)
+
+    @cached_property
+    def _latency(self) -> LatencyModel:
+        path = self._run.latency
+        if path.exists():
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return LatencyModel(**document | {name: tuple(document[name]) for name in ("tokens", "layer_ms")})
+        samples = self._load_samples(0, LATENCY_SAMPLES, "latency model")
+        found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPER_POLICY.scorer)
+        write_json(path, asdict(found))
+        return found
+
+    @property
+    def _loaded(self) -> LoadedBackbone:
+        return self._need_model("measuring")[0]
+
+    def _need_model(self, what: str) -> tuple[LoadedBackbone, DataSet]:
+        if self._model is None:
+            raise InputError(
+                f"{self._run.folder}: {what} is not measured yet and needs the backbone; run without --no-model"
+            )
+        return self._model
+
+    def _load_samples(self, first: int, count: int, what: str) -> list[Sample]:
+        """Profiled samples ``first`` to ``first + count`` in an order that takes question types in turn.
+
+        A short profile is split: one half where ``first`` is 0, the other half where it is not.
+        """
+        _, data = self._need_model(what)
+        names = self._in_turn()
+        if len(names) < TABLE_SAMPLES + CHOICE_SAMPLES:
+            half = max(1, len(names) // 2)
+            names = names[:half] if first == 0 else names[half:] or names
+        else:
+            names = names[first:]
+        samples: list[Sample] = []
+        for name in names:
+            if len(samples) == count:
+                break
+            try:
+                samples.append(data.load(self._entries[name]))
+            except BadSample:
+                continue  # readable when it was profiled, but no longer; the next sample takes its place
+        if not samples:
+            raise InputError(f"{self._run.folder}: none of the profiled samples can be loaded for the {what}")
+        return samples
+
+    def _in_turn(self) -> list[str]:
+        """Ids of profiled samples, seeded order, question types in turn."""
+        order = np.random.default_rng(self._run.options["seed"]).permutation(len(self.profile.ids))
+        by_type: dict[str, list[str]] = {}
+        for index in order:
+            name = self.profile.ids[index]
+            if name in self._entries:
+                by_type.setdefault(self._entries[name].question_type, []).append(name)
+        ranked = [
+            (rank, kind, name) for kind, names in sorted(by_type.items()) for rank, name in enumerate(names)
+        ]
+        return [name for _, _, name in sorted(ranked)]
+
+
+def measured_layers(backbone: Backbone) -> list[int]:
+    """Layers of single stages that are measured: with their own attention, at most `MEASURED_LAYERS`, not the last.
+
+    The first is -1 (before the decoder) where layer 0 has attention to score with.
+    """
+    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
+    return [-1, *spread] if usable[0] == 0 else spread
+
+
+def _policy(scorer: str, dropped_tokens: str) -> TokenPolicy:
+    """The policy that was asked for, with the paper's choice for ``auto``."""
+    return TokenPolicy(
+        PAPER_POLICY.scorer if scorer == AUTO else scorer,
+        PAPER_POLICY.dropped_tokens if dropped_tokens == AUTO else cast("DroppedTokens", dropped_tokens),
+    )

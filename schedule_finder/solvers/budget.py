@@ -1,0 +1,190 @@
+"""What a schedule may cost, and stages that spend it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pruning_runtime.costs import (
+    budget_of,
+    pre_decoder_share,
+    prefill_flops,
+    processed_ratios,
+    scores_before_decoder,
+)
+from pruning_runtime.geometry import DecoderShape
+from pruning_runtime.schedule import Budget, BudgetKind, Stage
+from schedule_finder.errors import InputError, OutOfReach
+from schedule_finder.measuring.latency_model import LatencyModel
+
+_CLOSE = 1e-9
+
+
+@dataclass(frozen=True)
+class BudgetTarget:
+    """What a schedule may cost, and on which decoder and typical prompt.
+
+    ``target`` is a fraction of the unpruned backbone's cost in the unit ``kind``; a ``latency`` budget needs
+    the model of what this device takes.
+    """
+
+    kind: BudgetKind
+    target: float
+    shape: DecoderShape
+    num_vision: float
+    num_other: float
+    latency: LatencyModel | None = None
+    scoring_layers: Sequence[int] | None = None
+    """Decoder layers whose attention can score tokens; None: all."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "latency" and self.latency is None:
+            raise InputError(
+                "budget kind latency: nothing was measured on this device yet; run the command where the "
+                "backbone can be loaded"
+            )
+
+    def stage_layers(self, earliest: int = 0) -> list[int]:
+        """Layers of possible stages from ``earliest`` on, rising: those that can score, without the last.
+
+        -1, before the decoder, needs the attention of layer 0.
+        """
+        layers = range(self.shape.num_layers) if self.scoring_layers is None else self.scoring_layers
+        usable = [layer for layer in layers if earliest <= layer <= self.shape.num_layers - 2]
+        return [-1, *usable] if earliest < 0 and 0 in layers else usable
+
+    def cost(self, stages: Sequence[Stage]) -> float:
+        """Cost of ``stages`` in this budget's unit, as a fraction of the unpruned cost."""
+        return float(getattr(self.account(stages), self.kind))
+
+    def account(self, stages: Sequence[Stage], scorer: str = "text_guided") -> Budget:
+        """Cost of ``stages`` in every unit.
+
+        ``scorer``: what scores tokens. All scorers that a solver may choose need attention, so a stage before the
+        decoder is charged with scoring at layer 0 (`scores_before_decoder`).
+        """
+        pre_decoder = scores_before_decoder(stages, scorer)
+        latency = None
+        if self.latency is not None:
+            tokens = [
+                ratio * self.num_vision + self.num_other
+                for ratio in processed_ratios(stages, self.shape.num_layers)
+            ]
+            took = self.latency.prefill_ms(tokens, len(stages)) + (
+                self._pre_decoder_ms if pre_decoder else 0.0
+            )
+            latency = took / self.full_ms
+        return budget_of(
+            stages,
+            self.shape,
+            self.num_vision,
+            self.num_other,
+            kind=self.kind,
+            target=self.target,
+            latency=latency,
+            pre_decoder=pre_decoder,
+        )
+
+    @property
+    def full_ms(self) -> float:
+        """Milliseconds of the unpruned decoder, by the latency model."""
+        assert self.latency is not None
+        return self.latency.prefill_ms([self._prompt] * self.shape.num_layers, 0)
+
+    @property
+    def _prompt(self) -> float:
+        return self.num_vision + self.num_other
+
+    @property
+    def _pre_decoder_ms(self) -> float:
+        """Milliseconds of scoring before the decoder: its share of a layer's linear maps times that layer's time."""
+        assert self.latency is not None
+        return pre_decoder_share(self.shape) * self.latency.prefill_ms([self._prompt], 0)
+
+    def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
+        """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
+
+        They sum up to `cost`, except for a stage's own time under ``latency``. Fewer tokens in the first layer add
+        the cost of scoring before the decoder.
+        """
+        layers = self.shape.num_layers
+        tokens = ratios * self.num_vision + self.num_other
+        weights, pre_decoder = np.ones(layers), 0.0
+        if self.kind == "processed":
+            one = ratios / layers
+            pre_decoder = pre_decoder_share(self.shape) / layers
+        elif self.kind == "published":
+            # A stage's own layer counts at its size after pruning, so each layer counts as the next one.
+            one = ratios / layers
+            weights[0], weights[-1] = 0.0, 2.0
+        elif self.kind == "kv":
+            one = tokens / self._prompt / layers
+        elif self.kind == "flops":
+            full = prefill_flops(self.shape, [self._prompt] * layers)
+            one = np.array([prefill_flops(self.shape, [count]) for count in tokens]) / full
+            pre_decoder = prefill_flops(self.shape, [], pre_decoder_tokens=self._prompt) / full
+        else:
+            assert self.latency is not None
+            one = np.array([self.latency.prefill_ms([count], 0) for count in tokens]) / self.full_ms
+            pre_decoder = self._pre_decoder_ms / self.full_ms
+        costs = weights[:, None] * one
+        costs[0, ratios < 1] += pre_decoder
+        return costs
+
+    def spend_rest(self, layers: Sequence[int], ratios: Sequence[float]) -> tuple[Stage, ...] | None:
+        """Stages at ``layers`` with the given ratios but the last, which takes what the budget leaves.
+
+        Returns None where a last ratio of 0 costs too much, where the last ratio would have to be above the one
+        before it to spend the budget, or where one of the layers cannot score tokens.
+        """
+        if not set(layers) <= set(self.stage_layers(-1)):
+            return None
+        ceiling = ratios[-1] if ratios else 1.0
+
+        def stages_with(last: float) -> tuple[Stage, ...]:
+            return tuple(
+                Stage(layer=layer, keep_ratio=ratio)
+                for layer, ratio in zip(layers, (*ratios, last), strict=True)
+            )
+
+        low, high = 0.0, ceiling
+        low_cost, high_cost = self.cost(stages_with(low)), self.cost(stages_with(high))
+        if low_cost > self.target + _CLOSE or high_cost < self.target - _CLOSE:
+            return None
+        # The cost rises with the ratio and is linear in it but for FLOPs: the secant is exact or nearly so.
+        middle = high if high_cost <= self.target else low
+        while abs(excess := self.cost(stages_with(middle)) - self.target) > _CLOSE and high - low > _CLOSE:
+            if excess < 0:
+                low, low_cost = middle, self.target + excess
+            else:
+                high, high_cost = middle, self.target + excess
+            step = (self.target - low_cost) / (high_cost - low_cost)
+            middle = min(max(low + (high - low) * step, low), high)
+        return stages_with(middle)
+
+    def deepest_layer(self, earliest: int = 0) -> int:
+        """The last of `stage_layers` after which dropping *everything* still meets the budget.
+
+        Raises `OutOfReach` where none does, with the smallest budget that can be met.
+        """
+        usable = self.stage_layers(earliest)
+        if not usable:
+            raise OutOfReach("no decoder layer but the last can score tokens; no stage is possible")
+        fitting = [
+            layer
+            for layer in usable
+            if self.cost((Stage(layer=layer, keep_ratio=0.0),)) <= self.target + _CLOSE
+        ]
+        if not fitting:
+            first = usable[0]
+            least = self.cost((Stage(layer=first, keep_ratio=0.0),))
+            needs = "the first layer whole" if first == 0 else f"layers 0 to {first} whole"
+            if first == -1:
+                needs = "the first layer's queries, keys and values"
+            raise OutOfReach(
+                f"budget {self.target:.3g} ({self.kind}) is out of reach: scoring needs {needs}, "
+                f"which costs {least:.3g} on this backbone; ask for at least {least:.3g} and at most 1"
+            )
+        return fitting[-1]

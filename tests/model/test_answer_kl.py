@@ -1,0 +1,155 @@
+"""Answer KL: its value, from saved states as from the start; the model is unchanged afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pruning_runtime import find_backbone, pruned
+from pruning_runtime.schedule import BackboneIdentity, Stage
+from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.measuring.unit_store import UnitStore
+from tests.support.schedules import schedule_for
+from tests.support.tiny_families_a import FAMILIES_A
+from tests.support.tiny_families_b import FAMILIES_B
+from tests.support.tiny_models import FAMILIES, Inputs
+
+POLICY = TokenPolicy("text_guided")
+
+
+def answer_kl_of(model: PreTrainedModel, batches: list[Inputs], store: UnitStore | None = None) -> AnswerKL:
+    backbone = find_backbone(model)
+    identity = BackboneIdentity(
+        name="tiny", model_type=backbone.model_type, num_layers=backbone.shape.num_layers
+    )
+    names = [
+        f"{batch}-{row}" for batch, inputs in enumerate(batches) for row in range(len(inputs["input_ids"]))
+    ]
+    return AnswerKL(backbone, identity, names, batches, store)
+
+
+def log_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs, use_cache=False).logits[:, -1].double().log_softmax(-1)
+
+
+def test_it_is_the_kl_divergence_of_the_next_token() -> None:
+    tiny = FAMILIES["llava"]
+    model, batches = tiny.build(), [tiny.batch((1, 2)), tiny.batch((1,), seed=1)]
+    answer_kl = answer_kl_of(model, batches)
+    stages = (Stage(layer=0, keep_ratio=0.4), Stage(layer=3, keep_ratio=0.1))
+    found, tokens = answer_kl.measure_with_tokens(stages, POLICY)
+    expected, likely = [], []
+    for inputs in batches:
+        full = log_probabilities(model, inputs)
+        with pruned(model, schedule_for(model, (0, 0.4), (3, 0.1))):
+            short = log_probabilities(model, inputs)
+        expected += (full.exp() * (full - short)).sum(1).tolist()
+        likely += short.argmax(1).tolist()
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert tokens.tolist() == likely
+    assert min(expected) > 1e-4  # there is something to see
+    assert answer_kl.measure((), POLICY) == pytest.approx(np.zeros(3), abs=1e-7)
+
+
+def test_a_part_of_the_samples_is_the_first_of_them() -> None:
+    tiny = FAMILIES["llava"]
+    answer_kl = answer_kl_of(
+        tiny.build(), [tiny.batch((1, 2)), tiny.batch((1,), seed=1), tiny.batch((1,), seed=2)]
+    )
+    stages = (Stage(layer=1, keep_ratio=0.1),)
+    whole = answer_kl.measure(stages, POLICY)
+    assert answer_kl.measure(stages, POLICY, 1).tolist() == whole[:2].tolist()
+    assert answer_kl.measure(stages, POLICY, 3).tolist() == whole[:3].tolist()
+    assert len(answer_kl) == len(whole) == 4
+
+
+def a_model_of(name: str) -> tuple[PreTrainedModel, Inputs]:
+    if name in FAMILIES:
+        return FAMILIES[name].build(), FAMILIES[name].batch((2, 1))
+    if name in FAMILIES_A:
+        return FAMILIES_A[name].build(), FAMILIES_A[name].batch((2, 1))
+    return FAMILIES_B[name].build(), FAMILIES_B[name].batch((2, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma3n", "qwen3_5", "llama4"]
+)
+def test_saved_states_give_what_a_whole_run_gives(name: str) -> None:
+    """DeepStack, windows, shared keys, recurrent layers: the same numbers, bit by bit, whatever ran before."""
+    model, inputs = a_model_of(name)
+    backbone = find_backbone(model)
+    answer_kl = answer_kl_of(model, [inputs])
+    layers = [layer for layer in (-1, 0, 1, 3) if backbone.has_own_attention(max(layer, 0))]
+    for layer, found in answer_kl.measure_single(layers, (0.5, 0.0), POLICY):
+        for ratio, values in zip((0.5, 0.0), found, strict=True):
+            whole = answer_kl.measure((Stage(layer=layer, keep_ratio=ratio),), POLICY)
+            assert values.tolist() == whole.tolist(), (layer, ratio)
+
+
+def test_layers_before_a_stage_do_not_run_again() -> None:
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    answer_kl = answer_kl_of(model, [tiny.batch((1,))])
+    ran: list[int] = []
+    attention = [block.self_attn for block in find_backbone(model).layers]
+    for layer, module in enumerate(attention):
+        module.register_forward_hook(lambda *_args, layer=layer: ran.append(layer))
+    measured = answer_kl.measure_single([3], (0.5,), POLICY)
+    before = answer_kl.forwards
+    list(measured)
+    assert ran == [*range(6), *range(3, 6)]
+    # One pass to save the states; then layer 3 in full and two layers with half of the vision tokens.
+    tokens = tiny.batch((1,))["input_ids"].shape[1]
+    assert answer_kl.forwards - before == pytest.approx(1 + (tokens + 2 * (tokens - 8)) / (6 * tokens))
+
+
+def test_the_model_is_as_before_even_after_an_error() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,))
+    answer_kl = answer_kl_of(model, [inputs])
+    before: Any = [dict(vars(module)) for module in model.modules()]
+    list(answer_kl.measure_single([1, 2], (0.5,), POLICY))
+    block = find_backbone(model).layers[4]
+    handle = block.register_forward_hook(lambda *_args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(answer_kl.measure_single([1, 2], (0.5,), POLICY))
+    handle.remove()
+    for module, known in zip(model.modules(), before, strict=True):
+        assert vars(module).keys() == known.keys()
+    assert answer_kl.measure((), POLICY).max() == pytest.approx(0, abs=1e-7)
+
+
+def everything_of(answer_kl: AnswerKL) -> list[Any]:
+    """Every kind of measurement, so that a result that is taken for another one shows."""
+    found: list[Any] = []
+    for policy in (
+        POLICY,
+        TokenPolicy("text_guided", "merge"),
+        TokenPolicy("random", seed=1),
+        TokenPolicy("random"),
+    ):
+        for stages in ((Stage(layer=1, keep_ratio=0.3),), (Stage(layer=2, keep_ratio=0.3),), ()):
+            found += [part.tolist() for part in answer_kl.measure_with_tokens(stages, policy)]
+        found += [values.tolist() for _, values in answer_kl.measure_single([-1, 1, 3], (0.5, 0.1), policy)]
+    return [*found, answer_kl.measure((Stage(layer=1, keep_ratio=0.1),), POLICY, 2).tolist()]
+
+
+def test_what_is_stored_is_what_is_measured_and_is_not_measured_again(tmp_path: Path) -> None:
+    tiny = FAMILIES["llava"]
+    model, batches = tiny.build(), [tiny.batch((1, 2)), tiny.batch((1,), seed=1)]
+    expected = everything_of(answer_kl_of(model, batches))
+    assert everything_of(answer_kl_of(model, batches, UnitStore(tmp_path, {}))) == expected
+    again = answer_kl_of(model, batches, UnitStore(tmp_path, {}))
+    reference = again.forwards
+    assert everything_of(again) == expected
+    assert again.forwards == reference
+    # Batches of other samples are not taken for these.
+    other = [tiny.batch((1, 2), seed=5), tiny.batch((1,), seed=6)]
+    found = everything_of(answer_kl_of(model, other, UnitStore(tmp_path, {})))
+    assert found == everything_of(answer_kl_of(model, other)) != expected
