@@ -12,7 +12,8 @@ import pandas as pd
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BudgetKind
-from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS, canonical_name
+from schedule_finder.change_points.views import compare_views, detect_views
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.evaluation.evaluate import Evaluation
 from schedule_finder.evaluation.example import write_example
@@ -96,7 +97,7 @@ def profile_step(
 
 def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     """Step 3: change points by every detector; ``detector`` is the one the schedule will follow."""
-    default = detector or DEFAULT_DETECTOR
+    default = canonical_name(detector or DEFAULT_DETECTOR)
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
     profile = run.profile.read()
@@ -104,12 +105,21 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     with run.step("detect", detector=default):
         found = {}
         for name, make in DETECTORS.items():
-            detection = make().detect(profile.maps, seed=run.options["seed"])
-            found[name] = {
-                "change_points": [layers[index] for index in detection.change_points],
-                "evidence": detection.evidence,
-            }
-        document = {"default": default, "samples": len(profile), "layers": layers, "detectors": found}
+            found[name] = make().detect(profile.maps, layers=layers, seed=run.options["seed"])
+        views = detect_views(
+            profile.scores, profile.curves["vision_mass"], layers=layers, seed=run.options["seed"]
+        )
+        document = {
+            "default": default,
+            "samples": len(profile),
+            "layers": layers,
+            "detectors": {name: detection.to_json() for name, detection in found.items()},
+            "views": {name: view.to_json() for name, view in views.items()},
+            "agreement": compare_views(
+                found[DEFAULT_DETECTOR].change_points,
+                {name: view.change_points for name, view in views.items()},
+            ),
+        }
         write_json(run.change_points, document)
     return document
 

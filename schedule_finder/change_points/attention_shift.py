@@ -172,8 +172,12 @@ class AttentionShift:
             else:
                 penalty, breaks = levels.penalty, {one.layer: one.penalty for one in tested}
             # Twice the negative log-likelihood per dimension, penalised.
-            value = total_cost(table, list(breaks)) + costs.log_determinant(list(breaks)) + penalty * len(breaks)
-            choices.append((value + DRIFT_MARGIN * bool(drift), Segmentation(model, costs, table, penalty, breaks)))
+            value = (
+                total_cost(table, list(breaks)) + costs.log_determinant(list(breaks)) + penalty * len(breaks)
+            )
+            choices.append(
+                (value + DRIFT_MARGIN * bool(drift), Segmentation(model, costs, table, penalty, breaks))
+            )
         best = min(choices, key=lambda one: one[0])[1]
         sure = range(len(distance)) if best.model.drift == 0 else [one.layer for one in tested]
         return replace(best, breaks=_large_enough(distance, best.breaks, sure))

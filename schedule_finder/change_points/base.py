@@ -6,7 +6,7 @@ where a stage would score and prune. All layers are numbered as in the backbone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -166,13 +166,20 @@ class ChangePoints(_Result):
     def used(self) -> list[int]:
         """Layers of the changes that schedules follow: those with enough support, or without a support."""
         return [
-            change.layer for change in self.changes if change.support is None or change.support >= USED_SUPPORT
+            change.layer
+            for change in self.changes
+            if change.support is None or change.support >= USED_SUPPORT
         ]
 
     @property
     def used_isolated(self) -> list[int]:
         """Isolated layers with enough support: never scoring layers by default."""
         return [layer.layer for layer in self.isolated_layers if layer.support >= USED_SUPPORT]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in ``3_change_points.json``, with ``change_points`` and the ``used`` ones as plain lists."""
+        lists = {"change_points": self.change_points, "used": self.used}
+        return lists | self.model_dump(mode="json", exclude_none=True)
 
 
 class Detector(Protocol):

@@ -50,7 +50,12 @@ class LayerParts:
 
 
 def layer_parts(
-    pairs: np.ndarray, to_uniform: np.ndarray, regime: np.ndarray, without: Collection[int] = (), *, robust: bool = False
+    pairs: np.ndarray,
+    to_uniform: np.ndarray,
+    regime: np.ndarray,
+    without: Collection[int] = (),
+    *,
+    robust: bool = False,
 ) -> LayerParts:
     """Compare every layer with its mates.
 

@@ -8,6 +8,7 @@ pairs of neighbours keep the correlation between neighbours, and simulated profi
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,9 @@ def chance_levels(distance: np.ndarray, number: int, level: float, seed: int) ->
     """
     rng = np.random.default_rng(seed)
     size = len(distance)
-    orders = [rng.permutation(size) for _ in range(number)] + [_shuffle_blocks(size, rng) for _ in range(number)]
+    orders = [rng.permutation(size) for _ in range(number)] + [
+        _shuffle_blocks(size, rng) for _ in range(number)
+    ]
     index = np.array(orders)
     shuffled = _breaking(distance[index[:, :, None], index[:, None]])
     model = NoiseModel(estimate_own(distance[None])[0], 0.0, estimate_dimensions(distance))
@@ -87,7 +90,7 @@ def _tested(distance: np.ndarray, first: int, number: int, level: float, seed: i
     breaks = segment(table, levels.penalty)
     found = [TestedBreak(first + b, levels.penalty) for b in breaks]
     bounds = [0, *breaks, size]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         found += _tested(distance[start:end, start:end], first + start, number, level, seed)
     return found
 
@@ -98,5 +101,5 @@ def _breaking(distances: np.ndarray) -> np.ndarray:
 
 def _shuffle_blocks(size: int, rng: np.random.Generator) -> np.ndarray:
     edges = np.unique(np.r_[0, np.arange(rng.integers(0, BLOCK), size, BLOCK), size])
-    blocks = [np.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    blocks = [np.arange(a, b) for a, b in itertools.pairwise(edges)]
     return np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])

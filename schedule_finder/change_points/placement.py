@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def candidate_layers(
     if any(not 0 < point < num_layers for point in bounds[1:-1]):
         raise ValueError(f"change_points: {list(change_points)}, need layers from 1 to {num_layers - 1}")
     chosen = []
-    for start, end in zip(bounds, bounds[1:-1], strict=False):
+    for start, end in itertools.pairwise(bounds[:-1]):
         regular = [layer for layer in range(start, end) if layer not in isolated]
         chosen += regular[-1:]
     return chosen

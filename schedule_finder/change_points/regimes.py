@@ -33,7 +33,9 @@ def unbiased_distance(distance: np.ndarray, first: np.ndarray, second: np.ndarra
     return float(distance[np.ix_(first, second)].mean() - within)
 
 
-def cluster_segments(distance: np.ndarray, own: np.ndarray, breaks: Sequence[int], penalty: float) -> list[int]:
+def cluster_segments(
+    distance: np.ndarray, own: np.ndarray, breaks: Sequence[int], penalty: float
+) -> list[int]:
     """Cluster of each segment, numbered in order of first use.
 
     Segments are joined, the most alike first, as long as joining them costs less than ``penalty``: what one change

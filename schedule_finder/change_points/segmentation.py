@@ -9,6 +9,7 @@ less one, and differing noise levels and drift favour no split.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -72,7 +73,9 @@ class SegmentCosts:
             whitening = inverse - row[:, :, None] * row[:, None] / row.sum(axis=1)[:, None, None]
             i, j = np.triu_indices(length, 1)
             part = np.zeros((len(start), len(upper[0])), dtype=np.float32)
-            part[np.arange(len(start))[:, None], position[start[:, None] + i, start[:, None] + j]] = -whitening[:, i, j]
+            part[
+                np.arange(len(start))[:, None], position[start[:, None] + i, start[:, None] + j]
+            ] = -whitening[:, i, j]
             starts.append(start)
             ends.append(start + length)
             weights.append(part)
@@ -96,13 +99,13 @@ class SegmentCosts:
         starts, ends, _, logs = self._segments
         of_segment = dict(zip(zip(starts.tolist(), ends.tolist(), strict=True), logs.tolist(), strict=True))
         bounds = [0, *breaks, len(self.model.own)]
-        return float(sum(of_segment[pair] for pair in zip(bounds, bounds[1:], strict=False)))
+        return float(sum(of_segment[pair] for pair in itertools.pairwise(bounds)))
 
 
 def total_cost(table: np.ndarray, breaks: list[int]) -> float:
     """Cost of the segments between ``breaks``."""
     bounds = [0, *breaks, len(table) - 1]
-    return float(sum(table[a, b] for a, b in zip(bounds, bounds[1:], strict=False)))
+    return float(sum(table[a, b] for a, b in itertools.pairwise(bounds)))
 
 
 def breaking_penalty(tables: np.ndarray) -> np.ndarray:

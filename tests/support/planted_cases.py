@@ -83,9 +83,9 @@ def random_truth(rng: np.random.Generator, *, shifts: bool, layers: tuple[int, i
         regular = np.delete(np.arange(num_layers), isolated)
         sizes = np.bincount(np.searchsorted(boundaries, regular, side="right"), minlength=count + 1)
         groups = _groups(count + 1, rng)
-        if sizes.min() >= MIN_REGIME and (np.diff(isolated) > 1).all():
-            if max(groups) + 1 + number + 1 <= MAX_GROUPS:
-                return Truth(num_layers, *(tuple(map(int, x)) for x in (boundaries, groups, isolated)))
+        fits = max(groups) + 1 + number + 1 <= MAX_GROUPS
+        if fits and sizes.min() >= MIN_REGIME and (np.diff(isolated) > 1).all():
+            return Truth(num_layers, *(tuple(map(int, x)) for x in (boundaries, groups, isolated)))
 
 
 def _groups(regimes: int, rng: np.random.Generator) -> list[int]:
@@ -121,7 +121,8 @@ def same_boundaries(found: Sequence[int], truth: Truth) -> bool:
     """
     if len(found) != len(truth.boundaries):
         return False
-    return all(any(abs(f - b) <= 1 for b in _places(boundary, truth.isolated)) for f, boundary in zip(sorted(found), truth.boundaries, strict=True))
+    pairs = zip(sorted(found), truth.boundaries, strict=True)
+    return all(any(abs(f - b) <= 1 for b in _places(boundary, truth.isolated)) for f, boundary in pairs)
 
 
 def _places(boundary: int, isolated: Sequence[int]) -> list[int]:
