@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from schedule_finder.profiling.store import ProfileStore
 from tests.model.test_command_line import call
@@ -82,12 +84,13 @@ def test_code_of_a_checkpoint_runs_only_where_it_is_allowed_each_time(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
     """The code leaves a file beside itself when it is imported."""
-    import shutil
-
     checkpoint = shutil.copytree(made["llava"], tmp_path / "llava")
     trace = tmp_path / "imported"
     (checkpoint / "modeling_own.py").write_text(
-        f"from transformers import LlavaForConditionalGeneration as Own\nopen({str(trace)!r}, 'a').write('x')\n"
+        "from transformers import LlavaForConditionalGeneration\n"
+        "from .configuration_own import OwnConfig\n"
+        "class Own(LlavaForConditionalGeneration):\n    config_class = OwnConfig\n"
+        f"open({str(trace)!r}, 'a').write('x')\n"
     )
     path = checkpoint / "config.json"
     config = json.loads(path.read_text()) | {"model_type": "llava_of_own"}
@@ -100,6 +103,10 @@ def test_code_of_a_checkpoint_runs_only_where_it_is_allowed_each_time(
         "AutoModelForImageTextToText": "modeling_own.Own",
     }
     path.write_text(json.dumps(config))
+    # The mapping of names that transformers applies to a `llava` checkpoint does not cover another model_type.
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("language_model.lm_head.weight")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     made = made | {"own": checkpoint}
     assert "--trust-remote-code runs it" in profile(made, "own", tmp_path / "run", code=2)
     assert not trace.exists()
