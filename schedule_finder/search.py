@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast, get_args
 import numpy as np
 
 from pruning_runtime import Schedule
-from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import (
@@ -166,7 +165,7 @@ class Search:
         return BudgetTarget(
             kind,
             budget,
-            DecoderShape(**profile.meta["shape"]),
+            profile.shape,
             profile.mean_vision,
             profile.mean_other,
             self._latency if kind == "latency" or self._run.latency.exists() else None,

@@ -20,7 +20,6 @@ line one JSON document. The exit code is 1 if a case failed.
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import json
 import logging
@@ -152,12 +151,17 @@ def fuzz(
 def _demo_loaded_once() -> Iterator[None]:
     """Let `load_backbone` return the same demo every time: only the speed of the cases depends on it."""
     original = loading.load_backbone
-    once = functools.cache(original)
+    loaded: dict[str, Any] = {}
 
-    def load(name: str, **options: Any) -> Any:
-        return (once if name == "demo" else original)(name, **options)
+    def load(name: str, *more: Any, **options: Any) -> Any:
+        if name != "demo":
+            return original(name, *more, **options)
+        key = repr((more, sorted(options.items())))
+        if key not in loaded:
+            loaded[key] = original(name, *more, **options)
+        return loaded[key]
 
-    loading.load_backbone = load
+    loading.load_backbone = load  # type: ignore[assignment]
     # Libraries keep the stream of the first command that they logged in, which is closed in the next one.
     raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:

@@ -43,7 +43,7 @@ Dataset = Annotated[
     list[str] | None,
     typer.Option(
         "--dataset",
-        help="`demo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset "
+        help="`demo`, `photo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset "
         f"({', '.join(data_presets())}), or PRESET=FILE. Repeat it to mix data sets in equal shares.",
     ),
 ]

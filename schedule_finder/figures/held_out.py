@@ -64,7 +64,7 @@ def error_bars(rows: pd.DataFrame) -> np.ndarray:
 
 def several_draws(rows: pd.DataFrame) -> bool:
     """Whether some of the rows are means over random draws."""
-    return "draws" in rows and bool(rows.draws.notna().any())
+    return "draws" in rows and bool((rows.draws > 1).any())
 
 
 def draw_full(axes: Axes, results: HeldOut, *, vertical: bool = False) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Stage
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError
@@ -161,11 +160,10 @@ def _change_points(profile: Profile, seed: int) -> list[int]:
 
 
 def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:
-    shape = DecoderShape(**profile.meta["shape"])
     budget = BudgetTarget(
         "processed",
         SHOWN_BUDGET,
-        shape,
+        profile.shape,
         profile.mean_vision,
         profile.mean_other,
         scoring_layers=profile.layers,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
@@ -61,6 +62,15 @@ class Profile:
     def layers(self) -> list[int]:
         """Decoder layers of the ``layers`` dimension, rising; layers without attention of their own are missing."""
         return list(self.meta["layers"])
+
+    @property
+    def shape(self) -> DecoderShape:
+        """Geometry of the decoder."""
+        sizes: dict[str, Any] = self.meta["shape"]
+        fields: dict[str, Any] = {
+            name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()
+        }
+        return DecoderShape(**fields)
 
     @property
     def earliest_stage(self) -> int:
@@ -124,9 +134,14 @@ class ProfileStore:
                     "choose another --out, or remove that folder to start again"
                 )
             self._manifest.adopt()
-            if json.loads(self.meta_path.read_text(encoding="utf-8")) == known:
+            # Earlier releases stated less of the shape. A fingerprint is never added to samples that are stored already.
+            meta = (
+                known | {"shape": known["shape"] | meta["shape"]}
+                if "shape" in meta and "shape" in known
+                else known
+            )
+            if json.loads(self.meta_path.read_text(encoding="utf-8")) == meta:
                 return
-            meta = known
         write_json(self.meta_path, meta)
 
     def check_backbone(

@@ -22,6 +22,7 @@ from schedule_finder.samples.entries import (
     update_entries,
     write_entries,
 )
+from schedule_finder.samples.photo import PhotoData
 from schedule_finder.samples.table_source import DataOptions
 from schedule_finder.samples.tables import TableData
 
@@ -31,6 +32,7 @@ __all__ = [
     "DataSet",
     "DemoData",
     "Mixture",
+    "PhotoData",
     "Sample",
     "SampleEntry",
     "TableData",
@@ -44,13 +46,15 @@ __all__ = [
     "write_entries",
 ]
 
+_GENERATED: dict[str, type[DemoData] | type[PhotoData]] = {"demo": DemoData, "photo": PhotoData}
+
 
 def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, **options: Any) -> DataSet:
     """Open the data set of a command line, or the mixture of several.
 
     Args:
-        sources: each ``demo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
-        seed: draws the demo's samples.
+        sources: each ``demo``, ``photo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
+        seed: draws the samples of ``demo`` and ``photo``.
         rows: number of samples that the run needs; it limits what streaming reads.
         options: `DataOptions`, for every source that is a table.
 
@@ -59,7 +63,9 @@ def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, 
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     parts: list[DataSet] = [
-        DemoData(seed) if source == "demo" else TableData(source, DataOptions(**options), rows=rows)
+        _GENERATED[source](seed)
+        if source in _GENERATED
+        else TableData(source, DataOptions(**options), rows=rows)
         for source in given
     ]
     return parts[0] if len(parts) == 1 else Mixture(parts)

@@ -9,6 +9,7 @@ import numpy as np
 from schedule_finder.errors import InputError
 from schedule_finder.samples.demo import DemoData
 from schedule_finder.samples.entries import DataSet, Sample, SampleEntry, Use
+from schedule_finder.samples.photo import PhotoData
 
 
 class Mixture:
@@ -104,7 +105,7 @@ def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _draw(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    if isinstance(data, DemoData):
+    if isinstance(data, (DemoData, PhotoData)):
         return data.entries(count, held_out)
     order = np.random.default_rng(seed).permutation(data.size("calibration"))[: count + held_out]
     return [

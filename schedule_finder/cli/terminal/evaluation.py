@@ -42,7 +42,7 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
     )
     for row in own.itertuples():
         shown.add_row(
-            f"{row.method} x{row.draws:.0f}" if pd.notna(row.draws) else row.method,
+            f"{row.method} x{row.draws:.0f}" if row.draws == row.draws else row.method,
             _exact_match(row),
             f"{100 * row.agreement:.1f}",
             f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",
