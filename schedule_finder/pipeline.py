@@ -131,9 +131,11 @@ def profile_step(
 
 def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     """Step 3: change points by every detector; ``detector`` is the one the schedule will follow."""
-    from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS  # imports scipy: half a second
+    # Here: scipy and ruptures take half a second to import.
+    from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS, canonical_name
+    from schedule_finder.change_points.views import compare_views, detect_views
 
-    default = detector or DEFAULT_DETECTOR
+    default = canonical_name(detector or DEFAULT_DETECTOR)
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
     profile = run.profile.read()
@@ -141,12 +143,21 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     with run.step("detect", detector=default):
         found = {}
         for name, make in DETECTORS.items():
-            detection = make().detect(profile.maps, seed=run.options["seed"])
-            found[name] = {
-                "change_points": [layers[index] for index in detection.change_points],
-                "evidence": detection.evidence,
-            }
-        document = {"default": default, "samples": len(profile), "layers": layers, "detectors": found}
+            found[name] = make().detect(profile.maps, layers=layers, seed=run.options["seed"])
+        views = detect_views(
+            profile.scores, profile.curves["vision_mass"], layers=layers, seed=run.options["seed"]
+        )
+        document = {
+            "default": default,
+            "samples": len(profile),
+            "layers": layers,
+            "detectors": {name: detection.to_json() for name, detection in found.items()},
+            "views": {name: view.to_json() for name, view in views.items()},
+            "agreement": compare_views(
+                found[DEFAULT_DETECTOR].change_points,
+                {name: view.change_points for name, view in views.items()},
+            ),
+        }
         write_json(run.change_points, document)
     return document
 

@@ -107,6 +107,7 @@ class Search:
                 alternatives=alternatives,
                 sensitivity=table,
                 answer_kl=self._choice_answer_kl() if chosen.measures else None,
+                isolated=self.detections.isolated,
             )
         )
         evidence = Evidence(

@@ -39,6 +39,7 @@ class Problem:
         alternatives: policies that a solver which measures may choose instead.
         sensitivity: answer KL of single stages; only for solvers that need it.
         answer_kl: measures schedules on the model; None without a model.
+        isolated: layers that attend to other tokens than the layers around them; not to score with.
     """
 
     profile: Profile
@@ -48,6 +49,7 @@ class Problem:
     alternatives: Sequence[TokenPolicy] = ()
     sensitivity: SensitivityTable | None = None
     answer_kl: AnswerKL | None = None
+    isolated: Sequence[int] = ()
 
 
 class Solver(ABC):

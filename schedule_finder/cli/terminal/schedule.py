@@ -20,15 +20,37 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 4
 """Up to so many stages have a row each."""
+_CHANGE_COLUMNS = (("support", ".0%"), ("effect", ".2f"))
 
 
 def show_detections(document: dict[str, Any]) -> None:
-    """Change points by every detector."""
+    """Change points by every detector; regimes, isolated layers, support and effect sizes on one screen."""
     table = make_table("Change points", "detector", "first layer of each new regime")
     for name, entry in document["detectors"].items():
         points = ", ".join(map(str, entry["change_points"])) or "none"
         table.add_row(name + (" (used)" if name == document["default"] else ""), points)
     show_table(table)
+    for entry in document["detectors"].values():
+        if entry.get("regimes"):
+            _show_regimes(entry)
+    if document.get("agreement"):
+        screen.print(document["agreement"])
+
+
+def _show_regimes(entry: dict[str, Any]) -> None:
+    table = make_table("Regimes", "layers", "support", "effect", "attention pattern")
+    changes = {change["layer"]: change for change in entry["changes"]}
+    for regime in entry["regimes"]:
+        change = changes.get(regime["first"], {})
+        shares = [f"{change[key]:{form}}" if key in change else "" for key, form in _CHANGE_COLUMNS]
+        table.add_row(f"{regime['first']}-{regime['last']}", *shares, f"{regime['cluster']}")
+    show_table(table)
+    if entry["isolated_layers"]:
+        table = make_table("Isolated layers", "layer", "support", "distance", "nearest layer")
+        for layer in entry["isolated_layers"]:
+            distance = f"{layer['distance']:.3f} nats"
+            table.add_row(str(layer["layer"]), f"{layer['support']:.0%}", distance, str(layer["nearest"]))
+        show_table(table)
 
 
 def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) -> None:
