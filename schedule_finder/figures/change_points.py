@@ -91,7 +91,7 @@ def _draw_distances(
     shown[np.ix_(index, index)] = evidence["distance"]
     np.fill_diagonal(shown, np.nan)
     edges = np.arange(num_layers + 1) - 0.5
-    high = float(np.nanquantile(shown, 0.97))
+    high = float(np.nanquantile(shown, 0.9))
     mesh = axes.pcolormesh(
         edges, edges, np.ma.masked_invalid(shown), cmap="Greys", vmin=0, vmax=high, rasterized=True
     )
@@ -112,7 +112,7 @@ def _draw_distances(
             Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=1.4, clip_on=False, zorder=4)
         )
     if found.regimes:
-        handles.append(Patch(fill=False, edgecolor=BLUE, linewidth=1.4, label="Regime"))
+        handles.append(Patch(fill=False, edgecolor=BLUE, linewidth=1.4, label="Regime (colour: pattern)"))
     # Marks stand outside the matrix: isolated layers on the right edge, stages below the lower one.
     isolated = [layer.layer for layer in found.isolated_layers]
     if isolated:
