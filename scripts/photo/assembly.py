@@ -72,7 +72,8 @@ def chat_template() -> str:
 def build_processor(tokenizer: Any) -> LlavaProcessor:
     """The stock processor; adds the two image tokens to ``tokenizer``."""
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, IMAGE_START]})
-    tokenizer.padding_side = "left"
+    # What is not among the initial arguments is not saved.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     tokenizer.pad_token = TURN_END
     tokenizer.chat_template = None
     tokenizer.model_max_length = 2048
