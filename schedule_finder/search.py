@@ -19,6 +19,7 @@ from schedule_finder.evidence import (
     DetectorChoice,
     Evidence,
     SampleCounts,
+    SolverEvidence,
     TypicalPrompt,
 )
 from schedule_finder.files import write_json
@@ -110,22 +111,8 @@ class Search:
                 isolated=self.detections.isolated,
             )
         )
-        evidence = Evidence(
-            samples=len(profile),
-            dataset=self._run.options["dataset"],
-            typical_prompt=TypicalPrompt(
-                vision_tokens=round(profile.mean_vision, 1), other_tokens=round(profile.mean_other, 1)
-            ),
-            question_types=self._question_types,
-            detector=DetectorChoice(name=detector),
-            change_points=change_points,
-            asked=Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens),
-            counts=self._counts,
-            solver=solution.evidence,
-        )
-        first_answers = AnswerQuality.load(self._run.first_answers)
-        if first_answers is not None:
-            evidence = evidence.model_copy(update={"full_model": first_answers})
+        asked = Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens)
+        evidence = self._evidence(asked, detector, change_points, solution.evidence)
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(
@@ -143,6 +130,29 @@ class Search:
                 loading=self._run.options.get("loading", {}),
                 seed=self._run.options["seed"],
             ),
+        )
+
+    def _evidence(
+        self, asked: Asked, detector: str, change_points: list[int], solver: SolverEvidence
+    ) -> Evidence:
+        """What a schedule of this run is based on, with the quality of the full model's first answers if known."""
+        profile = self.profile
+        evidence = Evidence(
+            samples=len(profile),
+            dataset=self._run.options["dataset"],
+            typical_prompt=TypicalPrompt(
+                vision_tokens=round(profile.mean_vision, 1), other_tokens=round(profile.mean_other, 1)
+            ),
+            question_types=self._question_types,
+            detector=DetectorChoice(name=detector),
+            change_points=change_points,
+            asked=asked,
+            counts=self._counts,
+            solver=solver,
+        )
+        first_answers = AnswerQuality.load(self._run.first_answers)
+        return (
+            evidence if first_answers is None else evidence.model_copy(update={"full_model": first_answers})
         )
 
     def _check(self, solver: str, scorer: str, dropped_tokens: str) -> None:
