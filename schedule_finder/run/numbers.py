@@ -6,7 +6,6 @@ import csv
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from schedule_finder.run.reader import read_change_points
 from schedule_finder.run.stale import find_stale
 
 if TYPE_CHECKING:
@@ -23,7 +22,11 @@ def run_numbers(run: Run) -> dict[str, Any]:
         ``schedules``: name to stages and costs of each kept one; ``evaluation``: the rows of ``5_evaluation.csv``;
         ``stale``: files that belong to another schedule.
     """
-    points = read_change_points(run.change_points) if run.change_points.exists() else None
+    points = None
+    if run.change_points.exists():
+        from schedule_finder.run.reader import read_change_points  # imports ruptures
+
+        points = read_change_points(run.change_points)
     selected = run.schedules.selected()
     return {
         "change_points": points and {name: one.change_points for name, one in points.detectors.items()},
