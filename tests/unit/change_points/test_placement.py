@@ -25,8 +25,7 @@ def test_candidates_are_regular_layers_of_their_regime(points: set[int], isolate
     assert not set(found) & isolated
     bounds = [0, *sorted(points)]
     regular = [
-        [layer for layer in range(a, b) if layer not in isolated]
-        for a, b in itertools.pairwise(bounds)
+        [layer for layer in range(a, b) if layer not in isolated] for a, b in itertools.pairwise(bounds)
     ]
     assert found == [layers[-1] for layers in regular if layers]
 
