@@ -35,7 +35,9 @@ def read_dialog(cell: Any) -> Dialog:
         cell: turns with ``from`` and ``value`` or ``role`` and ``content``, or their JSON text. A content is text, or a
             list of parts (``{"type": "image", ...}``, ``{"type": "text", "text": ...}``).
     """
-    question, images, videos = "", [], []
+    question = ""
+    images: list[Any] = []
+    videos: list[Any] = []
     for turn in _turns(cell):
         role = str(turn.get("from") or turn.get("role") or "")
         content = turn.get("value") if turn.get("value") is not None else turn.get("content")

@@ -83,6 +83,7 @@ def test_the_last_shard_of_a_killed_process_counts(made: dict[str, Path], tmp_pa
     call("detect", out)
     assert profile(made, out)["done"] == SAMPLES
     assert (out / "2_profile" / "part-00001.parquet").read_bytes() == before
+    assert not list(path.parent.glob("*.unlisted"))
     assert set(json.loads(path.read_text())["shards"]) == {"part-00000.parquet", "part-00001.parquet"}
 
 
