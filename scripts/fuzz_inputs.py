@@ -220,12 +220,19 @@ def _lost(case: Case, before: dict[str, str], code: int) -> Iterator[str]:
     after = _checksums(case.folder)
     for name, checksum in before.items():
         inside = name.partition("/")[2] if name.startswith("run/") else ""
-        if name in after and after[name] == checksum:
+        if after.get(name) == checksum or _is_set_aside(name, checksum, after):
             continue
         if not inside or not inside.startswith(allowed):
             yield f"{name} is {'changed' if name in after else 'removed'}"
         elif code and inside in RESULTS:
             yield f"{name} is {'changed' if name in after else 'removed'} by a command that was refused"
+
+
+def _is_set_aside(name: str, checksum: str, after: dict[str, str]) -> bool:
+    """Whether a damaged or foreign shard is kept under another name beside its place."""
+    return any(
+        after.get(str(Path(name).with_suffix(suffix))) == checksum for suffix in (".corrupt", ".unlisted")
+    )
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.errors import InputError
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
+from schedule_finder.run.schema import RUN_OPTIONS, missing_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ _ALWAYS_STORED = ("split", "image_column", "question_column", "answer_column")
 def open_run(folder: Path) -> Run:
     """The run in ``folder``. Raises `InputError` if there is none."""
     run = Run(folder)
-    run.document()
+    if (problem := missing_fields(run.options, RUN_OPTIONS)) is not None:
+        raise InputError(f"{run.path}: options: {problem}; restore it or begin a new run")
     return run
 
 

@@ -35,7 +35,14 @@ class Manifest:
         try:
             document = json.loads(self._path.read_text(encoding="utf-8"))
             known = document.get("format") == FORMAT and document.get("version") == VERSION
-            return dict(document["shards"]) if known else self._refuse("another format or version")
+            if not known:
+                return self._refuse("another format or version")
+            for name, facts in document["shards"].items():
+                if not (
+                    type(facts["samples"]) is type(facts["bytes"]) is int and isinstance(facts["sha256"], str)
+                ):
+                    return self._refuse(f"samples, bytes and sha256 of {name} are not given")
+            return dict(document["shards"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

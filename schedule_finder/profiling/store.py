@@ -24,6 +24,7 @@ from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.manifest import Manifest, shards
+from schedule_finder.run.schema import missing_fields, problem_of_meta
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]
 
@@ -180,12 +181,17 @@ class ProfileStore:
             raise StoreError(
                 f"{self.meta_path}: not readable ({error}); profile again into a new folder"
             ) from error
+        if not isinstance(meta, dict):
+            raise StoreError(f"{self.meta_path}: holds no JSON object; profile again into a new folder")
         if meta.get("format") != FORMAT or meta.get("version") not in (1, VERSION):
             raise StoreError(
                 f"{self.meta_path}: format {meta.get('format')!r}, version {meta.get('version')!r}; need {FORMAT!r}, "
                 f"version 1 or {VERSION}"
             )
-        return {"left_out": {}} | meta | {"version": VERSION}
+        meta = {"left_out": {}} | meta | {"version": VERSION}
+        if (problem := problem_of_meta(meta)) is not None:
+            raise StoreError(f"{self.meta_path}: {problem}; profile again into a new folder")
+        return meta
 
     def append(self, ids: Sequence[str], rows: Sequence[ProfileRow]) -> None:
         """Write one shard in one step; a reader sees all of it or nothing. Raises `InputError`."""
@@ -222,6 +228,8 @@ class ProfileStore:
     def read(self) -> Profile:
         """All samples, each once, ordered by id. Raises `StoreError` where there is nothing to read."""
         meta = self.meta()
+        if (problem := missing_fields(meta, ("layers",))) is not None:
+            raise StoreError(f"{self.meta_path}: {problem}; profile again into a new folder")
         self._manifest.check_complete()
         tables = [self._read(path) for path in self._parts()]
         if not tables:

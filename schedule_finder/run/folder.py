@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_json
 from schedule_finder.provenance import provenance
+from schedule_finder.run.schema import problem_of_run
 
 if TYPE_CHECKING:
     from schedule_finder.profiling.store import ProfileStore
@@ -162,8 +163,12 @@ class Run:
             ) from None
         except ValueError as error:
             raise InputError(f"{self.path}: not readable ({error}); restore it or begin a new run") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{self.path}: holds no JSON object; restore it or begin a new run")
         if document.get("format") != FORMAT or document.get("version") != VERSION:
             raise InputError(f"{self.path}: not a run of version {VERSION}")
+        if (problem := problem_of_run(document)) is not None:
+            raise InputError(f"{self.path}: {problem}; restore it or begin a new run")
         return document
 
     @property

@@ -6,6 +6,7 @@ import csv
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from schedule_finder.errors import InputError
 from schedule_finder.run.stale import find_stale
 
 if TYPE_CHECKING:
@@ -45,9 +46,16 @@ def run_numbers(run: Run) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table: numbers where a cell is one, None where it is empty."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    """The rows of a table: numbers where a cell is one, None where it is empty. Raises `InputError`."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable table ({error}); evaluate again") from error
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():  # too many cells, or too few
+            raise InputError(f"{path}: row {number} has not as many cells as the head; evaluate again")
+    return [{name: _value(cell) for name, cell in row.items()} for row in rows]
 
 
 def _value(cell: str | None) -> float | str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -77,3 +78,45 @@ def test_a_folder_where_a_file_belongs_is_one_line(run: Path, file: str, command
 def test_a_summary_that_is_no_text_is_one_line(run: Path) -> None:
     (run / "5_evaluation.json").write_bytes(b"\x89PNG")
     assert "5_evaluation.json" in call("inspect", run, code=2)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("2_profile/meta.json", ("backbone", "model_type"), {"x": None}),
+        ("2_profile/meta.json", ("shape", "num_kv_heads"), {"x": None}),
+        ("2_profile/meta.json", ("shape", "vocab_size"), ...),
+        ("2_profile/meta.json", ("shape", "num_layers"), 11),
+        ("2_profile/meta.json", ("layers",), [[]]),
+        ("2_profile/meta.json", ("dtype",), ...),
+        ("2_profile/manifest.json", ("shards", "part-00000.parquet", "bytes"), ...),
+        ("run.json", ("options",), []),
+        ("run.json", ("options", "seed"), ...),
+        ("run.json", ("options", "seed"), "x"),
+        ("run.json", ("steps",), ...),
+        ("run.json", ("steps", "detect"), 1),
+    ],
+)
+def test_a_wrong_value_in_a_file_of_the_run_is_named(
+    run: Path, file: str, keys: tuple[str, ...], value: object
+) -> None:
+    """``...`` removes the field."""
+    document = json.loads((run / file).read_text())
+    parent = document
+    for key in keys[:-1]:
+        parent = parent[key]
+    if value is ...:
+        del parent[keys[-1]]
+    else:
+        parent[keys[-1]] = value
+    (run / file).write_text(json.dumps(document))
+    line = call("schedule", run, "--no-model", "--solver", "retained", code=2)
+    assert Path(file).name in line
+    assert keys[-1] in line
+
+
+@pytest.mark.parametrize("cells", ["1,2\n", "1," * 60 + "\n", "\xff"])
+def test_an_evaluation_that_is_no_table_is_one_line(run: Path, cells: str) -> None:
+    path = run / "5_evaluation.csv"
+    path.write_bytes(path.read_bytes() + cells.encode("latin-1"))
+    assert "5_evaluation.csv" in call("inspect", run, code=2)
