@@ -58,7 +58,12 @@ def change_points(data: RunData) -> Drawing | None:
     handles: list[Any] = []
     num_layers = int(max(layers)) + 1
     if shift is not None:
-        need(shift.evidence, ("layers", "own", "drift", "dimensions", "shift", "expected_shift"), path, "detect again")
+        need(
+            shift.evidence,
+            ("layers", "own", "drift", "dimensions", "shift", "expected_shift"),
+            path,
+            "detect again",
+        )
         handles += _draw_distances(figure, panels[0], shift, data, num_layers)
         table, more = _draw_shift(panels[1], shift, num_layers)
         tables.append(table)
@@ -101,7 +106,9 @@ def _draw_distances(
     axes.set_aspect("equal")
     layer_axis(axes, num_layers)
     axes.set_ylim(num_layers - 0.5, -0.5)
-    axes.yaxis.set_major_locator(axes.xaxis.get_major_locator().__class__(integer=True, nbins=9, steps=[1, 2, 4, 5, 10]))
+    axes.yaxis.set_major_locator(
+        axes.xaxis.get_major_locator().__class__(integer=True, nbins=9, steps=[1, 2, 4, 5, 10])
+    )
     axes.set_ylabel("Decoder layer")
     handles: list[Any] = []
     for regime in found.regimes:
@@ -109,7 +116,9 @@ def _draw_distances(
         size = regime.last - regime.first + 1
         corner = (regime.first - 0.5, regime.first - 0.5)
         axes.add_patch(
-            Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=1.4, clip_on=False, zorder=4)
+            Rectangle(
+                corner, size, size, fill=False, edgecolor=colour, linewidth=1.4, clip_on=False, zorder=4
+            )
         )
     if found.regimes:
         handles.append(Patch(fill=False, edgecolor=BLUE, linewidth=1.4, label="Regime (colour: pattern)"))
@@ -133,7 +142,9 @@ def _draw_distances(
             transform=axes.get_xaxis_transform(),
         )
     if data.stages:
-        handles.append(Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave"))
+        handles.append(
+            Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")
+        )
     return handles
 
 
@@ -149,9 +160,17 @@ def _draw_shift(axes: Axes, found: DetectorResult, num_layers: int) -> tuple[pd.
     middle = (layers[1:] + layers[:-1]) / 2
     bounds = np.repeat(middle, 2) + np.tile([-0.5, 0.5], len(middle))
     band = axes.fill_between(
-        bounds, np.repeat(low, 2), np.repeat(high, 2), color=_GREY, alpha=0.7, linewidth=0, label="Without a change"
+        bounds,
+        np.repeat(low, 2),
+        np.repeat(high, 2),
+        color=_GREY,
+        alpha=0.7,
+        linewidth=0,
+        label="Without a change",
     )
-    line = axes.plot(middle, mean, color=BLACK, marker="o", markersize=2, linewidth=0.9, label="Neighbours' distance")
+    line = axes.plot(
+        middle, mean, color=BLACK, marker="o", markersize=2, linewidth=0.9, label="Neighbours' distance"
+    )
     interval = np.array([evidence["shift"]["low"], evidence["shift"]["high"]], dtype=float)
     axes.fill_between(middle, *interval, color=BLACK, alpha=0.25, linewidth=0)
     handles: list[Any] = [line[0], band]
@@ -205,7 +224,12 @@ def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[An
     handles: list[Any] = [axes.bar(first, table.breaks_percent, 0.75, color=SKY, label="Token-curve breaks")]
     if "shuffled_layers_percent" in table:
         handles += axes.plot(
-            first, table.threshold_percent, color=BLACK, linewidth=0.9, linestyle=":", label="Shuffled layers, limit"
+            first,
+            table.threshold_percent,
+            color=BLACK,
+            linewidth=0.9,
+            linestyle=":",
+            label="Shuffled layers, limit",
         )
     for a, b in pairwise([*first[table.straight_ramp_percent > 0], None]):
         ramp = axes.axvline(a, color=_GREY, linewidth=4, zorder=0, label="Straight ramp")

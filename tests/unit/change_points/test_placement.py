@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +25,7 @@ def test_candidates_are_regular_layers_of_their_regime(points: set[int], isolate
     assert not set(found) & isolated
     bounds = [0, *sorted(points)]
     regular = [
-        [layer for layer in range(a, b) if layer not in isolated]
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        [layer for layer in range(a, b) if layer not in isolated] for a, b in itertools.pairwise(bounds)
     ]
     assert found == [layers[-1] for layers in regular if layers]
 
