@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from schedule_finder.errors import InputError
 from schedule_finder.samples.photo_assets import PhotoAssets, cache_folder, load_photographs
-from schedule_finder.samples.photo_questions import LEARNT_TYPES, PhotoQuestion, ask
+from schedule_finder.samples.photo_questions import LEARNT_TYPES, QUESTION_TYPES, PhotoQuestion, ask
 from schedule_finder.samples.photo_scenes import PhotoScene, Split, draw_scene, render_scene, scene_generator
 from scripts.photo.feature_pool import pixels
 from scripts.photo.packing import Packer
@@ -113,6 +113,9 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="where the photographs are")
     parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--types", nargs="+", choices=QUESTION_TYPES, default=LEARNT_TYPES, help="default: all learnt"
+    )
     parser.add_argument("--packed", action="store_true", help="all questions about a scene in one sequence")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -123,7 +126,14 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     folder = options.folder or options.cache / "photo_backbone"
-    found = evaluate(folder, assets, questions=options.questions, seed=options.seed, packed=options.packed)
+    found = evaluate(
+        folder,
+        assets,
+        questions=options.questions,
+        seed=options.seed,
+        types=tuple(options.types),
+        packed=options.packed,
+    )
     for kind, (right, asked) in found.items():
         print(f"{kind:8s} {right:4d} of {asked:4d}  {100 * right / max(1, asked):5.1f} %")
     right, asked = (sum(column) for column in zip(*found.values(), strict=True))

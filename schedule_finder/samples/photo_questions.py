@@ -159,5 +159,5 @@ _ASKERS: dict[str, Callable[[PhotoScene, np.random.Generator], _Asked]] = {
 }
 QUESTION_TYPES = tuple(_ASKERS)
 """All types that can be asked."""
-LEARNT_TYPES = tuple(kind for kind in QUESTION_TYPES if kind not in ("count", "total"))
+LEARNT_TYPES = tuple(kind for kind in QUESTION_TYPES if kind not in ("count", "total", "list"))
 """The types that the photo backbone has learnt, and that the data set `photo` asks."""
