@@ -79,7 +79,7 @@ def problem_of_searched(meta: dict[str, Any]) -> str | None:
             return f"`{name}`: {problem}"
     depth = meta["backbone"]["num_layers"]
     if depth != meta["shape"]["num_layers"] or (layers and layers[-1] >= depth):
-        return f"`layers` or `shape` do not fit the {depth} layers of `backbone`"
+        return f"`layers` or `shape.num_layers` do not fit the {depth} layers of `backbone`"
     return None
 
 
