@@ -34,7 +34,7 @@ from schedule_finder.profiling.store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run.folder import Run
 from schedule_finder.run.reader import ChangePoints, read_change_points
-from schedule_finder.run.schema import PROFILE_FACTS, missing_fields
+from schedule_finder.run.schema import problem_of_searched
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
 
@@ -201,7 +201,7 @@ class Search:
     def profile(self) -> Profile:
         """The run's profile. Raises `InputError`."""
         profile = self._run.profile.read()
-        if (problem := missing_fields(profile.meta, PROFILE_FACTS)) is not None:
+        if (problem := problem_of_searched(profile.meta)) is not None:
             raise InputError(f"{self._run.profile.meta_path}: {problem}; profile again into a new folder")
         return profile
 

@@ -42,8 +42,12 @@ class _RunDocument(_Document):
     steps: dict[str, _Step]
 
 
+class _Backbone(_Document):
+    num_layers: int
+
+
 class _ProfileMeta(_Document):
-    backbone: dict[str, Any] = {}
+    backbone: _Backbone | None = None
     layers: list[int] = []
     dtype: str = ""
     prompt_digest: str | None = None
@@ -56,19 +60,26 @@ def problem_of_run(document: Any) -> str | None:
 
 
 def problem_of_meta(meta: Any) -> str | None:
-    """What is wrong with the content of a profile's ``meta.json``, None where nothing is."""
-    if (problem := _problem(_ProfileMeta, meta)) is not None:
+    """What has a wrong type in a profile's ``meta.json``, None where nothing has."""
+    return _problem(_ProfileMeta, meta)
+
+
+def problem_of_searched(meta: dict[str, Any]) -> str | None:
+    """What keeps a search from using a profile's ``meta.json``, None where nothing does.
+
+    Beyond `problem_of_meta`: all of `PROFILE_FACTS` are there, and backbone, shape and layers fit each other.
+    """
+    if (problem := problem_of_meta(meta) or missing_fields(meta, PROFILE_FACTS)) is not None:
         return problem
-    layers = meta.get("layers", [])
+    layers = meta["layers"]
     if sorted({layer for layer in layers if layer >= 0}) != layers:
         return "`layers`: must be layer numbers in rising order"
     for name, kind in (("shape", DecoderShape), ("backbone", BackboneIdentity)):
-        if name in meta and meta[name] and (problem := _problem(kind, meta[name])) is not None:
+        if (problem := _problem(kind, meta[name])) is not None:
             return f"`{name}`: {problem}"
-    depth = meta.get("backbone", {}).get("num_layers", max(layers, default=0) + 1)
-    shape_depth = meta.get("shape", {}).get("num_layers", depth)
-    if depth != shape_depth or (layers and layers[-1] >= depth):
-        return f"`layers` or `shape` do not fit the {depth} layers of `backbone`"
+    depth = meta["backbone"]["num_layers"]
+    if depth != meta["shape"]["num_layers"] or (layers and layers[-1] >= depth):
+        return f"`layers` or `shape.num_layers` do not fit the {depth} layers of `backbone`"
     return None
 
 

@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from schedule_finder.errors import InputError
 from schedule_finder.evidence import HeldOutSummary
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ def figure_digest(path: Path) -> str | None:
 def _evaluation(run: Run, selected: NamedSchedule) -> Stale | None:
     if not run.evaluation.exists():
         return None
-    summary = HeldOutSummary.load(run.evaluation_summary)
+    try:
+        summary = HeldOutSummary.load(run.evaluation_summary)
+    except InputError:  # a command that has written its result is not refused for this
+        reason = f"{run.evaluation_summary.name} cannot be read"
+        return Stale((run.evaluation.name,), reason, f"adaptinfer-profile evaluate {run.folder}")
     if summary is None:
         reason = "does not say which schedule it is of"
     elif summary.of(selected.digest) is not None:

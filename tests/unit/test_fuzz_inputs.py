@@ -61,7 +61,6 @@ def test_the_script_notices_a_lost_file_and_a_wrong_exit_code(run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("file", "command"),
     [
-        ("4_schedule.json", ("schedule", "--no-model", "--solver", "retained")),
         ("1_samples.jsonl", ("evaluate", "--baselines", "none")),
         ("3_change_points.json", ("detect",)),
     ],
