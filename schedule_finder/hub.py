@@ -15,8 +15,7 @@ def hub_reachable() -> bool:
     The libraries try again several times with growing pauses, half a minute in all, before they report that there is
     no network.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from pruning_runtime.errors import ScheduleError
 from pruning_runtime.schedule import BudgetKind, Schedule
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.evidence import AnswerQuality, Asked, Evidence, HeldOutResult, HeldOutSummary
+from schedule_finder.evidence import AnswerQuality, Evidence
 from schedule_finder.files import write_json, write_text
 from schedule_finder.profiling.collect import Collection
 from schedule_finder.profiling.engines.base import Engine, Report
@@ -22,23 +20,21 @@ from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
 from schedule_finder.run.schedules import NamedSchedule
 from schedule_finder.samples import (
-    BadSample,
     DataSet,
     Sample,
     SampleEntry,
     choose_samples,
-    describe,
     read_entries,
     shortage,
     write_entries,
 )
-from schedule_finder.samples.skipping import MOST_SKIPPED, check_skipped, count_by_status
+from schedule_finder.samples.skipping import MOST_SKIPPED, count_by_status
 from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
     from schedule_finder.evaluation.evaluate import Evaluation
-    from schedule_finder.evaluation.methods import Comparison
+    from schedule_finder.evaluation.methods import Method
     from schedule_finder.models.loading import LoadedBackbone
 
 MOST_SAMPLES = 4096
@@ -244,68 +240,107 @@ def evaluate_step(
 ) -> pd.DataFrame:
     """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
-    Writes every answer to ``5_answers.parquet``, the table ``5_evaluation.csv``, its summary ``5_evaluation.json`` and
-    the example for the overlay. Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step
-    continues there.
+    Writes ``5_answers.parquet``, ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the overlay's example.
+    Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
 
     Args:
-        run: the run, with a schedule if ``schedules`` is empty.
-        loaded: the backbone.
-        data: what the samples are loaded from.
-        progress: called with the samples done and all samples.
-        batch_size: samples per forward pass.
-        max_new_tokens: longest answer.
+        run, loaded, data: the run (with a schedule if ``schedules`` is empty), its backbone and data set.
+        progress: called with the answers done and all answers.
+        batch_size, max_new_tokens: samples per forward pass; longest answer.
         baselines: names as in `baseline_names`; None: the default ones.
         sweep: further budgets, each with a schedule of its own from the same profile.
         report: called with the number of generations, and with the expected time once a batch was timed.
-        schedules: what is evaluated, each with baselines of its own, as methods of their names; empty: the selected
-            schedule, as the method ``schedule``.
+        schedules: evaluated under their names, each with baselines; empty: the selected one, as ``schedule``.
         most_samples: use the first held-out samples only; None: all.
     """
-    from schedule_finder.evaluation.evaluate import Evaluation
     from schedule_finder.evaluation.example import write_example
-    from schedule_finder.evaluation.methods import baseline_names, methods_to_compare
-    from schedule_finder.measuring.unit_store import UnitStore, model_digest
+    from schedule_finder.evaluation.held_out import held_out_batches
+    from schedule_finder.evaluation.methods import baseline_names
 
     chosen = list(schedules) or [_selected(run)]
     for one in chosen:
         one.schedule.check_backbone(loaded.backbone)
         baseline_names(baselines, one.schedule)
     entries = read_entries(run.samples)
-    wanted = _held_out(entries) if most_samples is None else most_samples
+    first = _first(run, chosen)
     with run.step("evaluate", max_new_tokens=max_new_tokens, schedules=[one.name for one in chosen]) as facts:
         evaluation: Evaluation | None = None
-        for samples in _held_out_batches(run, data, entries, batch_size, most_samples):
+        for samples in held_out_batches(run, data, entries, batch_size, most_samples):
             if evaluation is None:
                 search = Search(run, (loaded, data), batch_size=batch_size)
-                methods = [
-                    method
-                    for one in chosen
-                    for method in methods_to_compare(
-                        _comparison(loaded, one, samples, search, own_name=bool(schedules)),
-                        baseline_names(baselines, one.schedule),
-                        sweep,
-                    )
-                ]
-                evaluation = Evaluation(
-                    loaded, methods, max_new_tokens, UnitStore(run.evaluation_parts, model_digest(loaded))
+                wanted = _held_out(entries) if most_samples is None else most_samples
+                methods = _methods(
+                    loaded, chosen, samples, search, baselines, sweep, own_names=bool(schedules)
                 )
-                evaluation.after_unit = _Forecast(len(methods) + 1, wanted, progress, report)
-                first = _first(run, chosen).schedule
-                write_example(run.folder, loaded, first, samples[0], max_new_tokens)
+                evaluation = _evaluation(run, loaded, methods, max_new_tokens, wanted, progress, report)
+                write_example(run.folder, loaded, first.schedule, samples[0], max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before
-        table, quality = evaluation.table(), evaluation.full_model()
-        evaluation.write_answers(run.answers)
-        write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
-        first_one = _first(run, chosen)
-        _held_out_summaries(first_one, chosen, table, quality).save(run.evaluation_summary)
+        table = _write_evaluation(run, evaluation, first, chosen, report)
         write_entries(run.samples, entries)
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
+    return table
+
+
+def _write_evaluation(
+    run: Run, evaluation: Evaluation, first: NamedSchedule, chosen: Sequence[NamedSchedule], report: Report
+) -> pd.DataFrame:
+    """Write answers, table and summary; report low quality of the full model."""
+    from schedule_finder.evaluation.summary import summarize
+
+    table, quality = evaluation.table(), evaluation.full_model()
+    evaluation.write_answers(run.answers)
+    write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
+    summarize(first, chosen, table, quality).save(run.evaluation_summary)
     for line in quality.lines():
         report(line)
     return table
+
+
+def _methods(
+    loaded: LoadedBackbone,
+    chosen: Sequence[NamedSchedule],
+    samples: Sequence[Sample],
+    search: Search,
+    baselines: str | None,
+    sweep: Sequence[float],
+    *,
+    own_names: bool,
+) -> list[Method]:
+    """The schedules and the baselines of each."""
+    from schedule_finder.evaluation.held_out import comparison_for
+    from schedule_finder.evaluation.methods import baseline_names, methods_to_compare
+
+    return [
+        method
+        for one in chosen
+        for method in methods_to_compare(
+            comparison_for(loaded, one, samples, search, own_name=own_names),
+            baseline_names(baselines, one.schedule),
+            sweep,
+        )
+    ]
+
+
+def _evaluation(
+    run: Run,
+    loaded: LoadedBackbone,
+    methods: list[Method],
+    max_new_tokens: int,
+    samples: int,
+    progress: Progress,
+    report: Report,
+) -> Evaluation:
+    """An evaluation that keeps finished batches in the run folder and forecasts its time."""
+    from schedule_finder.evaluation.evaluate import Evaluation
+    from schedule_finder.evaluation.forecast import Forecast
+    from schedule_finder.measuring.unit_store import UnitStore, model_digest
+
+    store = UnitStore(run.evaluation_parts, model_digest(loaded))
+    evaluation = Evaluation(loaded, methods, max_new_tokens, store)
+    evaluation.after_unit = Forecast(len(methods) + 1, samples, progress, report)
+    return evaluation
 
 
 def _selected(run: Run) -> NamedSchedule:
@@ -322,99 +357,6 @@ def _first(run: Run, chosen: Sequence[NamedSchedule]) -> NamedSchedule:
     return chosen[0]
 
 
-def _comparison(
-    loaded: LoadedBackbone,
-    named: NamedSchedule,
-    samples: Sequence[Sample],
-    search: Search,
-    *,
-    own_name: bool,
-) -> Comparison:
-    """What baselines are made from; other schedules are searched with what the user asked for."""
-    from schedule_finder.evaluation.methods import OWN, Comparison
-
-    schedule = named.schedule
-    evidence = Evidence.of(schedule)
-    solver = evidence.solver.solver if evidence.solver else DEFAULT_SOLVER
-    asked = evidence.asked or Asked(solver=solver, scorer=AUTO, dropped_tokens=AUTO)
-    kind = schedule.budget.kind if schedule.budget else "processed"
-
-    def solve(budget: float, by: str | None) -> Schedule:
-        return search.solve(
-            budget,
-            kind,
-            solver=by or asked.solver,
-            scorer=asked.scorer,
-            dropped_tokens=asked.dropped_tokens,
-        )
-
-    return Comparison(
-        schedule=schedule,
-        loaded=loaded,
-        samples=samples,
-        solve=solve,
-        target=lambda: search.target(schedule.budget.target if schedule.budget else 1.0, kind),
-        earliest=lambda: search.profile.earliest_stage,
-        method=named.name if own_name else OWN,
-        of=(named.name, named.digest),
-    )
-
-
-class _Forecast:
-    """Progress of an evaluation in generated answers, and one line with the expected time.
-
-    The first batch that the full model answers is the measure: no method takes much longer than the full model.
-    """
-
-    def __init__(self, methods: int, samples: int, progress: Progress, report: Report) -> None:
-        self._total, self._done, self._reported = methods * samples, 0, False
-        self._progress, self._report = progress, report
-        report(f"evaluation: {methods} methods x {samples} samples = {self._total} generated answers")
-        progress(0, self._total)
-
-    def __call__(self, samples: int, full_seconds: float | None) -> None:
-        if full_seconds is not None and not self._reported:
-            self._reported = True
-            left = self._total - self._done
-            seconds = full_seconds / samples * left
-            self._report(
-                f"expected time: about {seconds:.0f} s or less for {left} answers "
-                f"(the full model: {full_seconds:.2f} s for {samples})"
-            )
-        self._done += samples
-        self._progress(self._done, self._total)
-
-
-def _held_out_summaries(
-    first: NamedSchedule, chosen: Sequence[NamedSchedule], table: pd.DataFrame, quality: AnswerQuality
-) -> HeldOutSummary:
-    """The summary of ``first`` with those of the others in it."""
-    others = [_held_out_summary(one, table, quality) for one in chosen if one is not first]
-    return _held_out_summary(first, table, quality).model_copy(update={"others": others})
-
-
-def _held_out_summary(named: NamedSchedule, table: pd.DataFrame, quality: AnswerQuality) -> HeldOutSummary:
-    """The full model, the schedule and its baselines at its budget, over all question types."""
-    budget = named.schedule.budget.target if named.schedule.budget else 1.0
-    ours = (table.schedule == named.name) & np.isclose(table.budget, budget)
-    own = table[(table.question_type == "all") & ((table.method == "full") | ours)]
-    names = [name for name in HeldOutResult.model_fields if name != "n"]
-    return HeldOutSummary(
-        schedule=named.digest,
-        name=named.name,
-        budget=budget,
-        samples=int(own.n.max()),
-        full_model=quality,
-        methods={
-            "schedule" if row["method"] == named.name else row["method"]: HeldOutResult(
-                n=row["n"],
-                **{name: None if pd.isna(row[name]) else round(float(row[name]), 6) for name in names},
-            )
-            for row in own.to_dict("records")
-        },
-    )
-
-
 def _held_out(entries: Sequence[SampleEntry]) -> int:
     return sum(entry.use == "held_out" and entry.status != "skipped" for entry in entries)
 
@@ -424,37 +366,3 @@ def _entries(run: Run, data: DataSet, count: int, held_out: int, seed: int) -> l
     entries = planned_entries(run, data, count, held_out, seed)
     write_entries(run.samples, entries)
     return entries
-
-
-def _held_out_batches(
-    run: Run, data: DataSet, entries: list[SampleEntry], batch_size: int, most: int | None = None
-) -> Iterator[list[Sample]]:
-    """Held-out samples in batches, at most ``most`` of them; notes in ``entries`` how loading went.
-
-    Raises `InputError` where there are none, fewer than ``most``, or too many that cannot be used.
-    """
-    held_out = [index for index, entry in enumerate(entries) if entry.use == "held_out"]
-    if not held_out:
-        raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
-    if most is not None and most > len(held_out):
-        raise InputError(
-            f"--eval-samples {most}: the run holds out {len(held_out)} samples; ask for fewer, or begin a run with "
-            f"--eval-samples {most}"
-        )
-    held_out = held_out[:most]
-    skipped: list[SampleEntry] = []
-    for first in range(0, len(held_out), batch_size):
-        samples = []
-        indices = held_out[first : first + batch_size]
-        for index in indices:
-            try:
-                sample = data.load(entries[index])
-            except BadSample as error:
-                entries[index] = replace(entries[index], status="skipped", reason=str(error))
-                skipped.append(entries[index])
-                continue
-            entries[index] = replace(describe(entries[index], sample), status="done")
-            samples.append(sample)
-        check_skipped(skipped, first + len(indices), len(held_out))
-        if samples:
-            yield samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import statistics
 import sys
@@ -118,7 +119,7 @@ def _time_batches(
     seconds = 0.0
     for batch in batches:
         inputs = _on_device(loaded, batch)
-        seconds += _seconds(loaded, lambda inputs=inputs: profile_batch(loaded.backbone, inputs))
+        seconds += _seconds(loaded, functools.partial(profile_batch, loaded.backbone, inputs))
         mask = loaded.backbone.vision_mask(inputs["input_ids"])
         valid = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(1)
         vision += mask.sum(1).tolist()

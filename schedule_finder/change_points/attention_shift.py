@@ -142,7 +142,7 @@ class AttentionShift:
                     layer=int(number[b]),
                     support=support[b],
                     effect=_effect(pairs[0], regular, a, b, c),
-                    gain=_gain(found.table, a, b, c) / found.breaks[b],
+                    gain=float(_gain(found.table, a, b, c)) / found.breaks[b],
                 )
                 for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False)
             ],

@@ -33,9 +33,9 @@ class Commands(typer.core.TyperGroup):
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         """Run a command and exit: 0, 2 for bad input, 1 for a failure, 130 where it was interrupted."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return super().main(*args, **kwargs | {"standalone_mode": False})
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(*args, **kwargs | {"standalone_mode": False})
         except typer.Abort:
             code = 130
         except Exception as error:

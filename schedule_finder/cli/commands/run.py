@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli import options as opt
@@ -35,10 +36,12 @@ from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.numbers import run_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
+    from pruning_runtime.schedule import BudgetKind
+    from schedule_finder.models.loading import LoadedBackbone
     from schedule_finder.profiling.engines.base import Engine
     from schedule_finder.run.folder import Run
     from schedule_finder.samples import DataSet, SampleEntry
@@ -80,9 +83,7 @@ def run(
 
     adaptinfer-profile run ./my-llava --dataset data.jsonl --samples 64 --out outputs/mine
 
-    adaptinfer-profile run ./my-llava --dataset pope --dataset textvqa --budget 25%
-
-    adaptinfer-profile run ./my-llava --dataset data.jsonl --dry-run
+    adaptinfer-profile run ./my-llava --dataset pope --budget 25% --dry-run
     """
     kind = parsing.budget_kind(budget_kind)
     parsing.check_budget(budget, kind)
@@ -92,16 +93,7 @@ def run(
     parsing.check_baselines(baselines)
     model = BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading))
     planned: list[SampleEntry] = []
-
-    def check(run: Run, running: Engine, data: DataSet) -> None:
-        count = parsing.number_of_samples(samples)
-        planned.extend(pipeline.planned_entries(run, data, count, eval_samples, seed))
-        calibration = [entry for entry in planned if entry.use == "calibration"]
-        check_reachable(running, count_tokens(running, data, calibration), budget, kind, asked["solver"])
-        check_held_out(data, planned if eval_samples else ())
-
-    from schedule_finder import pipeline
-
+    check = _checks(planned, samples, eval_samples, seed, budget, kind, asked["solver"])
     batches = EngineOptions(
         "local" if dry_run else engine, None if dry_run else workers, batch_size, batch_tokens
     )
@@ -109,30 +101,91 @@ def run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
         out=out, check=check, write=not dry_run,
     )  # fmt: skip
+    opened = Opened(current, running, data, model, batches, max_new_tokens)
     if dry_run:
         methods = _number_of_methods(baselines) if eval_samples else 0
         share = parsing.fraction("--budget", budget) if kind == "processed" else None
-        work = {"solver": asked["solver"], "budget": share, "methods": methods}
-        return _plan(running, data, planned, batches, max_new_tokens=max_new_tokens, **work)
+        return _plan(opened, planned, solver=asked["solver"], budget=share, methods=methods)
+    loaded = _profile_and_detect(opened, detector, most_skipped)
+    _find_schedule(opened, loaded, budget, kind, asked)
+    return _finish(current, _evaluate(opened, loaded, baselines, sweep) if eval_samples else None)
 
+
+@dataclass(frozen=True)
+class Opened:
+    """A run with everything that its steps need."""
+
+    run: Run
+    engine: Engine
+    data: DataSet
+    model: BackboneOptions
+    batches: EngineOptions
+    max_new_tokens: int
+
+
+def _checks(
+    planned: list[SampleEntry],
+    samples: str,
+    eval_samples: int,
+    seed: int,
+    budget: str,
+    kind: BudgetKind,
+    solver: str,
+) -> Callable[[Run, Engine, DataSet], None]:
+    """What is checked once backbone and data are open, before anything is written; fills ``planned``."""
+
+    def check(run: Run, running: Engine, data: DataSet) -> None:
+        from schedule_finder import pipeline
+
+        count = parsing.number_of_samples(samples)
+        planned.extend(pipeline.planned_entries(run, data, count, eval_samples, seed))
+        calibration = [entry for entry in planned if entry.use == "calibration"]
+        check_reachable(running, count_tokens(running, data, calibration), budget, kind, solver)
+        check_held_out(data, planned if eval_samples else ())
+
+    return check
+
+
+def _profile_and_detect(opened: Opened, detector: str | None, most_skipped: float) -> LoadedBackbone:
+    """Steps 1 to 3, and the full model's first answers. Returns the backbone for the steps that measure."""
+    from schedule_finder import pipeline
+
+    current, running, data = opened.run, opened.engine, opened.data
+    limits = opened.batches.batch_size, opened.max_new_tokens
     if running.loaded is not None:  # workers of a cluster keep their backbones
-        ask_first(current, running.loaded, data, batch_size, max_new_tokens)
+        ask_first(current, running.loaded, data, *limits)
     with running:
         profile_samples(current, running, data, most_skipped)
     show_detections(pipeline.detect_step(current, detector))
-    loaded = running.loaded or model.load()
+    loaded = running.loaded or opened.model.load()
     if running.loaded is None:
-        ask_first(current, loaded, data, batch_size, max_new_tokens)
-    with open_search(current, (loaded, data), batch_size) as search:
+        ask_first(current, loaded, data, *limits)
+    return loaded
+
+
+def _find_schedule(
+    opened: Opened, loaded: LoadedBackbone, budget: str, kind: BudgetKind, asked: dict[str, Any]
+) -> None:
+    """Step 4, with its table."""
+    from schedule_finder import pipeline
+
+    with open_search(opened.run, (loaded, opened.data), opened.batches.batch_size) as search:
         fraction = parsing.budget_fraction(budget, search)
-        found = pipeline.schedule_step(current, search, budget=fraction, kind=kind, **asked)
+        found = pipeline.schedule_step(opened.run, search, budget=fraction, kind=kind, **asked)
     show_schedule(found.schedule)
-    evaluated = None
-    if eval_samples:
-        evaluated = evaluate_schedule(
-            current, loaded, data, batch_size=batch_size, max_new_tokens=max_new_tokens, baselines=baselines, sweep=sweep
-        )  # fmt: skip
-    return _finish(current, evaluated)
+
+
+def _evaluate(opened: Opened, loaded: LoadedBackbone, baselines: str | None, sweep: bool) -> pd.DataFrame:
+    """Step 5."""
+    return evaluate_schedule(
+        opened.run,
+        loaded,
+        opened.data,
+        batch_size=opened.batches.batch_size,
+        max_new_tokens=opened.max_new_tokens,
+        baselines=baselines,
+        sweep=sweep,
+    )
 
 
 def _number_of_methods(baselines: str | None) -> int:
@@ -143,21 +196,16 @@ def _number_of_methods(baselines: str | None) -> int:
     return 2 + sum(RANDOM_DRAWS if name.strip() in DRAWN_BASELINES else 1 for name in names)
 
 
-def _plan(
-    running: Engine,
-    data: DataSet,
-    planned: Sequence[SampleEntry],
-    batches: EngineOptions,
-    **work: Any,
-) -> dict[str, Any]:
+def _plan(opened: Opened, planned: Sequence[SampleEntry], **work: Any) -> dict[str, Any]:
     """Time a few batches, and show and return the work ahead; ``work`` is passed to `plan_run`."""
     from schedule_finder.profiling.engines.base import BatchLimits
     from schedule_finder.work_ahead import plan_run
 
-    assert running.loaded is not None  # the local engine's
-    limits = BatchLimits(samples=batches.batch_size, tokens=batches.batch_tokens)
+    loaded = opened.engine.loaded
+    assert loaded is not None  # the local engine's
+    limits = BatchLimits(samples=opened.batches.batch_size, tokens=opened.batches.batch_tokens)
     with status("timing a few batches"):
-        plan = plan_run(running.loaded, data, planned, limits, **work)
+        plan = plan_run(loaded, opened.data, planned, limits, max_new_tokens=opened.max_new_tokens, **work)
     show_plan(plan)
     return {"dry_run": True, **plan}
 

@@ -75,7 +75,7 @@ def schedule(
     parsing.check_budget(budget, kind)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
     _check_names(current, name, out, pareto)
-    from schedule_finder import figures, pipeline
+    from schedule_finder import pipeline
     from schedule_finder.solvers import SOLVERS
 
     measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency")
@@ -91,12 +91,19 @@ def schedule(
             write_text(out, found.schedule.to_json())
         show_schedule(found.schedule)
         return _result(current, found)
+    return _show_front(current, table)
+
+
+def _show_front(current: Run, table: Any) -> dict[str, Any]:
+    """Print the front over budgets and draw its figure."""
+    from schedule_finder import figures
+
     show_pareto(table, current)
     drawn = figures.make_figures(current, ["4_pareto"], note)
     for path in drawn:
         screen.print(f"figure: {path}", soft_wrap=True)
     return {
-        "run": str(folder),
+        "run": str(current.folder),
         "pareto": table.to_dict(orient="records"),
         "figures": [str(path) for path in drawn],
     }
