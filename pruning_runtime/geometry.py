@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
 
 _CHUNK = 64
 """Tokens per chunk of the gated delta rule, in transformers and in flash-linear-attention."""
@@ -125,6 +126,8 @@ def _linear_flops(
         shares_keys: the layer owns key and value maps but does not run them (Gemma 3n).
         without: names of submodules to leave out.
     """
+    from torch import nn  # here: costs of stored shapes need no torch
+
     if (features := getattr(part, "in_features", None)) is not None:
         return int(2 * features * part.out_features)
     without = (*without, "k_proj", "v_proj") if shares_keys else without

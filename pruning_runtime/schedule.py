@@ -73,6 +73,10 @@ class BackboneIdentity(_Part):
 
     ``config_digest`` covers the decoder's geometry only, so it does not depend on the transformers version. It is None
     in presets, which state a family and a depth only.
+
+    ``fingerprint``: hashes of the checkpoint's whole configuration and of its weights, where they are known. It tells
+    the tools that find schedules that a checkpoint has changed. The runtime does not check it: it gets a model in
+    memory, not the files that the hashes are of, and a fine-tuned model of the same shape may use the schedule.
     """
 
     name: str
@@ -80,6 +84,7 @@ class BackboneIdentity(_Part):
     num_layers: int = Field(ge=1)
     revision: str | None = None
     config_digest: str | None = None
+    fingerprint: dict[str, str] | None = None
 
 
 class Budget(_Part):
@@ -187,6 +192,10 @@ class Schedule(_Part):
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ScheduleError(
+                f"{path}: there is no such file; write it with `adaptinfer-profile schedule {path.parent}`"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ScheduleError(f"{path}: cannot be read ({error})") from error
         return cls.from_json(text, source=str(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -27,6 +27,15 @@ class TypicalPrompt(_Facts):
 
     vision_tokens: float
     other_tokens: float | None = None
+
+
+class SampleCounts(_Facts):
+    """Samples that were asked for and used; ``asked`` is None where the number was ``auto``."""
+
+    asked: int | None
+    profiled: int
+    asked_held_out: int
+    held_out: int
 
 
 class Asked(_Facts):
@@ -60,6 +69,38 @@ class PolicyResult(_Facts):
 
     measured_kl: float
     worse_by: tuple[float, float]
+
+
+class PolicyChoice(_Facts):
+    """Why a token policy (scorer, and what happens to dropped tokens) was chosen among those that were measured.
+
+    Attributes:
+        preferred: the policy of the sensitivity table, which is kept unless another one is better.
+        best: the policy with the least measured answer KL.
+        chosen: the policy of the schedule.
+        rule: ``preferred is best``; ``preferred within tolerance`` of the best; ``significantly better``: the 95 %
+            interval of the preferred policy's excess over the chosen one excludes zero; ``beyond tolerance``: better
+            by more than the tolerance, with an interval that includes zero.
+        difference: answer KL of the preferred policy less that of ``compared``, nats.
+        interval: its 95 % paired bootstrap interval.
+        tolerance: the difference up to which the preferred policy is kept: one standard error of the difference, or
+            1e-3 nats where that is more.
+        compared: the policy that the preferred one was compared with: the chosen one, or the best where the
+            preferred one was kept.
+        samples: number of samples of the comparison.
+    """
+
+    preferred: str
+    best: str
+    chosen: str
+    rule: Literal[
+        "preferred is best", "preferred within tolerance", "significantly better", "beyond tolerance"
+    ]
+    compared: str
+    difference: float
+    interval: tuple[float, float]
+    tolerance: float
+    samples: int
 
 
 class Confidence(_Facts):
@@ -101,6 +142,7 @@ class SolverEvidence(_Facts):
         by_number_of_stages: the best of each number of stages.
         candidates: schedules that the measurements began with.
         policies: every policy that was measured on the chosen stages.
+        policy_choice: why the schedule's policy was chosen among them; None where only one was measured.
         confidence: how far resampled samples agree.
     """
 
@@ -121,11 +163,76 @@ class SolverEvidence(_Facts):
     policies: dict[str, PolicyResult] = Field(
         default_factory=dict, validation_alias=AliasChoices("policies", "rules")
     )
+    policy_choice: PolicyChoice | None = None
     confidence: Confidence | None = None
 
 
+class _Document(_Facts):
+    """Facts with a file of their own; ``remedy`` ends the error about a damaged one."""
+
+    remedy: ClassVar[str] = "evaluate again"
+
+    def save(self, path: Path) -> None:
+        """Write the file in one step."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """Read what `save` wrote; None where there is no such file. Raises `InputError`."""
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise InputError(f"{path}: {_problem(error)}; {cls.remedy}") from error
+
+
+class AnswerExample(_Facts):
+    """An answer of the full model beside the reference answer, None where the data set has none."""
+
+    id: str
+    answer: str
+    reference: str | None = None
+
+
+class AnswerQuality(_Document):
+    """Whether the unpruned model's answers are usable.
+
+    Attributes:
+        samples: number of answers.
+        judged: number of those with a reference answer.
+        exact_match: share of the judged answers that match, in [0, 1].
+        empty: number of empty answers.
+        warning: what is suspicious, None where nothing is.
+        examples: up to three suspicious answers; empty without a warning.
+    """
+
+    remedy: ClassVar[str] = "delete this file and run again"
+
+    samples: int
+    judged: int = 0
+    exact_match: float | None = None
+    empty: int = 0
+    warning: str | None = None
+    examples: list[AnswerExample] = []
+
+    def lines(self) -> list[str]:
+        """The warning and its examples, one line each; none without a warning."""
+        if self.warning is None:
+            return []
+        shown = [
+            f"  {example.id}: answer {example.answer!r}, reference {example.reference!r}"
+            for example in self.examples
+        ]
+        return [f"warning: {self.warning}", *shown]
+
+
 class HeldOutResult(_Facts):
-    """One method on the held-out samples: shares in [0, 1], ``ci_*`` the 95 % interval, ``kl`` in nats."""
+    """One method on the held-out samples: shares in [0, 1], ``ci_*`` the 95 % interval, ``kl`` in nats.
+
+    For a random baseline the values are means over ``draws`` draws, and ``draw_*`` is the range of exact match over
+    them (of agreement where no sample has a reference answer).
+    """
 
     n: int
     exact_match: float | None = None
@@ -133,6 +240,9 @@ class HeldOutResult(_Facts):
     ci_high: float | None = None
     agreement: float | None = None
     kl: float | None = None
+    draws: int | None = None
+    draw_low: float | None = None
+    draw_high: float | None = None
 
 
 class Evidence(_Facts):
@@ -145,7 +255,10 @@ class Evidence(_Facts):
     detector: DetectorChoice | None = None
     change_points: list[int] = []
     asked: Asked | None = None
+    counts: SampleCounts | None = None
     solver: SerializeAsAny[SolverEvidence] | None = None
+    full_model: AnswerQuality | None = None
+    """A few answers of the unpruned model before the search; `run` asks for them."""
     held_out: dict[str, HeldOutResult] = {}
     """Of version 1 files; now in `HeldOutSummary`."""
 
@@ -161,30 +274,25 @@ class Evidence(_Facts):
             ) from error
 
 
-class HeldOutSummary(_Facts):
+class HeldOutSummary(_Document):
     """The evaluation of one schedule in short, ``5_evaluation.json``.
 
-    ``schedule`` is the `digest` of the schedule that was evaluated, ``budget`` its target.
+    ``schedule`` is the `digest` of the schedule that was evaluated, ``name`` its name, ``budget`` its target,
+    ``full_model`` says whether the unpruned model's answers are usable. ``others``: schedules that were evaluated
+    beside it on the same samples.
     """
 
     schedule: str
+    name: str | None = None
     budget: float
     samples: int
     methods: dict[str, HeldOutResult]
+    full_model: AnswerQuality | None = None
+    others: list[HeldOutSummary] = []
 
-    def save(self, path: Path) -> None:
-        """Write the file in one step."""
-        write_text(path, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Self | None:
-        """Read what `save` wrote; None where there is no such file. Raises `InputError`."""
-        if not path.exists():
-            return None
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise InputError(f"{path}: {_problem(error)}; evaluate again") from error
+    def of(self, wanted: str) -> HeldOutSummary | None:
+        """The part about the schedule with this digest; None where it was not evaluated."""
+        return next((one for one in (self, *self.others) if one.schedule == wanted), None)
 
 
 def digest(schedule: Schedule) -> str:

@@ -73,7 +73,7 @@ def mean_interval(
     return float(low), float(high)
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson's score interval); NaN where nothing was counted."""
     if count == 0:
         return math.nan, math.nan

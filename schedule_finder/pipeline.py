@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from pruning_runtime import Schedule
-from pruning_runtime.schedule import BudgetKind
-from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from pruning_runtime.errors import ScheduleError
+from pruning_runtime.schedule import BudgetKind, Schedule
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.evaluation.evaluate import Evaluation
-from schedule_finder.evaluation.example import write_example
-from schedule_finder.evaluation.methods import Comparison, baseline_names, methods_to_compare
-from schedule_finder.evidence import Asked, Evidence, HeldOutResult, HeldOutSummary, digest
+from schedule_finder.evidence import AnswerQuality, Evidence
 from schedule_finder.files import write_json, write_text
-from schedule_finder.measuring.unit_store import UnitStore, model_digest
-from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.profiling.collect import Collection
 from schedule_finder.profiling.engines.base import Engine, Report
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
+from schedule_finder.run.schedules import NamedSchedule
 from schedule_finder.samples import (
-    BadSample,
     DataSet,
     Sample,
     SampleEntry,
     choose_samples,
-    describe,
     read_entries,
+    shortage,
     write_entries,
 )
-from schedule_finder.samples.skipping import MOST_SKIPPED, check_skipped, count_by_status
+from schedule_finder.samples.skipping import MOST_SKIPPED, count_by_status
 from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import DEFAULT_SOLVER
+
+if TYPE_CHECKING:
+    from schedule_finder.evaluation.evaluate import Evaluation
+    from schedule_finder.evaluation.methods import Method
+    from schedule_finder.models.loading import LoadedBackbone
 
 MOST_SAMPLES = 4096
 """Where the number of samples is `auto`."""
@@ -46,6 +44,37 @@ PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+def planned_entries(run: Run, data: DataSet, count: int | str, held_out: int, seed: int) -> list[SampleEntry]:
+    """The list of samples of a run, chosen now if it is not yet. Writes nothing."""
+    if run.samples.exists():
+        return read_entries(run.samples)
+    return choose_samples(data, MOST_SAMPLES if count == AUTO else int(count), held_out, seed)
+
+
+def first_answers_step(
+    run: Run, loaded: LoadedBackbone, data: DataSet, *, batch_size: int, max_new_tokens: int, report: Report
+) -> None:
+    """Before the long part: a few answers of the full model, and a warning where they are suspicious.
+
+    Writes ``1_first_answers.json``; a run that has the file repeats its warning only. Nothing is refused: a data set
+    may be hard, and the search needs no reference answers.
+    """
+    from schedule_finder.evaluation.first_answers import ask_full_model, first_samples
+
+    quality = AnswerQuality.load(run.first_answers)
+    if quality is None:
+        options = run.options
+        count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
+        entries = _entries(run, data, count, options["eval_samples"], options["seed"])
+        samples = first_samples(data, entries)
+        if not samples:
+            return  # the profile refuses a data set that cannot be read
+        quality = ask_full_model(loaded, samples, batch_size, max_new_tokens)
+        quality.save(run.first_answers)
+    for line in quality.lines():
+        report(line)
 
 
 def profile_step(
@@ -84,7 +113,9 @@ def profile_step(
     count = MOST_SAMPLES if options["samples"] == AUTO else options["samples"]
     entries = _entries(run, data, count, options["eval_samples"], options["seed"])
     store = run.profile
-    store.open(engine.meta)
+    store.open(engine.meta, report)
+    if line := shortage(entries, options["samples"], options["eval_samples"]):
+        report(line)
     stored = set(store.recover(report))
     collection = Collection(run.samples, entries, store, stored, progress, max_skipped, after_shard)
     with run.step("profile") as facts:
@@ -96,7 +127,11 @@ def profile_step(
 
 def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     """Step 3: change points by every detector; ``detector`` is the one the schedule will follow."""
-    default = detector or DEFAULT_DETECTOR
+    # Here: scipy and ruptures take half a second to import.
+    from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS, canonical_name
+    from schedule_finder.change_points.views import compare_views, detect_views
+
+    default = canonical_name(detector or DEFAULT_DETECTOR)
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
     profile = run.profile.read()
@@ -104,12 +139,21 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     with run.step("detect", detector=default):
         found = {}
         for name, make in DETECTORS.items():
-            detection = make().detect(profile.maps, seed=run.options["seed"])
-            found[name] = {
-                "change_points": [layers[index] for index in detection.change_points],
-                "evidence": detection.evidence,
-            }
-        document = {"default": default, "samples": len(profile), "layers": layers, "detectors": found}
+            found[name] = make().detect(profile.maps, layers=layers, seed=run.options["seed"])
+        views = detect_views(
+            profile.scores, profile.curves["vision_mass"], layers=layers, seed=run.options["seed"]
+        )
+        document = {
+            "default": default,
+            "samples": len(profile),
+            "layers": layers,
+            "detectors": {name: detection.to_json() for name, detection in found.items()},
+            "views": {name: view.to_json() for name, view in views.items()},
+            "agreement": compare_views(
+                found[DEFAULT_DETECTOR].change_points,
+                {name: view.change_points for name, view in views.items()},
+            ),
+        }
         write_json(run.change_points, document)
     return document
 
@@ -123,16 +167,18 @@ def schedule_step(
     solver: str = DEFAULT_SOLVER,
     scorer: str = AUTO,
     dropped_tokens: str = AUTO,
-) -> Schedule:
-    """Step 4: from the profile, its change points and measurements on the model to ``4_schedule.json``.
+    name: str | None = None,
+) -> NamedSchedule:
+    """Step 4: from the profile, its change points and measurements on the model to a schedule.
 
+    The schedule is kept in ``4_schedules/`` under ``name`` (None: `default_name`) and selected: ``4_schedule.json``.
     Measurements are kept in ``4_measurements/``; an interrupted step continues there.
     """
     asked = {"solver": solver, "scorer": scorer, "dropped_tokens": dropped_tokens}
-    with run.step("schedule", budget=budget, budget_kind=kind, **asked):
-        schedule = search.solve(budget, kind, **asked)
-        schedule.save(run.schedule)
-    return schedule
+    with run.step("schedule", budget=budget, budget_kind=kind, **asked) as facts:
+        kept = run.schedules.keep(search.solve(budget, kind, **asked), name)
+        facts["name"] = kept.name
+    return kept
 
 
 def pareto_step(
@@ -189,121 +235,126 @@ def evaluate_step(
     baselines: str | None = None,
     sweep: Sequence[float] = (),
     report: Report = lambda _line: None,
+    schedules: Sequence[NamedSchedule] = (),
+    most_samples: int | None = None,
 ) -> pd.DataFrame:
-    """Step 5: the schedule and its baselines against the full model, on samples that search never used.
+    """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
-    Writes ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the example for the overlay. Finished batches
-    are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
+    Writes ``5_answers.parquet``, ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the overlay's example.
+    Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
 
     Args:
-        run: the run, with a schedule.
-        loaded: the backbone.
-        data: what the samples are loaded from.
-        progress: called with the samples done and all samples.
-        batch_size: samples per forward pass.
-        max_new_tokens: longest answer.
+        run, loaded, data: the run (with a schedule if ``schedules`` is empty), its backbone and data set.
+        progress: called with the answers done and all answers.
+        batch_size, max_new_tokens: samples per forward pass; longest answer.
         baselines: names as in `baseline_names`; None: the default ones.
         sweep: further budgets, each with a schedule of its own from the same profile.
         report: called with the number of generations, and with the expected time once a batch was timed.
+        schedules: evaluated under their names, each with baselines; empty: the selected one, as ``schedule``.
+        most_samples: use the first held-out samples only; None: all.
     """
-    schedule = Schedule.load(run.schedule)
-    schedule.check_backbone(loaded.backbone)
-    names = baseline_names(baselines, schedule)
+    from schedule_finder.evaluation.example import write_example
+    from schedule_finder.evaluation.held_out import held_out_batches
+    from schedule_finder.evaluation.methods import baseline_names
+
+    chosen = list(schedules) or [_selected(run)]
+    for one in chosen:
+        one.schedule.check_backbone(loaded.backbone)
+        baseline_names(baselines, one.schedule)
     entries = read_entries(run.samples)
-    with run.step("evaluate", max_new_tokens=max_new_tokens) as facts:
+    first = _first(run, chosen)
+    with run.step("evaluate", max_new_tokens=max_new_tokens, schedules=[one.name for one in chosen]) as facts:
         evaluation: Evaluation | None = None
-        for samples in _held_out_batches(run, data, entries, batch_size):
+        for samples in held_out_batches(run, data, entries, batch_size, most_samples):
             if evaluation is None:
                 search = Search(run, (loaded, data), batch_size=batch_size)
-                methods = methods_to_compare(_comparison(loaded, schedule, samples, search), names, sweep)
-                evaluation = Evaluation(
-                    loaded, methods, max_new_tokens, UnitStore(run.evaluation_parts, model_digest(loaded))
+                wanted = _held_out(entries) if most_samples is None else most_samples
+                methods = _methods(
+                    loaded, chosen, samples, search, baselines, sweep, own_names=bool(schedules)
                 )
-                evaluation.after_unit = _Forecast(len(methods) + 1, _held_out(entries), progress, report)
-                write_example(run.folder, loaded, schedule, samples[0], max_new_tokens)
+                evaluation = _evaluation(run, loaded, methods, max_new_tokens, wanted, progress, report)
+                write_example(run.folder, loaded, first.schedule, samples[0], max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before
-        table = evaluation.table()
-        write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
-        _held_out_summary(schedule, table).save(run.evaluation_summary)
+        table = _write_evaluation(run, evaluation, first, chosen, report)
         write_entries(run.samples, entries)
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
     return table
 
 
-def _comparison(
-    loaded: LoadedBackbone, schedule: Schedule, samples: Sequence[Sample], search: Search
-) -> Comparison:
-    """What baselines are made from; other schedules are searched with what the user asked for."""
-    evidence = Evidence.of(schedule)
-    solver = evidence.solver.solver if evidence.solver else DEFAULT_SOLVER
-    asked = evidence.asked or Asked(solver=solver, scorer=AUTO, dropped_tokens=AUTO)
-    kind = schedule.budget.kind if schedule.budget else "processed"
+def _write_evaluation(
+    run: Run, evaluation: Evaluation, first: NamedSchedule, chosen: Sequence[NamedSchedule], report: Report
+) -> pd.DataFrame:
+    """Write answers, table and summary; report low quality of the full model."""
+    from schedule_finder.evaluation.summary import summarize
 
-    def solve(budget: float, by: str | None) -> Schedule:
-        return search.solve(
-            budget,
-            kind,
-            solver=by or asked.solver,
-            scorer=asked.scorer,
-            dropped_tokens=asked.dropped_tokens,
+    table, quality = evaluation.table(), evaluation.full_model()
+    evaluation.write_answers(run.answers)
+    write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
+    summarize(first, chosen, table, quality).save(run.evaluation_summary)
+    for line in quality.lines():
+        report(line)
+    return table
+
+
+def _methods(
+    loaded: LoadedBackbone,
+    chosen: Sequence[NamedSchedule],
+    samples: Sequence[Sample],
+    search: Search,
+    baselines: str | None,
+    sweep: Sequence[float],
+    *,
+    own_names: bool,
+) -> list[Method]:
+    """The schedules and the baselines of each."""
+    from schedule_finder.evaluation.held_out import comparison_for
+    from schedule_finder.evaluation.methods import baseline_names, methods_to_compare
+
+    return [
+        method
+        for one in chosen
+        for method in methods_to_compare(
+            comparison_for(loaded, one, samples, search, own_name=own_names),
+            baseline_names(baselines, one.schedule),
+            sweep,
         )
-
-    return Comparison(
-        schedule=schedule,
-        loaded=loaded,
-        samples=samples,
-        solve=solve,
-        target=lambda: search.target(schedule.budget.target if schedule.budget else 1.0, kind),
-        earliest=lambda: search.profile.earliest_stage,
-    )
-
-
-class _Forecast:
-    """Progress of an evaluation in generated answers, and one line with the expected time.
-
-    The first batch that the full model answers is the measure: no method takes much longer than the full model.
-    """
-
-    def __init__(self, methods: int, samples: int, progress: Progress, report: Report) -> None:
-        self._total, self._done, self._reported = methods * samples, 0, False
-        self._progress, self._report = progress, report
-        report(f"evaluation: {methods} methods x {samples} samples = {self._total} generated answers")
-        progress(0, self._total)
-
-    def __call__(self, samples: int, full_seconds: float | None) -> None:
-        if full_seconds is not None and not self._reported:
-            self._reported = True
-            left = self._total - self._done
-            seconds = full_seconds / samples * left
-            self._report(
-                f"expected time: about {seconds:.0f} s or less for {left} answers "
-                f"(the full model: {full_seconds:.2f} s for {samples})"
-            )
-        self._done += samples
-        self._progress(self._done, self._total)
-
-
-def _held_out_summary(schedule: Schedule, table: pd.DataFrame) -> HeldOutSummary:
-    """All methods at the schedule's budget, over all question types."""
-    budget = schedule.budget.target if schedule.budget else 1.0
-    own = table[
-        (table.question_type == "all") & ((table.method == "full") | np.isclose(table.budget, budget))
     ]
-    names = [name for name in HeldOutResult.model_fields if name != "n"]
-    return HeldOutSummary(
-        schedule=digest(schedule),
-        budget=budget,
-        samples=int(own.n.max()),
-        methods={
-            row["method"]: HeldOutResult(
-                n=row["n"],
-                **{name: None if pd.isna(row[name]) else round(float(row[name]), 6) for name in names},
-            )
-            for row in own.to_dict("records")
-        },
-    )
+
+
+def _evaluation(
+    run: Run,
+    loaded: LoadedBackbone,
+    methods: list[Method],
+    max_new_tokens: int,
+    samples: int,
+    progress: Progress,
+    report: Report,
+) -> Evaluation:
+    """An evaluation that keeps finished batches in the run folder and forecasts its time."""
+    from schedule_finder.evaluation.evaluate import Evaluation
+    from schedule_finder.evaluation.forecast import Forecast
+    from schedule_finder.measuring.unit_store import UnitStore, model_digest
+
+    store = UnitStore(run.evaluation_parts, model_digest(loaded))
+    evaluation = Evaluation(loaded, methods, max_new_tokens, store)
+    evaluation.after_unit = Forecast(len(methods) + 1, samples, progress, report)
+    return evaluation
+
+
+def _selected(run: Run) -> NamedSchedule:
+    """The selected schedule. Raises `ScheduleError` where there is none."""
+    selected = run.schedules.selected()
+    return NamedSchedule("schedule", Schedule.load(run.schedule)) if selected is None else selected
+
+
+def _first(run: Run, chosen: Sequence[NamedSchedule]) -> NamedSchedule:
+    """The schedule that the example and the head of the summary are of: the selected one, or the first."""
+    with suppress(ScheduleError, InputError):
+        selected = run.schedules.selected()
+        return next((one for one in chosen if selected and one.digest == selected.digest), chosen[0])
+    return chosen[0]
 
 
 def _held_out(entries: Sequence[SampleEntry]) -> int:
@@ -311,36 +362,7 @@ def _held_out(entries: Sequence[SampleEntry]) -> int:
 
 
 def _entries(run: Run, data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
-    """The run's list of samples, chosen now if it is not yet; written in one piece, without notes beside it."""
-    chosen = run.samples.exists()
-    entries = read_entries(run.samples) if chosen else choose_samples(data, count, held_out, seed)
+    """The run's list of samples, written in one piece, without notes beside it."""
+    entries = planned_entries(run, data, count, held_out, seed)
     write_entries(run.samples, entries)
     return entries
-
-
-def _held_out_batches(
-    run: Run, data: DataSet, entries: list[SampleEntry], batch_size: int
-) -> Iterator[list[Sample]]:
-    """Held-out samples in batches; notes in ``entries`` how loading went.
-
-    Raises `InputError` where there are none or too many cannot be used.
-    """
-    held_out = [index for index, entry in enumerate(entries) if entry.use == "held_out"]
-    if not held_out:
-        raise InputError(f"{run.samples}: no held-out samples; begin a run with --eval-samples above 0")
-    skipped: list[SampleEntry] = []
-    for first in range(0, len(held_out), batch_size):
-        samples = []
-        indices = held_out[first : first + batch_size]
-        for index in indices:
-            try:
-                sample = data.load(entries[index])
-            except BadSample as error:
-                entries[index] = replace(entries[index], status="skipped", reason=str(error))
-                skipped.append(entries[index])
-                continue
-            entries[index] = replace(describe(entries[index], sample), status="done")
-            samples.append(sample)
-        check_skipped(skipped, first + len(indices), len(held_out))
-        if samples:
-            yield samples

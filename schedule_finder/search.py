@@ -6,31 +6,42 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 
 from pruning_runtime import Schedule
-from pruning_runtime.backbone import Backbone
-from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Asked, DetectorChoice, Evidence, TypicalPrompt
+from schedule_finder.evidence import (
+    AnswerQuality,
+    Asked,
+    DetectorChoice,
+    Evidence,
+    SampleCounts,
+    SolverEvidence,
+    TypicalPrompt,
+)
 from schedule_finder.files import write_json
-from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
 from schedule_finder.measuring.sensitivity_table import (
     SensitivityTable,
     better_dropped_tokens,
     measure_sensitivity,
 )
-from schedule_finder.models.loading import LoadedBackbone
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.profiling.store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run.folder import Run
 from schedule_finder.run.reader import ChangePoints, read_change_points
+from schedule_finder.run.schema import problem_of_searched
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
+
+if TYPE_CHECKING:
+    from pruning_runtime.backbone import Backbone
+    from schedule_finder.measuring.answer_kl import AnswerKL
+    from schedule_finder.models.loading import LoadedBackbone
 
 AUTO = "auto"
 """The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
@@ -98,20 +109,11 @@ class Search:
                 alternatives=alternatives,
                 sensitivity=table,
                 answer_kl=self._choice_answer_kl() if chosen.measures else None,
+                isolated=self.detections.isolated,
             )
         )
-        evidence = Evidence(
-            samples=len(profile),
-            dataset=self._run.options["dataset"],
-            typical_prompt=TypicalPrompt(
-                vision_tokens=round(profile.mean_vision, 1), other_tokens=round(profile.mean_other, 1)
-            ),
-            question_types=self._question_types,
-            detector=DetectorChoice(name=detector),
-            change_points=change_points,
-            asked=Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens),
-            solver=solution.evidence,
-        )
+        asked = Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens)
+        evidence = self._evidence(asked, detector, change_points, solution.evidence)
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(
@@ -126,8 +128,32 @@ class Search:
                 revision=profile.meta["backbone"].get("revision"),
                 profile_dtype=profile.meta["dtype"],
                 prompt_digest=profile.meta["prompt_digest"],
+                loading=self._run.options.get("loading", {}),
                 seed=self._run.options["seed"],
             ),
+        )
+
+    def _evidence(
+        self, asked: Asked, detector: str, change_points: list[int], solver: SolverEvidence
+    ) -> Evidence:
+        """What a schedule of this run is based on, with the quality of the full model's first answers if known."""
+        profile = self.profile
+        evidence = Evidence(
+            samples=len(profile),
+            dataset=self._run.options["dataset"],
+            typical_prompt=TypicalPrompt(
+                vision_tokens=round(profile.mean_vision, 1), other_tokens=round(profile.mean_other, 1)
+            ),
+            question_types=self._question_types,
+            detector=DetectorChoice(name=detector),
+            change_points=change_points,
+            asked=asked,
+            counts=self._counts,
+            solver=solver,
+        )
+        first_answers = AnswerQuality.load(self._run.first_answers)
+        return (
+            evidence if first_answers is None else evidence.model_copy(update={"full_model": first_answers})
         )
 
     def _check(self, solver: str, scorer: str, dropped_tokens: str) -> None:
@@ -151,7 +177,7 @@ class Search:
         return BudgetTarget(
             kind,
             budget,
-            DecoderShape(**profile.meta["shape"]),
+            profile.shape,
             profile.mean_vision,
             profile.mean_other,
             self._latency if kind == "latency" or self._run.latency.exists() else None,
@@ -173,8 +199,11 @@ class Search:
 
     @cached_property
     def profile(self) -> Profile:
-        """The run's profile."""
-        return self._run.profile.read()
+        """The run's profile. Raises `InputError`."""
+        profile = self._run.profile.read()
+        if (problem := problem_of_searched(profile.meta)) is not None:
+            raise InputError(f"{self._run.profile.meta_path}: {problem}; profile again into a new folder")
+        return profile
 
     @cached_property
     def detections(self) -> ChangePoints:
@@ -184,6 +213,20 @@ class Search:
     @cached_property
     def _entries(self) -> dict[str, SampleEntry]:
         return {entry.id: entry for entry in read_entries(self._run.samples)}
+
+    @property
+    def _counts(self) -> SampleCounts:
+        """Samples of the run: asked for and there."""
+        options = self._run.options
+        asked = options["samples"]
+        return SampleCounts(
+            asked=asked if isinstance(asked, int) else None,
+            profiled=len(self.profile),
+            asked_held_out=options["eval_samples"],
+            held_out=sum(
+                entry.use == "held_out" and entry.status != "skipped" for entry in self._entries.values()
+            ),
+        )
 
     @property
     def _question_types(self) -> list[str]:
@@ -220,6 +263,8 @@ class Search:
         return self._answer_kl
 
     def _measure_on(self, samples: list[Sample]) -> AnswerKL:
+        from schedule_finder.measuring.answer_kl import AnswerKL
+
         return AnswerKL.for_samples(self._loaded, samples, self._batch_size, self._run.measurements)
 
     @cached_property
@@ -287,7 +332,13 @@ def measured_layers(backbone: Backbone) -> list[int]:
 
     The first is -1 (before the decoder) where layer 0 has attention to score with.
     """
-    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    return spread_layers(
+        [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    )
+
+
+def spread_layers(usable: list[int]) -> list[int]:
+    """At most `MEASURED_LAYERS` of ``usable``, evenly spread, after -1 where layer 0 is among them."""
     spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
     return [-1, *spread] if usable[0] == 0 else spread
 

@@ -46,25 +46,22 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Measure a schedule and its baselines; the result can be written as JSON.
 
-    The first three rounds generate as many tokens as the longest of ``lengths`` (only the first one if time is up).
-    The others run the prefill only, where most of the difference is, until ``rounds`` or ``seconds`` are over.
+    The first three rounds (only the first one if time is up) generate as many tokens as the longest of ``lengths``, the
+    others run the prefill only, until ``rounds`` or ``seconds`` are over.
 
     A baseline that fails is left out, with its reason in the document. Errors of the unpruned model and of the schedule
     are raised.
 
     Args:
         backbone: on the device and in the precision to be measured.
-        schedule: made for this backbone.
-        schedule_source: one line for the report.
-        batches: batch sizes.
-        lengths: numbers of new tokens to report totals for.
+        schedule, schedule_source: made for this backbone; one line about it for the report.
+        batches, lengths: batch sizes; numbers of new tokens to report totals for.
         num_vision, num_text: tokens of each prompt, as in `synthetic_inputs`.
         rounds: maximum per batch size; at least three are run.
         seconds: time limit for all batch sizes together; three rounds are run in any case.
         fast: whether to measure the fast path as well; None: on a GPU only, where it captures graphs.
         without: names of baselines to leave out.
-        progress: called with the rounds done and the maximum.
-        before_run: called with each baseline's name before it runs.
+        progress, before_run: called with (rounds done, maximum), and with each baseline's name before it runs.
 
     Raises:
         InputError: the backbone cannot take such inputs.

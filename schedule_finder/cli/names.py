@@ -42,6 +42,14 @@ SCORER_NAMES = tuple(name for name, scorer in SCORERS.items() if scorer.needs_at
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 DROPPED_TOKENS: tuple[DroppedTokens, ...] = get_args(DroppedTokens)
 
+NUM_DEFAULT_BASELINES = 3
+"""`schedule_finder.evaluation.methods.NUM_DEFAULT`."""
+RANDOM_DRAWS = 3
+"""`schedule_finder.evaluation.methods.RANDOM_DRAWS`, of each of `DRAWN_BASELINES`."""
+DRAWN_BASELINES = ("random", "random-layers")
+RESERVED_NAMES = ("full", "schedule", *(name.replace("-", " ") for name in BASELINE_NAMES), *BASELINE_NAMES)
+"""Methods of an evaluation; no schedule can be called so."""
+
 OLD_NAMES = {"distribution_shift": "attention_shift", "none": "discard", "merged": "merge"}
 """Names of the previous release, accepted for one more."""
 

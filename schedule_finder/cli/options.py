@@ -20,8 +20,19 @@ from schedule_finder.cli.names import (
     data_presets,
     listed,
 )
+from schedule_finder.models.load_options import ATTENTION_KERNELS, LOAD_IN
 
 DEFAULT_BUDGET = "35%"
+
+
+def _print_version(asked: bool) -> None:
+    """Print the package's version and end the program."""
+    if asked:
+        from pruning_runtime import __version__
+
+        typer.echo(f"adaptinfer {__version__}")
+        raise typer.Exit
+
 
 Backbone = Annotated[
     str, typer.Argument(metavar="[BACKBONE]", help="`demo`, a checkpoint folder, or a hub name.")
@@ -62,6 +73,37 @@ Model = Annotated[
 ]
 Pareto = Annotated[
     bool, typer.Option("--pareto", help="Solve for a range of budgets instead; writes a table and a figure.")
+]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--name", help="Name of the result; default from budget, kind and solver, as 35pct-processed-paper."
+    ),
+]
+ScheduleCopy = Annotated[
+    Path | None, typer.Option("--out", help="Also write the schedule to this file, which must not exist yet.")
+]
+Select = Annotated[
+    str | None,
+    typer.Option("--select", help="Search nothing: make the schedule of this name the selected one."),
+]
+ChosenSchedules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--schedule",
+        help="Name of a schedule of the run, or a file; default the selected one. Repeat it to compare several.",
+    ),
+]
+FewerSamples = Annotated[
+    int | None,
+    typer.Option("--eval-samples", min=1, help="Use the first held-out samples only; default all."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the work ahead, with time and memory from a few timed batches; write nothing.",
+    ),
 ]
 Detector = Annotated[
     str | None,
@@ -106,6 +148,10 @@ Baselines = Annotated[
 ]
 Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate schedules for other budgets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Residual = Annotated[str | None, typer.Option("--residual", hidden=True)]
 """The previous name of ``--dropped-tokens``, with the values ``none`` and ``merged``."""
@@ -142,5 +188,48 @@ DATA_OPTIONS: dict[str, Any] = {
     "frames": Annotated[
         int | None, typer.Option("--frames", min=1, help="Frames per video, evenly spaced; default 8.")
     ],
+    "allow_outside_paths": Annotated[
+        bool | None,
+        typer.Option("--allow-outside-paths", help="Read images outside the folder of the data file."),
+    ],
 }  # fmt: skip
 """How a data set is read: options by their names in `DataOptions`, which holds the defaults."""
+
+LOADING_OPTIONS: dict[str, Any] = {
+    "revision": Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub name.")
+    ],
+    "trust_remote_code": Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+    ],
+    "attn_implementation": Annotated[
+        str | None,
+        typer.Option("--attn-implementation", help=f"Attention kernel: {listed(ATTENTION_KERNELS)}."),
+    ],
+    "load_in": Annotated[
+        str | None, typer.Option("--load-in", help=f"Quantize with bitsandbytes: {listed(LOAD_IN)}.")
+    ],
+    "allow_missing_weights": Annotated[
+        bool | None,
+        typer.Option("--allow-missing-weights", help="Accept a checkpoint with missing or unexpected tensors."),
+    ],
+    "system_prompt": Annotated[
+        str | None, typer.Option("--system-prompt", help="Text of a system message before each question.")
+    ],
+    "min_pixels": Annotated[
+        int | None, typer.Option("--min-pixels", min=1, help="Smallest image that the processor makes.")
+    ],
+    "max_pixels": Annotated[
+        int | None, typer.Option("--max-pixels", min=1, help="Largest image that the processor makes.")
+    ],
+    "processor_arg": Annotated[
+        list[str] | None,
+        typer.Option("--processor-arg", help="KEY=VALUE for the processor; repeat it for several."),
+    ],
+}  # fmt: skip
+"""How a checkpoint is loaded: the options of `LoadOptions.given`, which holds the defaults."""
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+"""The one of `LOADING_OPTIONS` that a run does not keep, so that commands on a run take it."""

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from schedule_finder.cli.names import AUTO, BUDGET_KINDS, DROPPED_TOKENS, OLD_NAMES, SOLVER_NAMES
+from schedule_finder.cli.names import (
+    AUTO,
+    BASELINE_NAMES,
+    BUDGET_KINDS,
+    DROPPED_TOKENS,
+    OLD_NAMES,
+    RESERVED_NAMES,
+    SCORER_NAMES,
+    SOLVER_NAMES,
+)
 from schedule_finder.errors import InputError
+from schedule_finder.run.schedules import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,12 +44,19 @@ def choice(option: str, text: str, names: Sequence[str]) -> str:
 
 
 def solver_options(solver: str, scorer: str, dropped_tokens: str) -> dict[str, Any]:
-    """The options of a solver by name; the scorer is checked against the profile later."""
+    """The options of a solver by name."""
     return {
         "solver": choice("--solver", solver, SOLVER_NAMES),
-        "scorer": scorer,
+        "scorer": choice("--scorer", scorer, (AUTO, *SCORER_NAMES)),
         "dropped_tokens": choice("--dropped-tokens", dropped_tokens, (AUTO, *DROPPED_TOKENS)),
     }
+
+
+def schedule_name(text: str) -> str:
+    """A name for a schedule, for its file and for the methods of an evaluation."""
+    if text in RESERVED_NAMES:
+        raise InputError(f"--name {text!r}: is the name of a method of every evaluation; choose another")
+    return check_name(text)
 
 
 def budget_kind(text: str) -> BudgetKind:
@@ -81,6 +98,15 @@ def number_of_samples(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 2:
         raise InputError(f"--samples {text!r}: must be a whole number of at least 2, or {AUTO}")
     return int(text)
+
+
+def check_baselines(text: str | None) -> None:
+    """Check the names of ``--baselines``: ``a,b``, ``all``, ``none``, or None for the default."""
+    for name in (text or "none").split(","):
+        if text not in ("all", "none", None) and name.strip() not in BASELINE_NAMES:
+            raise InputError(
+                f"--baselines {name.strip()!r}: choose all, none, or some of {', '.join(BASELINE_NAMES)}"
+            )
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -50,9 +50,15 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     tasks: list[TaskID] = []
 
     def show(done: int, total: int) -> None:
-        if not tasks:  # a solver that measures nothing shows no bar
+        if (
+            not tasks
+        ):  # a solver that measures nothing shows no bar, and an error before the first call no empty line
+            bar.start()
             tasks.append(bar.add_task(what, total=total))
         bar.update(tasks[0], completed=done, total=total)
 
-    with bar:
+    try:
         yield show
+    finally:
+        if tasks:
+            bar.stop()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import functools
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from schedule_finder.cli.checks import check_folder
 from schedule_finder.cli.names import AUTO, ENGINE_NAMES
 from schedule_finder.cli.parsing import choice, number_of_samples
-from schedule_finder.cli.progress import progress_bar, status
+from schedule_finder.cli.progress import note, progress_bar, status
 from schedule_finder.cli.runner import command_line
 from schedule_finder.cli.terminal import screen
 from schedule_finder.errors import InputError
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
+from schedule_finder.run.schema import RUN_OPTIONS, missing_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from schedule_finder.models.loading import LoadedBackbone
     from schedule_finder.profiling.engines.base import Engine
@@ -32,7 +35,8 @@ _ALWAYS_STORED = ("split", "image_column", "question_column", "answer_column")
 def open_run(folder: Path) -> Run:
     """The run in ``folder``. Raises `InputError` if there is none."""
     run = Run(folder)
-    run.document()
+    if (problem := missing_fields(run.options, RUN_OPTIONS)) is not None:
+        raise InputError(f"{run.path}: options: {problem}; restore it or begin a new run")
     return run
 
 
@@ -44,6 +48,7 @@ class BackboneOptions:
     device: str
     dtype: str
     threads: int | None
+    options: LoadOptions = field(default_factory=LoadOptions)
 
     def load(self) -> LoadedBackbone:
         """Load the backbone and set the number of threads. Raises `InputError`."""
@@ -57,13 +62,23 @@ class BackboneOptions:
             threads = 1 if self.threads is None and self.name == "demo" else self.threads
             if threads is not None:
                 torch.set_num_threads(threads)
-            return load_backbone(self.name, device=self.device, dtype=self.dtype)
+            return load_backbone(self.name, device=self.device, dtype=self.dtype, options=self.options)
 
 
-def load_again(run: Run, device: str, dtype: str, threads: int | None) -> tuple[LoadedBackbone, DataSet]:
-    """The backbone and the data set of a run that exists."""
-    data = open_data_of(run.options)
-    return BackboneOptions(run.options["backbone"], device, dtype, threads).load(), data
+def load_again(
+    run: Run, device: str, dtype: str, threads: int | None, trust_remote_code: bool = False
+) -> tuple[LoadedBackbone, DataSet]:
+    """The backbone and the data set of a run that exists, loaded as the run was begun.
+
+    Raises:
+        InputError: one of them does not load, or the checkpoint is not the one that was profiled.
+    """
+    options = run.options
+    how = LoadOptions.of_run(options.get("loading", {}), trust_remote_code=trust_remote_code)
+    data = open_data_of(options)
+    loaded = BackboneOptions(options["backbone"], device, dtype, threads, how).load()
+    run.profile.check_backbone(loaded.identity.model_dump(), note)
+    return loaded, data
 
 
 def open_data_of(options: dict[str, Any]) -> DataSet:
@@ -114,8 +129,15 @@ def begin_run(
     seed: int,
     columns: dict[str, Any],
     out: Path | None,
+    check: Callable[[Run, Engine, DataSet], None] = lambda _run, _engine, _data: None,
+    write: bool = True,
 ) -> tuple[Run, Engine, DataSet]:
-    """Load everything that can fail, and only then write the run's folder. Raises `InputError`."""
+    """Load everything that can fail, and only then write the run's folder, unless ``write`` is False.
+
+    ``check`` raises `InputError` where the run cannot work; it is called before anything is written.
+    """
+    folder = out or Path("outputs") / Path(backbone.name).name
+    check_folder(folder)
     from schedule_finder.pipeline import MOST_SAMPLES
 
     if not dataset:
@@ -135,10 +157,13 @@ def begin_run(
         "seed": seed,
         "columns": _stored_columns(columns, rows),
     }
+    if loading := backbone.options.stored():
+        options["loading"] = loading
+    _check_not_among_data(folder, dataset)
     data = open_data_of(options)
     running = engine.make(backbone, data, options)
-    folder = out or Path("outputs") / Path(backbone.name).name
-    run = Run.begin(folder, command_line(), options)
+    check(Run(folder), running, data)
+    run = Run.begin(folder, command_line(), options) if write else Run(folder)
     identity = running.meta["backbone"]
     screen.print(
         f"[bold]{escape(backbone.name)}[/bold] ({identity['model_type']}, {identity['num_layers']} layers, "
@@ -147,6 +172,28 @@ def begin_run(
         soft_wrap=True,
     )
     return run, running, data
+
+
+def _check_not_among_data(folder: Path, dataset: list[str]) -> None:
+    """Refuse an output folder in which the run's files would become part of the data.
+
+    That is a data folder or a folder in it, and the folder of a data file itself: a folder below that is fine, since
+    the file names its images. Raises `InputError`.
+    """
+    out = folder.expanduser().resolve()
+    for given in dataset:
+        location = Path(
+            given if Path(given).expanduser().exists() else given.partition("=")[2] or given
+        ).expanduser()
+        if not location.exists():
+            continue
+        place = location.resolve()
+        if (place.is_dir() and out.is_relative_to(place)) or out == place.parent:
+            where = "inside" if place.is_dir() and out != place else "the folder of"
+            raise InputError(
+                f"--out {folder}: {where} the data set {given!r}; "
+                "the run's files would mix with the data: choose another --out"
+            )
 
 
 def _stored_columns(columns: dict[str, Any], rows: int) -> dict[str, Any]:

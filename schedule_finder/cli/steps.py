@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli.names import AUTO
 from schedule_finder.cli.progress import note, notes, progress_bar, status
 from schedule_finder.cli.terminal import screen
+from schedule_finder.run.stale import find_stale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from schedule_finder.models.loading import LoadedBackbone
     from schedule_finder.profiling.engines.base import Engine
     from schedule_finder.run.folder import Run
+    from schedule_finder.run.schedules import NamedSchedule
     from schedule_finder.samples import DataSet
 
 
@@ -45,6 +49,16 @@ def profile_samples(run: Run, engine: Engine, data: DataSet, max_skipped: float)
     return counts
 
 
+def ask_first(run: Run, loaded: LoadedBackbone, data: DataSet, batch_size: int, max_new_tokens: int) -> None:
+    """A few answers of the full model, and a warning where they are suspicious."""
+    from schedule_finder import pipeline
+
+    with status("asking the full model"):
+        pipeline.first_answers_step(
+            run, loaded, data, batch_size=batch_size, max_new_tokens=max_new_tokens, report=note
+        )
+
+
 def evaluate_schedule(
     run: Run,
     loaded: LoadedBackbone,
@@ -54,6 +68,8 @@ def evaluate_schedule(
     max_new_tokens: int,
     baselines: str | None,
     sweep: bool,
+    schedules: Sequence[NamedSchedule] = (),
+    most_samples: int | None = None,
 ) -> pd.DataFrame:
     """Step 5; returns its table."""
     from schedule_finder import pipeline
@@ -70,6 +86,8 @@ def evaluate_schedule(
             baselines=baselines,
             sweep=SWEEP if sweep else (),
             report=note,
+            schedules=schedules,
+            most_samples=most_samples,
         )
 
 
@@ -78,4 +96,12 @@ def draw_figures(run: Run) -> list[Path]:
     from schedule_finder import figures
 
     with run.step("plot"), status("drawing"):
-        return figures.make_figures(run)
+        return figures.make_figures(run, report=note)
+
+
+def note_stale(run: Run) -> list[dict[str, Any]]:
+    """Print a line about everything that belongs to another schedule; returns it for ``--json``."""
+    found = find_stale(run)
+    for stale in found:
+        note(str(stale))
+    return [asdict(stale) for stale in found]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -12,12 +14,17 @@ from torch import Tensor
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.costs import prefill_flops, published_ratios
 from pruning_runtime.schedule import ScorerChoice
+from schedule_finder.evaluation.answers import quality_of, write_answers
 from schedule_finder.evaluation.methods import Method, scaled
 from schedule_finder.evaluation.metrics import Outcome, same_answer, summarize
+from schedule_finder.evidence import AnswerQuality
 from schedule_finder.measuring.answer_kl import answer_kl
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
+
+MOST_BATCHES = 1_000_003
+"""Distance of the seeds of two random draws; each batch of a draw has a seed of its own."""
 
 
 @dataclass
@@ -59,6 +66,14 @@ class Evaluation:
         """One row per method and question type; see `summarize`."""
         return summarize(self._outcomes)
 
+    def write_answers(self, path: Path) -> None:
+        """Write every answer so far; see `answers_table`."""
+        write_answers(path, self._outcomes)
+
+    def full_model(self) -> AnswerQuality:
+        """Whether the full model's answers so far are usable."""
+        return quality_of(self._outcomes[self.full])
+
 
 class _Batch:
     """One batch of samples; the full model answers it when the first method needs that."""
@@ -90,8 +105,10 @@ class _Batch:
                 answer = self._answer(schedule, self._on_device(smaller))
             elif method is not self._evaluation.full:
                 answer = self._answer(schedule, self._inputs)
-            store.put(key, stored := [asdict(one) for one in self._judge(schedule, answer, reference)])
-        return [Outcome(**one) for one in stored]
+            store.put(key, stored := [_to_store(one) for one in self._judge(schedule, answer, reference)])
+        return [
+            Outcome(**one, reference=sample.answer) for one, sample in zip(stored, self._samples, strict=True)
+        ]
 
     def _full(self) -> _Answer:
         if self._reference is None:
@@ -101,10 +118,11 @@ class _Batch:
         return self._reference
 
     def _seeded(self, schedule: Schedule) -> Schedule:
-        """The schedule, with another seed for every batch where it scores at random."""
+        """The schedule, with another seed for every batch and every draw where it scores at random."""
         if schedule.scorer.name != "random":
             return schedule
-        choice = ScorerChoice(name="random", options={"seed": self._number})
+        drawn = int(schedule.scorer.options.get("seed", 0))
+        choice = ScorerChoice(name="random", options={"seed": drawn * MOST_BATCHES + self._number})
         return schedule.with_scorer(choice)
 
     def _on_device(self, samples: list[Sample]) -> dict[str, Tensor]:
@@ -162,6 +180,13 @@ class _Batch:
                 )
             )
         return found
+
+
+def _to_store(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON-able fields; the reference answer is the sample's and is not stored again."""
+    fields = asdict(outcome)
+    del fields["reference"]
+    return fields
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning_runtime import Schedule, pruned
+from schedule_finder.evidence import digest
 from schedule_finder.files import replacing, write_json
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
@@ -29,6 +30,7 @@ def write_example(
     with pruned(loaded.backbone.model, schedule) as record:
         short = loaded.generate(inputs, max_new_tokens)
     document = {
+        "schedule": digest(schedule),
         "id": sample.id,
         "question": sample.question,
         "answer": sample.answer,

@@ -9,14 +9,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pruning_runtime import Schedule
-from pruning_runtime.schedule import ScorerChoice
+from pruning_runtime.schedule import ScorerChoice, Stage
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.shapes import random_stages
 
+OWN = "schedule"
+"""Name of the method where a single schedule is evaluated."""
 RANDOM_DRAWS = 3
+MOST_ATTEMPTS = 100
+"""Random stages that are tried for so many different draws."""
 SWEEP = (0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 """Budgets of the accuracy curve, in the unit of the schedule's budget."""
 
@@ -30,12 +34,21 @@ class Method:
         schedule: what prunes.
         budget: its target, 1 for the full model.
         image_scale: factor on the sides of images before the processor.
+        of: name and digest of the schedule that it is, or is the baseline of; empty for the full model.
+        draw: number of a random draw; methods of one name and budget that differ in it are reported together.
     """
 
     name: str
     schedule: Schedule
     budget: float = 1.0
     image_scale: float = 1.0
+    draw: int | None = None
+    of: tuple[str, str] = ("", "")
+
+    @property
+    def is_schedule(self) -> bool:
+        """Whether this is the schedule itself (or, in a sweep, one for another budget) and no baseline."""
+        return self.name in (OWN, self.of[0])
 
     @classmethod
     def full(cls, schedule: Schedule) -> Method:
@@ -55,6 +68,8 @@ class Comparison:
             is the user's. Raises `OutOfReach`.
         target: the schedule's budget on the typical prompt.
         earliest: the first layer that a stage may have.
+        method: name of the schedule as a method.
+        of: see `Method`.
     """
 
     schedule: Schedule
@@ -63,6 +78,8 @@ class Comparison:
     solve: Callable[[float, str | None], Schedule]
     target: Callable[[], BudgetTarget]
     earliest: Callable[[], int]
+    method: str = OWN
+    of: tuple[str, str] = ("", "")
 
     @property
     def budget(self) -> float:
@@ -82,6 +99,14 @@ def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
         yield Method(name, changed, comparison.budget)
 
 
+def _random_tokens(name: str, comparison: Comparison) -> Iterator[Method]:
+    """The same stages with tokens drawn at random, `RANDOM_DRAWS` times."""
+    for method in _scorer(name, comparison):
+        for draw in range(RANDOM_DRAWS):
+            choice = ScorerChoice(name=name, options={"seed": draw})
+            yield replace(method, schedule=method.schedule.with_scorer(choice), draw=draw)
+
+
 def _not_merged(name: str, comparison: Comparison) -> Iterator[Method]:
     """The same stages and scorer, dropped tokens discarded."""
     schedule = comparison.schedule
@@ -99,15 +124,24 @@ def _published_layers(name: str, comparison: Comparison) -> Iterator[Method]:
 
 
 def _random_layers(name: str, comparison: Comparison) -> Iterator[Method]:
-    """The schedule's scorer on layers and ratios drawn at random within the budget."""
+    """The schedule's scorer on layers and ratios drawn at random within the budget, `RANDOM_DRAWS` different draws.
+
+    Fewer where a small backbone does not have so many: a single stage spends the budget in one way per layer.
+    """
     if comparison.schedule.budget is None:
         return
-    for draw in range(RANDOM_DRAWS):
-        with suppress(OutOfReach):
-            rng = np.random.default_rng(draw)
+    rng = np.random.default_rng(0)
+    drawn: list[tuple[Stage, ...]] = []
+    with suppress(OutOfReach):
+        for _ in range(MOST_ATTEMPTS):
             stages = random_stages(comparison.target(), rng, comparison.earliest())
-            changed = comparison.schedule.model_copy(update={"stages": stages})
-            yield Method(f"{name.replace('-', ' ')} {draw}", changed, comparison.budget)
+            if stages not in drawn:
+                drawn.append(stages)
+            if len(drawn) == RANDOM_DRAWS:
+                break
+    for draw, stages in enumerate(drawn):
+        changed = comparison.schedule.model_copy(update={"stages": stages})
+        yield Method(name.replace("-", " "), changed, comparison.budget, draw=draw)
 
 
 def _smaller_images(name: str, comparison: Comparison) -> Iterator[Method]:
@@ -130,7 +164,7 @@ def _smaller_images(name: str, comparison: Comparison) -> Iterator[Method]:
 
 
 BASELINES: dict[str, Baseline] = {
-    "random": _scorer,
+    "random": _random_tokens,
     "strided": _scorer,
     "last_token": _scorer,
     "text_guided": _scorer,
@@ -171,7 +205,7 @@ def methods_to_compare(
 
     A budget that cannot be reached on this backbone is left out.
     """
-    methods = [Method("schedule", comparison.schedule, comparison.budget)]
+    methods = [Method(comparison.method, comparison.schedule, comparison.budget)]
     methods += [method for name in baselines for method in BASELINES[name](name, comparison)]
     for budget in sweep if comparison.schedule.budget else ():
         if abs(budget - comparison.budget) < 1e-9:
@@ -181,7 +215,7 @@ def methods_to_compare(
         except OutOfReach:
             continue
         methods += methods_to_compare(other, ("not-merged", *SWEEP_BASELINES))
-    return methods
+    return [replace(method, of=comparison.of) for method in methods]
 
 
 def scaled(sample: Sample, factor: float) -> Sample:

@@ -34,6 +34,11 @@ COLUMNS = (
     "prefill_ms",
     "scorer",
     "dropped_tokens",
+    "draws",
+    "draw_low",
+    "draw_high",
+    "schedule",
+    "digest",
 )
 
 
@@ -53,6 +58,7 @@ class Outcome:
         flops: of the decoder's prefill, as a share of the full model's.
         kv_bytes: cache bytes after the prefill.
         prefill_ms: milliseconds of the decoder's prefill, the batch's divided by its rows.
+        reference: the sample's own answer; None where there is none.
     """
 
     id: str
@@ -66,37 +72,58 @@ class Outcome:
     flops: float
     kv_bytes: float
     prefill_ms: float
+    reference: str | None = None
 
 
 def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
-    """One row per method and question type (``all`` first), with the columns `COLUMNS`."""
-    own = {method.budget: found for method, found in outcomes.items() if method.name == "schedule"}
+    """One row per method and question type (``all`` first), with the columns `COLUMNS`.
+
+    Draws of a random method share a row: values are means over the draws, intervals are those of the mean over
+    samples, and ``draw_low`` and ``draw_high`` are the least and the highest exact match of a draw (agreement where
+    no sample has a reference answer).
+    """
+    own = {(method.of, method.budget): found for method, found in outcomes.items() if method.is_schedule}
     rows = []
-    for method, found in outcomes.items():
+    for draws in _by_method(outcomes):
+        method, found = draws[0]
         prunes = bool(method.schedule.stages)
         facts = {
             "method": method.name,
             "budget": method.budget,
             "scorer": method.schedule.scorer.name if prunes else None,
             "dropped_tokens": method.schedule.dropped_tokens if prunes else None,
+            "schedule": method.of[0],
+            "digest": method.of[1],
         }
         kinds = sorted({outcome.question_type for outcome in found} - {"all"})
-        rows += [
-            facts
-            | {"question_type": kind}
-            | _summary([outcome for outcome in found if kind in ("all", outcome.question_type)])
-            | _difference(found, own.get(method.budget, ()), kind)
-            for kind in ("all", *kinds)
-        ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        for kind in ("all", *kinds):
+            of_kind = [
+                [outcome for outcome in drawn if kind in ("all", outcome.question_type)] for _, drawn in draws
+            ]
+            ours = own.get((method.of, method.budget), ())
+            reference = [one for one in ours if kind in ("all", one.question_type)]
+            rows.append(facts | {"question_type": kind} | _summary(of_kind) | _difference(of_kind, reference))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"draws": float})
 
 
-def _difference(found: Sequence[Outcome], own: Sequence[Outcome], kind: str) -> dict[str, float]:
+_Draw = tuple[Method, Sequence[Outcome]]
+
+
+def _by_method(outcomes: Mapping[Method, Sequence[Outcome]]) -> list[list[_Draw]]:
+    """Draws of one method and budget together, in the order of their first ones."""
+    groups: dict[tuple[Any, ...], list[_Draw]] = {}
+    for index, (method, found) in enumerate(outcomes.items()):
+        key = (index,) if method.draw is None else (method.of, method.name, method.budget)
+        groups.setdefault(key, []).append((method, found))
+    return list(groups.values())
+
+
+def _difference(draws: Sequence[Sequence[Outcome]], own: Sequence[Outcome]) -> dict[str, float]:
     """Exact match less that of the schedule for the same budget, with a paired bootstrap interval."""
     pairs = [
-        float(one.correct) - float(other.correct)
-        for one, other in zip(found, own, strict=False)
-        if one.correct is not None and other.correct is not None and kind in ("all", one.question_type)
+        sum(float(bool(one.correct)) for one in drawn) / len(drawn) - float(other.correct)
+        for *drawn, other in zip(*draws, own, strict=False)
+        if other.correct is not None and all(one.correct is not None for one in drawn)
     ]
     names = ("difference", "difference_low", "difference_high")
     if not pairs:
@@ -105,16 +132,22 @@ def _difference(found: Sequence[Outcome], own: Sequence[Outcome], kind: str) -> 
     return dict(zip(names, (sum(pairs) / len(pairs), low, high), strict=True))
 
 
-def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    judged = [outcome.correct for outcome in outcomes if outcome.correct is not None]
-    low, high = wilson_interval(sum(judged), len(judged))
+def _summary(draws: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
+    outcomes = [outcome for drawn in draws for outcome in drawn]
+    judged = [[outcome.correct for outcome in drawn if outcome.correct is not None] for drawn in draws]
+    correct, count = sum(map(sum, judged)) / len(draws), len(judged[0])
+    low, high = wilson_interval(correct, count)
+    if count:
+        of_draw = [sum(drawn) / len(drawn) for drawn in judged]
+    else:
+        of_draw = [sum(outcome.agrees for outcome in drawn) / len(drawn) for drawn in draws]
 
     def mean(pick: Callable[[Outcome], float]) -> float:
         return sum(map(pick, outcomes)) / len(outcomes)
 
     return {
-        "n": len(outcomes),
-        "exact_match": sum(judged) / len(judged) if judged else math.nan,
+        "n": len(draws[0]),
+        "exact_match": correct / count if count else math.nan,
         "ci_low": low,
         "ci_high": high,
         "agreement": mean(lambda outcome: outcome.agrees),
@@ -124,6 +157,9 @@ def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "flops": mean(lambda outcome: outcome.flops),
         "kv_bytes": mean(lambda outcome: outcome.kv_bytes),
         "prefill_ms": mean(lambda outcome: outcome.prefill_ms),
+        "draws": len(draws) if len(draws) > 1 else None,
+        "draw_low": min(of_draw) if len(draws) > 1 else math.nan,
+        "draw_high": max(of_draw) if len(draws) > 1 else math.nan,
     }
 
 

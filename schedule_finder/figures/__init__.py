@@ -20,6 +20,7 @@ from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.shift import shift
 from schedule_finder.figures.style import STYLE
+from schedule_finder.run.stale import FIGURE_KEY, figure_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -44,14 +45,24 @@ FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
 }
 
 
-def make_figures(run: Run, names: Collection[str] = tuple(FIGURES)) -> list[Path]:
+_SUFFIXES = ("pdf", "png", "csv")
+
+
+def make_figures(
+    run: Run,
+    names: Collection[str] = tuple(FIGURES),
+    report: Callable[[str], None] = lambda _line: None,
+) -> list[Path]:
     """Draw the figures that the run has data for into ``run.figures``; returns the files written.
 
-    Each figure is a PDF, a PNG and the table (CSV) that it was drawn from. A figure whose data is missing is left out.
+    Each figure is a PDF, a PNG and the table (CSV) that it was drawn from.
+    A figure whose data is missing is left out. Figures show the selected schedule only: what was evaluated on
+    another one is left out too, and its old figure removed.
 
     Args:
         run: the run's folder.
         names: which figures.
+        report: called with a line about each result that is left out because it is of another schedule.
 
     Raises:
         InputError: a file cannot be used; the message says which one and why.
@@ -60,18 +71,37 @@ def make_figures(run: Run, names: Collection[str] = tuple(FIGURES)) -> list[Path
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):
         for name in names:
+            data.uses_schedule = False
             drawing = FIGURES[name](data)
             if drawing is not None:
-                written += save_figure(run.figures / name, *drawing)
+                shown = data.digest if data.uses_schedule else None
+                written += save_figure(run.figures / name, *drawing, schedule=shown)
+            else:
+                _remove_stale(run.figures / name, data.digest)
+    for reason in data.left_out:
+        report(f"{reason}: its figures are left out; renew with `adaptinfer-profile evaluate {run.folder}`")
     return written
 
 
-def save_figure(stem: Path, figure: Figure, table: pd.DataFrame) -> list[Path]:
-    """Write the figure as PDF and PNG, and its table; returns the files."""
+def _remove_stale(stem: Path, digest: str | None) -> None:
+    """Remove a figure that was drawn from another schedule and cannot be drawn from the selected one."""
+    drawn_from = figure_digest(stem.with_name(f"{stem.name}.png"))
+    if digest is not None and drawn_from not in (None, digest):
+        for suffix in _SUFFIXES:
+            stem.with_name(f"{stem.name}.{suffix}").unlink(missing_ok=True)
+
+
+def save_figure(
+    stem: Path, figure: Figure, table: pd.DataFrame, *, schedule: str | None = None
+) -> list[Path]:
+    """Write the figure as PDF and PNG, and its table; returns the files.
+
+    ``schedule``: digest of the schedule that it shows, written into PDF (Keywords) and PNG (`FIGURE_KEY`).
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png", "csv")]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in _SUFFIXES]
     # Without date and software version, the same data gives the same bytes.
-    figure.savefig(paths[0], metadata={"CreationDate": None})
-    figure.savefig(paths[1], metadata={"Software": None})
+    figure.savefig(paths[0], metadata={"CreationDate": None, "Keywords": schedule})
+    figure.savefig(paths[1], metadata={"Software": None, FIGURE_KEY: schedule})
     table.to_csv(paths[2], index=False, float_format="%.6g")
     return paths

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from schedule_finder.figures.held_out import HeldOut, draw_full, error_bars, held_out_results
+from schedule_finder.figures.held_out import HeldOut, draw_full, error_bars, held_out_results, several_draws
 from schedule_finder.figures.style import (
     LABELS,
     METHOD_STYLES,
@@ -34,6 +34,9 @@ def accuracy(data: RunData) -> Drawing | None:
     names, spare = _methods_in_order(results.table), iter(SPARE_STYLES * len(results.table))
     used = {kind: METHOD_STYLES.get(kind) or next(spare) for kind in dict.fromkeys(map(_kind, names))}
     styles = {name: _style(name, *used[_kind(name)], data.schedule) for name in names}
+    for name, style in styles.items():
+        if several_draws(rows := results.table[results.table.method == name]):
+            style["label"] += f" (range of {int(rows.draws.max())})"
     one_budget = results.table.budget[results.table.method != "full"].nunique() <= 1
     draw = _by_method if one_budget else _by_budget
     return draw(results, styles), results.table

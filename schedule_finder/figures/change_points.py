@@ -1,17 +1,25 @@
-"""Where the cumulative curves of single tokens break, beside a profile without any shift."""
+"""Distances between layers with regimes, isolated layers and stages; the shift curve; the paper's histogram."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from schedule_finder.errors import InputError
 from schedule_finder.figures.run_data import need
 from schedule_finder.figures.style import (
     BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
     SINGLE,
     SKY,
     VERMILLION,
@@ -22,79 +30,222 @@ from schedule_finder.figures.style import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
 
     from schedule_finder.figures.run_data import RunData
+    from schedule_finder.run.reader import DetectorResult
+
+_REGIME_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
+_GREY = "#BBBBBB"
 
 
 def change_points(data: RunData) -> Drawing | None:
-    """Breaks of the tokens' cumulative curves by layer, beside those of shuffled layers."""
+    """Up to three panels, each where its detector has evidence; None where none has."""
     if data.detections is None:
         return None
     path, detectors = data.run.change_points, data.detections.detectors
-    evidence = detectors["token_curve"].evidence if "token_curve" in detectors else {}
-    if not evidence or "reason" in evidence:  # not run, or too few layers for it
+    shift, curve = (_with_evidence(detectors, name) for name in ("attention_shift", "token_curve"))
+    shift = shift if shift is not None and "distance" in shift.evidence else None  # old files have none
+    if shift is None and curve is None:
         return None
+    some = (shift or curve).evidence  # type: ignore[union-attr]
+    layers = data.detections.layers or list(range(some["num_layers"]))
+    tables = []
+    heights = [2.75, 1.25] * (shift is not None) + [1.25] * (curve is not None)
+    figure = Figure(figsize=(SINGLE, sum(heights) + 0.65), layout="constrained")
+    panels = list(np.ravel(figure.subplots(len(heights), height_ratios=heights)))
+    handles: list[Any] = []
+    num_layers = int(max(layers)) + 1
+    if shift is not None:
+        need(
+            shift.evidence,
+            ("layers", "own", "drift", "dimensions", "shift", "expected_shift"),
+            path,
+            "detect again",
+        )
+        handles += _draw_distances(figure, panels[0], shift, data, num_layers)
+        table, more = _draw_shift(panels[1], shift, num_layers)
+        tables.append(table)
+        handles += more
+    if curve is not None:
+        table = _curve_table(curve, layers, path)
+        handles += _draw_histogram(panels[-1], table, num_layers)
+        tables.append(table)
+    for letter, axes in zip("abc", panels, strict=False):
+        axes.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=2)
+    table = tables[0] if len(tables) == 1 else tables[1].merge(tables[0], how="outer")
+    for name, detection in detectors.items():
+        table[name] = np.isin(table.first_layer_of_new_regime, detection.change_points).astype(int)
+    legend_above(figure, handles, columns=2)
+    return figure, table
+
+
+def _with_evidence(detectors: dict[str, DetectorResult], name: str) -> DetectorResult | None:
+    found = detectors.get(name)
+    return found if found is not None and found.evidence and not found.evidence.get("reason") else None
+
+
+def _draw_distances(
+    figure: Figure, axes: Axes, found: DetectorResult, data: RunData, num_layers: int
+) -> list[Any]:
+    """Heatmap of all pairs of layers; regimes as boxes on the diagonal, coloured by attention pattern."""
+    evidence = found.evidence
+    shown = np.full((num_layers, num_layers), np.nan)
+    index = np.array(evidence["layers"])
+    shown[np.ix_(index, index)] = evidence["distance"]
+    np.fill_diagonal(shown, np.nan)
+    edges = np.arange(num_layers + 1) - 0.5
+    high = float(np.nanquantile(shown, 0.9))
+    mesh = axes.pcolormesh(
+        edges, edges, np.ma.masked_invalid(shown), cmap="Greys", vmin=0, vmax=high, rasterized=True
+    )
+    bar = figure.colorbar(mesh, ax=axes, aspect=22, pad=0.02, extend="max")
+    bar.set_label("Distance (nats)")
+    bar.outline.set_linewidth(0.6)
+    axes.set_aspect("equal")
+    layer_axis(axes, num_layers)
+    axes.set_ylim(num_layers - 0.5, -0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 4, 5, 10]))
+    axes.set_ylabel("Decoder layer")
+    handles: list[Any] = []
+    for regime in found.regimes:
+        colour = _REGIME_COLOURS[regime.cluster % len(_REGIME_COLOURS)]
+        size = regime.last - regime.first + 1
+        corner = (regime.first - 0.5, regime.first - 0.5)
+        axes.add_patch(
+            Rectangle(
+                corner, size, size, fill=False, edgecolor=colour, linewidth=1.4, clip_on=False, zorder=4
+            )
+        )
+    if found.regimes:
+        handles.append(Patch(fill=False, edgecolor=BLUE, linewidth=1.4, label="Regime (colour: pattern)"))
+    # Marks stand outside the matrix: isolated layers on the right edge, stages below the lower one.
+    isolated = [layer.layer for layer in found.isolated_layers]
+    if isolated:
+        marks = axes.plot(
+            isolated, isolated, "o", markersize=4, markerfacecolor="none", color=VERMILLION, zorder=6
+        )
+        marks[0].set_label("Isolated layer")
+        handles.append(marks[0])
+    for stage in data.stages:
+        axes.plot(
+            stage.layer + 0.5,
+            0,
+            marker="^",
+            color=BLACK,
+            markersize=5,
+            clip_on=False,
+            zorder=5,
+            transform=axes.get_xaxis_transform(),
+        )
+    if data.stages:
+        handles.append(
+            Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")
+        )
+    return handles
+
+
+def _draw_shift(axes: Axes, found: DetectorResult, num_layers: int) -> tuple[pd.DataFrame, list[Any]]:
+    """Distance of neighbouring layers, and what it is where nothing changes."""
+    evidence = found.evidence
+    layers, own = np.array(evidence["layers"]), np.array(evidence["own"])
+    expected = np.array(evidence["expected_shift"])
+    # Chance alignment of two own parts in so many dimensions: 1.96 standard deviations.
+    chance = 1.96 * 2 * np.sqrt(own[1:] * own[:-1] / evidence["dimensions"])
+    low, high = np.maximum(expected - chance, 0), expected + chance
+    mean = np.array(evidence["shift"]["mean"], dtype=float)
+    middle = (layers[1:] + layers[:-1]) / 2
+    bounds = np.repeat(middle, 2) + np.tile([-0.5, 0.5], len(middle))
+    band = axes.fill_between(
+        bounds,
+        np.repeat(low, 2),
+        np.repeat(high, 2),
+        color=_GREY,
+        alpha=0.7,
+        linewidth=0,
+        label="Without a change",
+    )
+    line = axes.plot(
+        middle, mean, color=BLACK, marker="o", markersize=2, linewidth=0.9, label="Neighbours' distance"
+    )
+    interval = np.array([evidence["shift"]["low"], evidence["shift"]["high"]], dtype=float)
+    axes.fill_between(middle, *interval, color=BLACK, alpha=0.25, linewidth=0)
+    handles: list[Any] = [line[0], band]
+    for layer in found.change_points:
+        mark = axes.axvline(
+            layer - 0.5, color=VERMILLION, linestyle=(0, (3, 1.5)), linewidth=1.1, label="Change point"
+        )
+        handles += [mark] * (len(handles) == 2)
+    axes.set_ylim(0, 1.08 * max(float(np.nanmax(mean)), float(high.max())))
+    axes.set_ylabel("Distance (nats)")
+    layer_axis(axes, num_layers)
+    table = pd.DataFrame(
+        {
+            "first_layer_of_new_regime": layers[1:],
+            "distance_from_layer_before": mean,
+            "distance_low": interval[0],
+            "distance_high": interval[1],
+            "without_a_change": expected,
+            "without_a_change_low": low,
+            "without_a_change_high": high,
+        }
+    )
+    return table, handles
+
+
+def _curve_table(found: DetectorResult, layers: Sequence[int], path: Path) -> pd.DataFrame:
+    evidence = found.evidence
     need(evidence, ("histogram", "straight_ramp", "num_curves"), path, "detect again")
-    layers = data.detections.layers or list(range(len(evidence["histogram"])))
-    # Entry i counts breaks after the i-th layer: the new regime begins with the next one.
-    first = np.array(layers[1:])
 
     def percent(counts: Sequence[float]) -> np.ndarray:
         if len(counts) != len(layers):
             raise InputError(f"{path}: {len(counts)} numbers for {len(layers)} layers; detect again")
         return np.asarray(100 * np.array(counts[:-1], dtype=float) / evidence["num_curves"])
 
+    # Entry i counts breaks after the i-th layer: the new regime begins with the next one.
     table = pd.DataFrame(
-        {"first_layer_of_new_regime": first, "breaks_percent": percent(evidence["histogram"])}
+        {
+            "first_layer_of_new_regime": np.array(layers[1:]),
+            "breaks_percent": percent(evidence["histogram"]),
+            "straight_ramp_percent": percent(evidence["straight_ramp"]),
+        }
     )
-    table["straight_ramp_percent"] = percent(evidence["straight_ramp"])
     if "shuffled_layers" in evidence:
         table["shuffled_layers_percent"] = percent(evidence["shuffled_layers"])
         table["threshold_percent"] = table.shuffled_layers_percent + 100 * evidence["excess_threshold"]
-    for name, detection in detectors.items():
-        table[name] = np.isin(first, detection.change_points).astype(int)
+    return table.assign(token_curve=np.isin(table.first_layer_of_new_regime, found.change_points).astype(int))
 
-    figure = Figure(figsize=(SINGLE, 2.3), layout="constrained")
-    axes = figure.subplots()
-    axes.bar(first, table.breaks_percent, 0.75, color=SKY, label="Token-curve breaks")
+
+def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[Any]:
+    first = table.first_layer_of_new_regime
+    handles: list[Any] = [axes.bar(first, table.breaks_percent, 0.75, color=SKY, label="Token-curve breaks")]
     if "shuffled_layers_percent" in table:
-        axes.plot(first, table.shuffled_layers_percent, color=BLACK, marker=".", label="Layers shuffled")
-        axes.plot(
+        handles += axes.plot(
             first,
             table.threshold_percent,
             color=BLACK,
-            linewidth=0.8,
+            linewidth=0.9,
             linestyle=":",
-            label=f"Shuffled, {evidence.get('level', 0.95):.0%} limit",
+            label="Shuffled layers, limit",
         )
-    top = 1.18 * max(axes.get_ylim()[1] / 1.05, 1)
-    axes.set_ylim(0, top)
-    for layer in first[table.straight_ramp_percent > 0]:
-        axes.axvline(layer, color="#BBBBBB", linewidth=4, zorder=0, label="Straight ramp")
-    found = detectors["attention_shift"].change_points if "attention_shift" in detectors else []
-    for layer in found:
-        axes.plot(
-            [layer, layer],
-            [0, top],
-            color=VERMILLION,
-            marker="v",
-            markevery=[1],
-            markersize=5,
-            linestyle=(0, (3, 1.5)),
-            clip_on=False,
-            label="Attention shift",
-        )
+    for a, b in pairwise([*first[table.straight_ramp_percent > 0], None]):
+        ramp = axes.axvline(a, color=_GREY, linewidth=4, zorder=0, label="Straight ramp")
+        handles += [ramp] * (b is None)
     own = table[table.token_curve == 1]
-    axes.plot(
-        own.first_layer_of_new_regime,
-        own.breaks_percent + 0.04 * top,
-        "*",
-        color=BLACK,
-        markersize=6,
-        markeredgewidth=0,
-        label="Token-curve change points",
-    )
+    if len(own):
+        top = axes.get_ylim()[1]
+        handles += axes.plot(
+            own.first_layer_of_new_regime,
+            own.breaks_percent + 0.06 * top,
+            "*",
+            color=BLACK,
+            markersize=6,
+            markeredgewidth=0,
+            label="Token-curve change",
+        )
+        axes.set_ylim(0, 1.12 * top)
     axes.set_ylabel("Tokens' curves (%)")
-    layer_axis(axes, int(max(layers)) + 1, "First decoder layer of the new regime")
-    legend_above(figure, axes.get_legend_handles_labels()[0], columns=2)
-    return figure, table
+    layer_axis(axes, num_layers, "First decoder layer of the new regime")
+    return handles

@@ -22,7 +22,8 @@ class HeldOut:
     """Accuracy on held-out samples.
 
     Attributes:
-        table: a row per method and budget: ``method, budget, n, processed, value, ci_low, ci_high, measure``.
+        table: a row per method and budget: ``method, budget, n, processed, value, ci_low, ci_high, measure``, and where
+            a method was drawn at random several times ``draws, draw_low, draw_high``, the range over the draws.
         label: of an axis for ``value`` in percent.
     """
 
@@ -47,15 +48,23 @@ def held_out_results(data: RunData) -> HeldOut | None:
             wilson_interval(round(a * n), int(n)) for a, n in zip(table.agreement, table.n, strict=True)
         ]
         table[["ci_low", "ci_high"]] = bounds
-    table = table.rename(columns={centre: "value"})[
-        ["method", "budget", "n", "processed", "value", "ci_low", "ci_high"]
-    ].assign(measure=centre)
+    columns = ["method", "budget", "n", "processed", "value", "ci_low", "ci_high"]
+    columns += [name for name in ("draws", "draw_low", "draw_high") if name in table]
+    table = table.rename(columns={centre: "value"})[columns].assign(measure=centre)
     return HeldOut(table, label)
 
 
 def error_bars(rows: pd.DataFrame) -> np.ndarray:
-    """Lengths of the interval below and above ``value``, in percent, ``[2, rows]``."""
-    return 100 * np.maximum([rows.value - rows.ci_low, rows.ci_high - rows.value], 0)
+    """Lengths of the interval below and above ``value``, in percent, ``[2, rows]``; of the range over random draws."""
+    low, high = rows.ci_low, rows.ci_high
+    if several_draws(rows):
+        low, high = rows.draw_low.fillna(low), rows.draw_high.fillna(high)
+    return 100 * np.maximum([rows.value - low, high - rows.value], 0)
+
+
+def several_draws(rows: pd.DataFrame) -> bool:
+    """Whether some of the rows are means over random draws."""
+    return "draws" in rows and bool((rows.draws > 1).any())
 
 
 def draw_full(axes: Axes, results: HeldOut, *, vertical: bool = False) -> None:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Evidence
+from schedule_finder.evidence import Evidence, digest
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.run.reader import ChangePoints, read_change_points
+from schedule_finder.run.stale import example_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,10 @@ class RunData:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.uses_schedule = False
+        """Whether a figure has read the schedule; set to False before each."""
+        self.left_out: list[str] = []
+        """Results that belong to another schedule and are not drawn."""
 
     @cached_property
     def profile(self) -> Profile | None:
@@ -67,10 +72,20 @@ class RunData:
         begun = any(self.run.profile.folder.glob("part-*.parquet"))
         return self.run.profile.read() if begun else None
 
-    @cached_property
+    @property
     def schedule(self) -> Schedule | None:
-        """The schedule."""
+        """The selected schedule."""
+        self.uses_schedule = True
+        return self._schedule
+
+    @cached_property
+    def _schedule(self) -> Schedule | None:
         return Schedule.load(self.run.schedule) if self.run.schedule.exists() else None
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Identity of the selected schedule; None if there is none."""
+        return None if self._schedule is None else digest(self._schedule)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -102,16 +117,42 @@ class RunData:
         """The front over budgets, with ``num_stages``."""
         return _read_pareto(self.run.pareto) if self.run.pareto.exists() else None
 
-    @cached_property
+    @property
     def evaluation(self) -> pd.DataFrame | None:
-        """The evaluation over all question types."""
-        return read_evaluation(self.run.evaluation) if self.run.evaluation.exists() else None
+        """The selected schedule's evaluation over all question types; None if it was not evaluated."""
+        self.uses_schedule = True
+        return self._evaluation
 
     @cached_property
+    def _evaluation(self) -> pd.DataFrame | None:
+        path = self.run.evaluation
+        if not path.exists():
+            return None
+        table = read_evaluation(path)
+        if "digest" not in table or table.digest.isna().all() or self.digest is None:  # an older run
+            return table
+        ours = table[table.digest == self.digest]
+        if ours.empty:
+            self.left_out.append(f"{path.name} is of {_names(table)}, not of the selected schedule")
+            return None
+        # Evaluated under two names, it has the same rows twice.
+        own = ours.schedule.iloc[0]
+        ours = ours[ours.schedule == own].replace({"method": {own: "schedule"}})
+        return pd.concat([table[table.method == "full"], ours])
+
+    @property
     def example(self) -> tuple[Example, Image.Image] | None:
-        """One sample with the tokens that each stage keeps, and its image."""
+        """One sample with the tokens that each stage of the selected schedule keeps, and its image."""
+        self.uses_schedule = True
+        return self._example
+
+    @cached_property
+    def _example(self) -> tuple[Example, Image.Image] | None:
         described, pictured = self.run.folder / "5_example.json", self.run.folder / "5_example.png"
         if not (described.exists() and pictured.exists()):
+            return None
+        if self.digest is not None and example_digest(described) not in (None, self.digest):
+            self.left_out.append(f"{described.name} is of another schedule")
             return None
         try:
             with Image.open(pictured) as image:
@@ -150,6 +191,11 @@ class RunData:
             return self.profile.mean_vision
         prompt = self.evidence.typical_prompt
         return None if prompt is None else prompt.vision_tokens
+
+
+def _names(table: pd.DataFrame) -> str:
+    """The schedules of an evaluation, in words."""
+    return ", ".join(str(name) for name in table.schedule.dropna().unique() if name) or "another schedule"
 
 
 def read_evaluation(path: Path) -> pd.DataFrame:

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.forward_override import replaced_forwards
-from pruning_runtime.schedule import BackboneIdentity, DroppedTokens, ScorerChoice, Stage
+from pruning_runtime.schedule import BackboneIdentity, Stage
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest, model_digest
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
+
+__all__ = ["AnswerKL", "TokenPolicy", "answer_kl"]
 
 
 @dataclass(frozen=True)
@@ -32,24 +35,6 @@ class _Batch:
     inputs: dict[str, Tensor]
     digest: str
     reference: Tensor
-
-
-@dataclass(frozen=True)
-class TokenPolicy:
-    """What a stage does with its tokens: which are kept, and whether the others are discarded or merged."""
-
-    scorer: str
-    dropped_tokens: DroppedTokens = "discard"
-    seed: int | None = None
-    """Of the scorer ``random``."""
-
-    @property
-    def choice(self) -> ScorerChoice:
-        """The scorer as a schedule's field."""
-        return ScorerChoice(name=self.scorer, options={} if self.seed is None else {"seed": self.seed})
-
-    def __str__(self) -> str:
-        return self.scorer if self.dropped_tokens == "discard" else f"{self.scorer}, {self.dropped_tokens}"
 
 
 def answer_kl(full: Tensor, pruned_model: Tensor) -> Tensor:

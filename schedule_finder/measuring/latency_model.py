@@ -5,15 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pruning_runtime import Schedule, pruned
+from pruning_runtime import Schedule
 from pruning_runtime.schedule import ScorerChoice, Stage
-from schedule_finder.models.loading import LoadedBackbone
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from schedule_finder.models.loading import LoadedBackbone
 
 MEASURED_RATIOS = (1.0, 0.75, 0.5, 0.3, 0.15, 0.05, 0.0)
 ROUNDS = 7
@@ -51,6 +53,8 @@ def measure_latency(loaded: LoadedBackbone, inputs: dict[str, Tensor], scorer: s
         inputs: a batch, one prompt length throughout being the fairest.
         scorer: whose stages are timed.
     """
+    import torch
+
     num_layers = loaded.backbone.shape.num_layers
     inputs = {name: value.to(loaded.device) for name, value in inputs.items()}
     before_all = [(_schedule(loaded, -1, ratio, "strided"), ratio) for ratio in MEASURED_RATIOS]
@@ -89,6 +93,10 @@ def _schedule(loaded: LoadedBackbone, layer: int, ratio: float, scorer: str) -> 
 
 
 def _run(loaded: LoadedBackbone, inputs: dict[str, Tensor], schedule: Schedule) -> Any:
+    import torch
+
+    from pruning_runtime import pruned
+
     model: Any = loaded.backbone.model
     with torch.inference_mode(), pruned(model, schedule, timing=True) as record:
         model(**inputs, use_cache=False, logits_to_keep=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,10 @@ from pruning_runtime import UnsupportedBackbone
 from pruning_runtime.schedule import DroppedTokens, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.files import replacing
-from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.measuring.token_policy import TokenPolicy
+
+if TYPE_CHECKING:
+    from schedule_finder.measuring.answer_kl import AnswerKL
 
 RATIOS = (0.6, 0.35, 0.2, 0.1, 0.04, 0.015, 0.0)
 """Measured at every layer; a geometric grid, since answer KL changes most where few tokens are left."""

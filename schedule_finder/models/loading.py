@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from pruning_runtime.backbone import Backbone, find_backbone
 from pruning_runtime.schedule import BackboneIdentity
-from schedule_finder.demo import BACKBONE_FOLDER
 from schedule_finder.errors import InputError
+from schedule_finder.models.checkpoint import load_checkpoint
+from schedule_finder.models.fingerprint import fingerprint
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.models.shapes import RANDOM_WEIGHTS, build_shape, is_shape
 
 if TYPE_CHECKING:
@@ -34,11 +35,22 @@ class LoadedBackbone:
     identity: BackboneIdentity
     device: torch.device
     dtype: torch.dtype
+    options: LoadOptions = field(default_factory=LoadOptions, kw_only=True)
 
     @property
     def prompt_digest(self) -> str:
-        """Hash of the chat template; profiles with different ones cannot be merged."""
-        return "sha256:" + hashlib.sha256(_template(self.processor).encode()).hexdigest()[:16]
+        """Hash of what makes the prompt of a sample; profiles with different ones cannot be merged.
+
+        The chat template, and the system prompt and the processor arguments where they are given.
+        """
+        text = _template(self.processor)
+        given = {
+            "system_prompt": self.options.system_prompt,
+            "processor_args": dict(self.options.processor_args),
+        }
+        if any(given.values()):
+            text += json.dumps(given, sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def inputs(self, samples: list[Sample]) -> dict[str, Tensor]:
         """Model inputs of a batch on the host, padded on the left, formatted by the backbone's chat template.
@@ -76,6 +88,8 @@ class LoadedBackbone:
         content += [{"type": "video"} for _ in sample.videos]
         content.append({"type": "text", "text": sample.question})
         conversation: Any = [{"role": "user", "content": content}]
+        if system := self.options.system_prompt:
+            conversation.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         return self.processor.apply_chat_template(
             conversation,
             chat_template=_template(self.processor),
@@ -83,7 +97,9 @@ class LoadedBackbone:
         )
 
 
-def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> LoadedBackbone:
+def load_backbone(
+    name: str, *, device: str = "auto", dtype: str = "auto", options: LoadOptions | None = None
+) -> LoadedBackbone:
     """Load ``demo``, a folder or a hub name with stock `AutoModelForImageTextToText` and `AutoProcessor`.
 
     Args:
@@ -92,39 +108,22 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
             model over all of them and, where they are too small, the host's memory (accelerate's
             ``device_map="auto"``).
         dtype: one of `DTYPES`, or ``auto``: float32 on the CPU, the checkpoint's own elsewhere.
+        options: how the checkpoint is loaded and prompted.
 
     Raises:
-        InputError: there is no such backbone, device or dtype, or it does not load.
+        InputError: there is no such backbone, device or dtype, it does not load, or its weights are incomplete.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils.logging import disable_progress_bar
-
     if is_shape(name):
         raise InputError(f"backbone {name!r} has {RANDOM_WEIGHTS}; only `adaptinfer-profile bench` takes it")
-    disable_progress_bar()  # of loading weights: the commands have progress of their own
+    options = options or LoadOptions()
     spread = device == "auto-map"
     chosen_device = _device("auto" if spread else device)
-    source = str(BACKBONE_FOLDER) if name == "demo" else name
-    if name != "demo" and (Path(name).exists() or name.startswith((".", "/", "~"))):
-        folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"backbone {name!r}: no config.json in that folder; give a model folder, a hub name or `demo`"
-            )
-        source = str(folder)
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=_dtype(dtype, chosen_device), device_map="auto" if spread else None
-        )
-        processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"backbone {name!r} does not load: {reason} (known: `demo`, a folder with a checkpoint and its "
-            "processor, or a hub name that can be reached)"
-        ) from error
+    chosen_dtype = _dtype(dtype, chosen_device)
+    model, processor, find = load_checkpoint(
+        name, options, dtype=chosen_dtype, device=chosen_device, device_map="auto" if spread else None
+    )
     model.eval()
-    if not spread:
+    if not spread and options.load_in is None:
         model.to(chosen_device)
     backbone = find_backbone(model)
     identity = BackboneIdentity(
@@ -133,17 +132,20 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Lo
         num_layers=backbone.shape.num_layers,
         revision=getattr(model.config, "_commit_hash", None),
         config_digest=backbone.config_digest,
+        fingerprint=fingerprint(find) or None,
     )
-    return LoadedBackbone(backbone, processor, identity, chosen_device, model.dtype)
+    return LoadedBackbone(backbone, processor, identity, chosen_device, model.dtype, options=options)
 
 
-def load_to_measure(name: str, *, device: str = "auto", dtype: str = "auto") -> Backbone:
+def load_to_measure(
+    name: str, *, device: str = "auto", dtype: str = "auto", options: LoadOptions | None = None
+) -> Backbone:
     """A backbone for latency and memory: as `load_backbone`, or a shape with random weights (``shape:...``).
 
     ``auto`` gives a shape float32 on the CPU and bfloat16 elsewhere. Raises `InputError` as `load_backbone` does.
     """
     if not is_shape(name):
-        return load_backbone(name, device=device, dtype=dtype).backbone
+        return load_backbone(name, device=device, dtype=dtype, options=options).backbone
     chosen_device = _device(device)
     chosen = _dtype(dtype, chosen_device)
     precision = chosen if isinstance(chosen, torch.dtype) else torch.bfloat16

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from schedule_finder.profiling.capture import ProfileRow
 from schedule_finder.profiling.engines.base import BatchResult, Engine, Report, cut_chunks
+from schedule_finder.profiling.fields import ProfileRow
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.samples import SampleEntry, update_entries
 from schedule_finder.samples.skipping import check_skipped

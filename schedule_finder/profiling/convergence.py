@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Stage
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 from schedule_finder.intervals import band
-from schedule_finder.measuring.answer_kl import TokenPolicy
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.profiling.store import Profile, ProfileStore
 from schedule_finder.signals import carried_by_best, tokens_to_carry
 from schedule_finder.solvers import BudgetTarget, Problem
@@ -161,11 +160,10 @@ def _change_points(profile: Profile, seed: int) -> list[int]:
 
 
 def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:
-    shape = DecoderShape(**profile.meta["shape"])
     budget = BudgetTarget(
         "processed",
         SHOWN_BUDGET,
-        shape,
+        profile.shape,
         profile.mean_vision,
         profile.mean_other,
         scoring_layers=profile.layers,

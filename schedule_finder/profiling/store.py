@@ -18,9 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
-from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.models.fingerprint import differences
+from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.manifest import Manifest, shards
+from schedule_finder.run.schema import missing_fields, problem_of_meta
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]
 
@@ -61,6 +65,15 @@ class Profile:
         return list(self.meta["layers"])
 
     @property
+    def shape(self) -> DecoderShape:
+        """Geometry of the decoder."""
+        sizes: dict[str, Any] = self.meta["shape"]
+        fields: dict[str, Any] = {
+            name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()
+        }
+        return DecoderShape(**fields)
+
+    @property
     def earliest_stage(self) -> int:
         """Layer of the earliest possible stage: -1, before the decoder, where layer 0 has attention to score with."""
         return -1 if 0 in self.layers else 0
@@ -92,34 +105,69 @@ class Profile:
 
 
 class ProfileStore:
-    """The folder ``2_profile``: ``meta.json`` and ``part-*.parquet``, one row per sample."""
+    """The folder ``2_profile``: ``meta.json``, ``manifest.json`` and ``part-*.parquet``, one row per sample."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._manifest = Manifest(folder)
 
     @property
     def meta_path(self) -> Path:
         """The file that describes the shards."""
         return self.folder / "meta.json"
 
-    def open(self, meta: dict[str, Any]) -> None:
+    def open(self, meta: dict[str, Any], report: Callable[[str], None] = lambda _line: None) -> None:
         """Begin a store, or continue one with the same meta; one of version 1 becomes version 2.
 
-        Raises `StoreError` where the folder holds a profile of something else.
+        ``report`` is called with a line where it is not known whether the backbone has changed. Raises `StoreError`
+        where the folder holds a profile of something else.
         """
-        meta = {"format": FORMAT, "version": VERSION, "left_out": {}, **meta}
+        # Through JSON, which has lists only: what is compared is what a file holds.
+        meta = json.loads(json.dumps({"format": FORMAT, "version": VERSION, "left_out": {}, **meta}))
         if self.meta_path.exists():
             known = self.meta()
-            different = [key for key in meta if known.get(key) != meta[key]]
+            if "backbone" in meta:
+                self.check_backbone(meta["backbone"], report)
+            different = [key for key in meta if not _same(key, known.get(key), meta[key])]
             if different:
                 raise StoreError(
                     f"{self.folder} holds a profile with another {', '.join(different)}; "
                     "choose another --out, or remove that folder to start again"
                 )
-            if json.loads(self.meta_path.read_text(encoding="utf-8")) == known:
+            self._manifest.adopt()
+            # Earlier releases stated less of the shape. A fingerprint is never added to samples that are stored already.
+            meta = (
+                known | {"shape": known["shape"] | meta["shape"]}
+                if "shape" in meta and "shape" in known
+                else known
+            )
+            if json.loads(self.meta_path.read_text(encoding="utf-8")) == meta:
                 return
-            meta = known
         write_json(self.meta_path, meta)
+
+    def check_backbone(
+        self, backbone: dict[str, Any], report: Callable[[str], None] = lambda _line: None
+    ) -> None:
+        """Raise `StoreError` where the profile is of another state of this backbone's checkpoint.
+
+        Args:
+            backbone: identity of the backbone that is loaded.
+            report: called with a line where the profile holds no fingerprint to compare with.
+        """
+        if not self.meta_path.exists():
+            return
+        known = self.meta()["backbone"].get("fingerprint")
+        found = backbone.get("fingerprint")
+        if changed := differences(known, found):
+            raise StoreError(
+                f"{self.folder}: the {' and the '.join(changed)} of backbone {backbone.get('name')!r} changed since it was "
+                "profiled; restore the checkpoint, or choose another --out and profile again"
+            )
+        if not known and found:
+            report(
+                f"{self.folder}: written by an earlier release, without a fingerprint of the backbone; whether its "
+                "weights changed is not known"
+            )
 
     def meta(self) -> dict[str, Any]:
         """The content of ``meta.json``, as version 2. Raises `StoreError` where there is no profile."""
@@ -133,12 +181,17 @@ class ProfileStore:
             raise StoreError(
                 f"{self.meta_path}: not readable ({error}); profile again into a new folder"
             ) from error
+        if not isinstance(meta, dict):
+            raise StoreError(f"{self.meta_path}: holds no JSON object; profile again into a new folder")
         if meta.get("format") != FORMAT or meta.get("version") not in (1, VERSION):
             raise StoreError(
                 f"{self.meta_path}: format {meta.get('format')!r}, version {meta.get('version')!r}; need {FORMAT!r}, "
                 f"version 1 or {VERSION}"
             )
-        return {"left_out": {}} | meta | {"version": VERSION}
+        meta = {"left_out": {}} | meta | {"version": VERSION}
+        if (problem := problem_of_meta(meta)) is not None:
+            raise StoreError(f"{self.meta_path}: {problem}; profile again into a new folder")
+        return meta
 
     def append(self, ids: Sequence[str], rows: Sequence[ProfileRow]) -> None:
         """Write one shard in one step; a reader sees all of it or nothing. Raises `InputError`."""
@@ -152,21 +205,32 @@ class ProfileStore:
         ]
 
     def recover(self, report: Callable[[str], None]) -> list[str]:
-        """Read every shard, set damaged ones aside, and return the ids of the samples that are left.
+        """Read every shard, set damaged and foreign ones aside, and return the ids of the samples that are left.
 
-        ``report`` is called with a line about every damaged shard.
+        ``report`` is called with a line about every shard that is damaged, missing, or not from this profile.
         """
         found: list[str] = []
+        for name, facts in self._manifest.missing().items():
+            report(f"{self.folder / name} is missing: its {facts['samples']} samples are done again")
+        for path in self._manifest.unlisted():
+            report(f"{path} is not in manifest.json and is set aside as {path.stem}.unlisted")
+            with writing(path):
+                path.rename(path.with_suffix(".unlisted"))
         for path in self._parts():
             try:
                 found += self._read(path)["id"].to_pylist()
             except StoreError as error:
                 report(str(error))
+        if gone := self._manifest.missing():
+            self._manifest.drop(list(gone))
         return found
 
     def read(self) -> Profile:
         """All samples, each once, ordered by id. Raises `StoreError` where there is nothing to read."""
         meta = self.meta()
+        if (problem := missing_fields(meta, ("layers",))) is not None:
+            raise StoreError(f"{self.meta_path}: {problem}; profile again into a new folder")
+        self._manifest.check_complete()
         tables = [self._read(path) for path in self._parts()]
         if not tables:
             raise StoreError(f"{self.folder}: the profile is empty; run `adaptinfer-profile profile` first")
@@ -184,6 +248,7 @@ class ProfileStore:
             self.open(store.meta())
         done = set(self.ids())
         for store in stores:
+            store._manifest.check_complete()
             for path in store._parts():
                 table = store._read(path)
                 fresh = [name not in done for name in table["id"].to_pylist()]
@@ -192,9 +257,10 @@ class ProfileStore:
                     self._append(table.filter(pa.array(fresh)))
 
     def _append(self, table: pa.Table) -> None:
-        number = max((int(path.stem.removeprefix("part-")) for path in self._parts()), default=-1) + 1
+        number = self._manifest.next_number()
         floats = [f"{name}.list.element" for name in SCORE_FIELDS]
-        with replacing(self.folder / f"part-{number:05d}.parquet") as partial:
+        path = self.folder / f"part-{number:05d}.parquet"
+        with replacing(path) as partial:
             pq.write_table(
                 table,
                 partial,
@@ -203,6 +269,7 @@ class ProfileStore:
                 use_byte_stream_split=floats,
                 write_page_checksum=True,
             )
+        self._manifest.add([path])
 
     def _read(self, path: Path) -> pa.Table:
         """One whole shard with the columns of version 2.
@@ -210,6 +277,8 @@ class ProfileStore:
         A damaged one is set aside, so that its samples count as missing, and `StoreError` is raised.
         """
         try:
+            if self._manifest.is_changed(path):
+                raise pa.ArrowInvalid("its checksum is not that in manifest.json")
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             aside = path.with_suffix(".corrupt")
@@ -223,7 +292,18 @@ class ProfileStore:
         return table.select(_COLUMNS)  # version 1 has curves that nothing reads
 
     def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
+        return shards(self.folder)
+
+
+def _same(field_name: str, known: Any, given: Any) -> bool:
+    """Whether a field of the stored meta is that of the profile to be stored.
+
+    Backbone and shape are compared in what both state: earlier releases stated less. `ProfileStore.check_backbone`
+    compares the fingerprint.
+    """
+    if field_name not in ("backbone", "shape") or not isinstance(known, dict):
+        return bool(known == given)
+    return all(known[name] == given[name] for name in known.keys() & given.keys() - {"fingerprint"})
 
 
 _COLUMNS = [

@@ -14,9 +14,11 @@ from filelock import FileLock, Timeout
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_json
 from schedule_finder.provenance import provenance
+from schedule_finder.run.schema import problem_of_run
 
 if TYPE_CHECKING:
     from schedule_finder.profiling.store import ProfileStore
+    from schedule_finder.run.schedules import Schedules
 
 FORMAT, VERSION = "adaptinfer-run", 1
 
@@ -71,13 +73,30 @@ class Run:
 
     @property
     def schedule(self) -> Path:
-        """Step 4's file."""
+        """The selected schedule, a copy of one of `schedules`."""
         return self.folder / "4_schedule.json"
+
+    @property
+    def schedules(self) -> Schedules:
+        """Every result of step 4 by name."""
+        from schedule_finder.run.schedules import Schedules  # imports pydantic
+
+        return Schedules(self)
 
     @property
     def pareto(self) -> Path:
         """The Pareto front over budgets, for ``schedule --pareto``."""
         return self.folder / "4_pareto.csv"
+
+    @property
+    def first_answers(self) -> Path:
+        """A few answers of the full model, asked for before the profile of `run`."""
+        return self.folder / "1_first_answers.json"
+
+    @property
+    def answers(self) -> Path:
+        """Every answer of step 5."""
+        return self.folder / "5_answers.parquet"
 
     @property
     def evaluation(self) -> Path:
@@ -101,18 +120,27 @@ class Run:
 
     @classmethod
     def begin(cls, folder: Path, command: str, options: dict[str, Any]) -> Run:
-        """Make the run, or continue one with the same options. Raises `InputError` where the options differ."""
+        """Make the run, or continue one with the same options. Raises `InputError` where the options differ.
+
+        A run without a single stored sample, as a failed attempt leaves it, is begun anew with any options.
+        """
         run = cls(folder)
-        if run.path.exists():
+        if run.path.exists() and not run._is_empty():
             known = run.document()["options"]
             different = [
-                f"{name} {known.get(name)!r}" for name in options if known.get(name) != options[name]
+                f"{name} {known.get(name)!r}"
+                for name in {**options, **known}
+                if known.get(name) != options.get(name)
             ]
             if different:
                 raise InputError(
                     f"{folder} holds a run with another {', '.join(different)}; choose another --out, or the same options"
                 )
             return run
+        if run.path.exists():
+            run.document()  # refuses what is no run
+            with run._locked():
+                run._forget_samples()
         run._write(
             {
                 "format": FORMAT,
@@ -135,8 +163,12 @@ class Run:
             ) from None
         except ValueError as error:
             raise InputError(f"{self.path}: not readable ({error}); restore it or begin a new run") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{self.path}: holds no JSON object; restore it or begin a new run")
         if document.get("format") != FORMAT or document.get("version") != VERSION:
             raise InputError(f"{self.path}: not a run of version {VERSION}")
+        if (problem := problem_of_run(document)) is not None:
+            raise InputError(f"{self.path}: {problem}; restore it or begin a new run")
         return document
 
     @property
@@ -150,19 +182,33 @@ class Run:
 
         Raises `InputError` where another process works on the run. The lock ends with the process that holds it.
         """
-        lock: AbstractContextManager[Any]
+        with self._locked():
+            yield from self._recorded(name, options)
+
+    def _is_empty(self) -> bool:
+        """Whether no sample is stored and no later step has written anything."""
+        stored = any((self.folder / "2_profile").glob("part-*.parquet"))
+        return not stored and not self.change_points.exists() and not self.schedule.exists()
+
+    def _forget_samples(self) -> None:
+        """Remove the list of samples and the description of the profile that none of them reached."""
+        for path in (self.samples, self.samples.with_name(f"{self.samples.name}.updates"), self.convergence):
+            path.unlink(missing_ok=True)
+        for name in ("meta.json", "manifest.json"):
+            (self.folder / "2_profile" / name).unlink(missing_ok=True)
+
+    def _locked(self) -> AbstractContextManager[Any]:
+        """The lock of the run. Raises `InputError` where another process holds it."""
         try:
-            lock = FileLock(self.folder / ".lock").acquire(timeout=0)
+            return FileLock(self.folder / ".lock").acquire(timeout=0)
         except Timeout:
             raise InputError(
                 f"{self.folder}: another process is working on this run; wait for it, or choose another --out"
             ) from None
         except NotImplementedError:  # a file system without locks
-            lock = nullcontext()
+            return nullcontext()
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
-        with lock:
-            yield from self._recorded(name, options)
 
     def _recorded(self, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         entry: dict[str, Any] = {"state": "running", **options}

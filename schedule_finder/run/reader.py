@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from schedule_finder.change_points.base import USED_SUPPORT, IsolatedLayer, Regime, canonical_name
 from schedule_finder.errors import InputError
 
 
@@ -17,6 +18,10 @@ class DetectorResult(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     change_points: list[int]
+    used: list[int] | None = None
+    """Those that schedules follow; None in old files, where all are."""
+    isolated_layers: list[IsolatedLayer] = []
+    regimes: list[Regime] = []
     evidence: dict[str, Any] = {}
 
 
@@ -35,6 +40,17 @@ class ChangePoints(BaseModel):
     layers: list[int] = []
     detectors: dict[str, DetectorResult]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("detectors"), dict):
+            detectors = {canonical_name(name): found for name, found in values["detectors"].items()}
+            default = values.get("default")
+            values = values | {"detectors": detectors}
+            if isinstance(default, str):
+                values["default"] = canonical_name(default)
+        return values
+
     @model_validator(mode="after")
     def _default_is_there(self) -> ChangePoints:
         if self.default not in self.detectors:
@@ -42,13 +58,29 @@ class ChangePoints(BaseModel):
         return self
 
     def of(self, detector: str | None = None) -> list[int]:
-        """Change points of ``detector``, by default the default one. Raises `InputError` for an unknown name."""
-        name = detector or self.default
+        """Change points that schedules follow, of ``detector``, by default the default one.
+
+        Raises `InputError` for an unknown name.
+        """
+        name = canonical_name(detector or self.default)
         if name not in self.detectors:
             raise InputError(
                 f"no change points of detector {name!r} (there: {', '.join(self.detectors)}); detect again"
             )
-        return self.detectors[name].change_points
+        found = self.detectors[name]
+        return found.change_points if found.used is None else found.used
+
+    @property
+    def isolated(self) -> list[int]:
+        """Isolated layers with enough support for schedules, of the detector that reports any."""
+        return sorted(
+            {
+                layer.layer
+                for found in self.detectors.values()
+                for layer in found.isolated_layers
+                if layer.support >= USED_SUPPORT
+            }
+        )
 
 
 def read_change_points(path: Path) -> ChangePoints:

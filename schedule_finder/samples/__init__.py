@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schedule_finder.samples.choose import Mixture, choose_samples
+from schedule_finder.samples.choose import Mixture, choose_samples, shortage
 from schedule_finder.samples.demo import DemoData
 from schedule_finder.samples.entries import (
     BadSample,
@@ -41,6 +41,7 @@ __all__ = [
     "describe",
     "open_data",
     "read_entries",
+    "shortage",
     "update_entries",
     "write_entries",
 ]

@@ -68,6 +68,20 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
     ]
 
 
+def shortage(entries: Sequence[SampleEntry], asked: int | str, asked_held_out: int) -> str | None:
+    """A line where there are fewer samples than were asked for, else None; ``auto`` asks for no number."""
+    held_out = sum(entry.use == "held_out" for entry in entries)
+    calibration = len(entries) - held_out
+    short = isinstance(asked, int) and calibration < asked
+    if not short and held_out >= asked_held_out:
+        return None
+    wanted = f"{asked} and {asked_held_out}" if isinstance(asked, int) else f"{asked_held_out} held out"
+    return (
+        f"notice: fewer samples than asked for: {calibration} to profile and {held_out} held out ({wanted} were asked "
+        "for); the data set has no more"
+    )
+
+
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
     """``count`` split into equal whole shares, none above its size; earlier ones are one larger where need be."""
     given = [0] * len(sizes)

@@ -8,23 +8,40 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from schedule_finder.errors import InputError
+from schedule_finder.samples.dialogs import DIALOG_COLUMNS, read_dialog, without_placeholders
 from schedule_finder.samples.entries import BadSample
 
-IMAGE_COLUMNS = ("image", "images", "image_path", "img", "picture")
-VIDEO_COLUMNS = ("video", "videos", "video_path", "frames", "clip")
+IMAGE_COLUMNS = (
+    "image",
+    "images",
+    "image_path",
+    "img",
+    "picture",
+    "image_bytes",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+)
+VIDEO_COLUMNS = ("video", "videos", "video_path", "frames", "clip", "mp4")
 QUESTION_COLUMNS = ("question", "query", "prompt", "instruction", "text")
 ANSWER_COLUMNS = ("answer", "answers", "label", "target", "response")
+CHOICE_COLUMNS = ("choices", "options")
+"""Lists of choices; with one, and no template, the question is followed by them and the answer is a letter."""
 TYPE_COLUMNS = ("question_type", "category", "task", "type")
 MOST_CHARACTERS = 20_000
 """Longer questions are skipped: no benchmark has them, and one would fill the context."""
 
-AnswerForm = Literal["text", "most_common", "letter"]
+_ASK_FOR_LETTER = ":letters}\nAnswer with the option's letter from the given choices directly."
+
+AnswerForm = Literal["text", "most_common", "letter", "choice"]
 """How an answer is read: unchanged (the first of a list), the most common of a list, or a number as a letter
-from A."""
+from A, or as the letter of the choice that it names."""
 
 
 class Template:
@@ -73,7 +90,11 @@ class Template:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of the parts of a sample; ``images`` and ``videos`` are columns or templates of paths."""
+    """Columns of the parts of a sample; ``images`` and ``videos`` are columns or templates of paths.
+
+    ``dialog``: column of turns that question, answer and, without other columns, media are read from. ``choices``:
+    column of the choices that the answer is one of.
+    """
 
     images: tuple[Template, ...]
     videos: tuple[Template, ...]
@@ -81,6 +102,8 @@ class Columns:
     answer: str | None
     answer_form: AnswerForm
     question_type: str | None
+    dialog: str | None = None
+    choices: str | None = None
 
     @property
     def media(self) -> list[str]:
@@ -90,11 +113,30 @@ class Columns:
     @property
     def text(self) -> list[str]:
         """Columns with the question, the answer and the question's type."""
-        return _once(name for name in (*self.question.columns, self.answer, self.question_type) if name)
+        named = (*self.question.columns, self.answer, self.question_type, self.dialog, self.choices)
+        return _once(name for name in named if name)
+
+    def question_text(self, row: Mapping[str, Any]) -> str:
+        """The question of a row as it is, without marks of media."""
+        if self.dialog:
+            return read_dialog(row[self.dialog]).question
+        return without_placeholders(self.question.fill(row))
+
+    def images_of(self, row: Mapping[str, Any]) -> list[Any]:
+        """Cells with images: of the columns, else of the dialog."""
+        if not self.images and not self.videos and self.dialog:
+            return list(read_dialog(row[self.dialog]).images)
+        return [template.cell(row) for template in self.images]
+
+    def videos_of(self, row: Mapping[str, Any]) -> list[Any]:
+        """Cells with videos: of the columns, else of the dialog."""
+        if not self.images and not self.videos and self.dialog:
+            return list(read_dialog(row[self.dialog]).videos)
+        return [template.cell(row) for template in self.videos]
 
     def question_of(self, row: Mapping[str, Any]) -> str:
         """The question of a row. Raises `BadSample` where it is empty or too long."""
-        question = self.question.fill(row)
+        question = self.question_text(row)
         # The fixed text of a template is not a question: a question column must have text.
         asked = [name for name in self.question.columns if name in QUESTION_COLUMNS] or self.question.columns
         if not question or (asked and not any(_text(row[name]) for name in asked)):
@@ -105,7 +147,11 @@ class Columns:
 
     def answer_of(self, row: Mapping[str, Any]) -> str | None:
         """The answer of a row, None if unknown."""
+        if self.dialog and not self.answer:
+            return read_dialog(row[self.dialog]).answer
         value = row[self.answer] if self.answer else None
+        if self.answer_form == "choice" and self.choices:
+            return _letter_of(value, as_list(row[self.choices]))
         if isinstance(value, (list, tuple)):
             given = [text for text in map(_text, value) if text]
             if not given:
@@ -133,6 +179,9 @@ def find_columns(
     question_type: str | None = None,
 ) -> Columns:
     """The columns of a table: those that were chosen, guesses for the rest. Raises `InputError`."""
+    dialog = _guess(DIALOG_COLUMNS, names)
+    if question or question_template or _guess(QUESTION_COLUMNS, names):
+        dialog = None
     images = _media(image, names, "--image-column", source)
     videos = _media(video, names, "--video-column", source)
     if not images and not videos:
@@ -143,14 +192,19 @@ def find_columns(
         if not images:
             guess = _guess(VIDEO_COLUMNS, names)
             videos = [guess] if guess else []
-    if not images and not videos:
+    if not images and not videos and not dialog:
         raise _unknown(source, names, (*IMAGE_COLUMNS, *VIDEO_COLUMNS), "--image-column or --video-column")
-    if question_template is None:
+    choices = _guess(CHOICE_COLUMNS, names) if question_template is None and question is None else None
+    if dialog:
+        asked, choices = Template(""), None
+    elif question_template is None:
         question = question or _guess(QUESTION_COLUMNS, names)
         if question is None:
             raise _unknown(source, names, QUESTION_COLUMNS, "--question-column")
         _check([question], names, "--question-column", source)
         asked = Template("{" + question + "}")
+        if choices:
+            asked, answer_form = Template("{" + question + "}\n{" + choices + _ASK_FOR_LETTER), "choice"
     else:
         asked = Template(question_template)
         _check(asked.columns, names, "--question-template", source)
@@ -160,9 +214,11 @@ def find_columns(
         tuple(map(path_template, images)),
         tuple(map(path_template, videos)),
         asked,
-        answer or _guess(ANSWER_COLUMNS, names),
+        answer or (None if dialog else _guess(ANSWER_COLUMNS, names)),
         answer_form,
         question_type if question_type in names else _guess(TYPE_COLUMNS, names),
+        dialog,
+        choices,
     )
 
 
@@ -201,15 +257,34 @@ def _unknown(source: str, names: Sequence[str], guesses: Sequence[str], option: 
     )
 
 
+def as_list(value: Any) -> Any:
+    """A list of choices, also from Python text (MMMU) and from lists of labels and texts; else the value."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(value)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        return value["text"]
+    return value
+
+
+def _letter_of(answer: Any, choices: Any) -> str | None:
+    """The letter of the choice that an answer names: by its number from 0, its letter, or its text."""
+    if not isinstance(choices, (list, tuple)):
+        return _text(answer) or None
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return string.ascii_uppercase[answer] if 0 <= answer < min(26, len(choices)) else None
+    text, texts = _text(answer), [_text(choice) for choice in choices]
+    if text in texts[:26]:
+        return string.ascii_uppercase[texts.index(text)]
+    return text or None
+
+
 def _text(value: Any, letters: bool = False) -> str:
     """A cell as text; empty for missing values (None, NaN)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if letters and isinstance(value, str) and value.startswith("["):
-        try:  # MMMU keeps its lists of options as Python text
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return value
+    if letters:
+        value = as_list(value)
     if isinstance(value, (list, tuple)):
         texts = [_text(item) for item in value]
         if letters:

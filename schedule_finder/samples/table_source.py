@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 
 from schedule_finder.errors import InputError
+from schedule_finder.hub import cache_only, hub_reachable
 from schedule_finder.samples.presets import Preset, presets
 
 FRAMES = 8
@@ -22,6 +23,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".arrow": ("arrow", {}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
+    ".tar": ("webdataset", {}),
 }
 _SPLITS = ("test", "validation", "val", "dev", "train")
 """Order in which splits are preferred where the user named none."""
@@ -32,7 +34,8 @@ class DataOptions:
     """The user's options for a data set; None: guessed, or taken from the preset.
 
     ``image_column`` and ``video_column`` are a column, several with commas between, or a template of a path over
-    columns (``videos/{video_id}.mp4``). ``frames``: frames of each video.
+    columns (``videos/{video_id}.mp4``). ``frames``: frames of each video. ``allow_outside_paths``: read media that lie
+    outside the data set's folder.
     """
 
     split: str | None = None
@@ -44,6 +47,7 @@ class DataOptions:
     question_template: str | None = None
     answer_column: str | None = None
     frames: int = FRAMES
+    allow_outside_paths: bool = False
 
 
 def resolve_source(given: str) -> tuple[str | None, Preset | None, str]:
@@ -80,7 +84,8 @@ def open_table(location: str, preset: Preset | None, options: DataOptions) -> tu
             raise InputError(f"data set {location!r}: {path.suffix!r} is none of {', '.join(FORMATS)}")
         return _load_file(path, options.streaming), path.parent, "train"
     location = str(path) if local else location
-    with loading(location):
+    offline = not local and not hub_reachable()
+    with loading(location), cache_only() if offline else nullcontext():
         config, split = _config_and_split(location, preset, options)
         return load_table(location, config, split, options.streaming), path if local else None, split
 
@@ -166,6 +171,23 @@ def undecoded(table: Any) -> Any:
             raw = type(inner)(decode=False)
             table = table.cast_column(name, raw if inner is feature else datasets.List(raw))
     return table
+
+
+def expanded(table: Any) -> Any:
+    """The table with the fields of a webdataset's ``json`` files as columns, except those that are there already."""
+    fields = (table.features or {}).get("json")
+    if not isinstance(fields, dict):
+        return table
+    names = [name for name in fields if name not in table.features]
+    features = {name: feature for name, feature in table.features.items() if name != "json"}
+    features |= {name: fields[name] for name in names}
+    import datasets
+
+    return table.map(
+        lambda row: {name: (row["json"] or {}).get(name) for name in names},
+        remove_columns=["json"],
+        features=datasets.Features(features),
+    )
 
 
 def column_names(table: Any, given: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from schedule_finder.samples.presets import ImagesElsewhere
 from schedule_finder.samples.table_source import (
     DataOptions,
     column_names,
+    expanded,
     load_table,
     loading,
     open_table,
@@ -63,6 +65,7 @@ class TableData:
             if preset.images_elsewhere and preset.images_elsewhere.image not in table.column_names:
                 image = preset.images_elsewhere.key
                 self._elsewhere = _OtherImages(location, split, preset.images_elsewhere)
+        table = expanded(table)
         template = options.question_template
         if preset and template is None and options.question_column is None:
             template = preset.question_template
@@ -78,6 +81,7 @@ class TableData:
             question_type=preset.question_type if preset else None,
         )
         self._frames = options.frames
+        self._outside = options.allow_outside_paths
         table = table.select_columns(list(dict.fromkeys(self._columns.media + self._columns.text)))
         table = undecoded(table)
         if options.streaming:
@@ -148,16 +152,14 @@ class TableData:
     def _images(self, row: Mapping[str, Any]) -> list[Any]:
         """All image cells, lists flattened, without empty cells."""
         cells = []
-        for template in self._columns.images:
-            cell = template.cell(row)
+        for cell in self._columns.images_of(row):
             cells += cell if isinstance(cell, list) else [cell]
         return [cell for cell in cells if not _is_empty(cell)]
 
     def _videos(self, row: Mapping[str, Any]) -> list[Any]:
         """Every cell with a video: a list of frames is one, a list of video files is several."""
         cells: list[Any] = []
-        for template in self._columns.videos:
-            cell = template.cell(row)
+        for cell in self._columns.videos_of(row):
             several = isinstance(cell, list) and all(
                 isinstance(path, str) and Path(path).suffix.lower() in _VIDEO_FILES for path in cell
             )
@@ -193,7 +195,16 @@ class TableData:
             raise BadSample(
                 f"{kind} {path!r} is a name only; download the data set's repository and give its folder"
             )
-        file = self._folder / path
+        file = Path(os.path.normpath(self._folder / path))
+        # Not `resolve`: a link inside the folder was made by its owner, a path in a data file by anybody.
+        inside = file.is_relative_to(os.path.normpath(self._folder)) or file.is_relative_to(
+            self._folder.absolute()
+        )
+        if not inside and not self._outside:
+            raise InputError(
+                f"{kind} {path!r} lies outside the data set's folder {self._folder}; move the {kind}s there, or give "
+                "--allow-outside-paths if you trust the data file"
+            )
         if not file.is_file():
             raise BadSample(f"{kind} {path!r} does not exist below {self._folder}")
         return file, path
@@ -203,7 +214,7 @@ class TableData:
         rows = [
             self._named(dict(zip(few, values, strict=True))) for values in zip(*few.values(), strict=True)
         ]
-        texts = [[self._columns.question.fill(row), self._columns.answer_of(row)] for row in rows]
+        texts = [[self._columns.question_text(row), self._columns.answer_of(row)] for row in rows]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]
 
 

@@ -13,8 +13,9 @@ from schedule_finder.profiling.store import Profile
 from schedule_finder.solvers.budget import BudgetTarget
 
 if TYPE_CHECKING:
-    from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+    from schedule_finder.measuring.answer_kl import AnswerKL
     from schedule_finder.measuring.sensitivity_table import SensitivityTable
+    from schedule_finder.measuring.token_policy import TokenPolicy
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Problem:
         alternatives: policies that a solver which measures may choose instead.
         sensitivity: answer KL of single stages; only for solvers that need it.
         answer_kl: measures schedules on the model; None without a model.
+        isolated: layers that attend to other tokens than the layers around them; not to score with.
     """
 
     profile: Profile
@@ -47,6 +49,7 @@ class Problem:
     alternatives: Sequence[TokenPolicy] = ()
     sensitivity: SensitivityTable | None = None
     answer_kl: AnswerKL | None = None
+    isolated: Sequence[int] = ()
 
 
 class Solver(ABC):
@@ -56,6 +59,8 @@ class Solver(ABC):
     detector: ClassVar[str | None] = None
     """Whose change points it follows; None: the run's default."""
     needs_sensitivity: ClassVar[bool] = False
+    before_decoder: ClassVar[bool] = False
+    """Whether its first stage may be before the decoder."""
     measures: ClassVar[bool] = False
     """Whether it uses `Problem.answer_kl`."""
 

@@ -27,6 +27,7 @@ class Grid(Solver):
     """
 
     name = "grid"
+    before_decoder = True
     measures = True
 
     def solve(self, problem: Problem) -> Solution:

@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from pruning_runtime.schedule import Stage
+from schedule_finder.change_points.placement import without_isolated
 from schedule_finder.evidence import Alternative, SolverEvidence
 from schedule_finder.profiling.store import Profile
 from schedule_finder.signals import layer_shift
@@ -55,7 +56,7 @@ class Retained(Solver):
         """See `Solver.solve`; evidence holds the objective and the best choice per number of stages."""
         profile, change_points, budget = problem.profile, problem.change_points, problem.budget
         deepest = budget.deepest_layer()
-        candidates = budget.stage_layers()
+        candidates = without_isolated(budget.stage_layers(), problem.isolated)
         replay = Replay(profile, problem.policy.scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Alternative, Confidence, PolicyResult, SolverEvidence
+from schedule_finder.evidence import Alternative, Confidence, PolicyChoice, PolicyResult, SolverEvidence
 from schedule_finder.intervals import bootstrap_weights, mean_interval
-from schedule_finder.measuring.answer_kl import AnswerKL
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.allocation import allocate
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
+
+if TYPE_CHECKING:
+    from schedule_finder.measuring.answer_kl import AnswerKL
 
 MAX_STAGES = 4
 LEAST_GAIN = 0.05
@@ -43,8 +47,8 @@ class Sensitivity(Solver):
 
     With a model, the best predicted stages (one choice per number of stages, and those that resampled samples lead
     to) and their neighbours are measured as whole schedules on other samples, and the best stages with every policy
-    that may be chosen. Among schedules that do not differ significantly from the best, the one with the fewest
-    stages is chosen.
+    that may be chosen (`choose_policy`). Among schedules that do not differ significantly from the best, the one
+    with the fewest stages is chosen.
 
     The measure is that of VTW (arXiv 2405.05803), which drops everything at one layer only. The nearest prior art is
     DOP (arXiv 2507.02909), which also adds up output KL that was measured one parameter at a time.
@@ -52,6 +56,7 @@ class Sensitivity(Solver):
 
     name = "sensitivity"
     needs_sensitivity = True
+    before_decoder = True
     measures = True
 
     def solve(self, problem: Problem) -> Solution:
@@ -180,10 +185,8 @@ def _measure(
     by_policy |= {
         other: answer_kl.measure(best, other) for other in problem.alternatives if other != table.policy
     }
-    chosen = min(by_policy, key=lambda policy: by_policy[policy].mean())
-    if _comparable(by_policy[table.policy], by_policy[chosen]):
-        chosen = table.policy
-    facts = {
+    chosen, reason = choose_policy(by_policy, table.policy)
+    facts: dict[str, Any] = {
         "predicted_kl": round(predict(table, problem.budget, best), 5),
         "measured_kl": _rounded_mean(by_policy[chosen]),
         "chosen_on_samples": len(answer_kl),
@@ -196,7 +199,50 @@ def _measure(
             str(policy): _policy_result(values, by_policy[chosen]) for policy, values in by_policy.items()
         },
     }
+    if len(by_policy) > 1:
+        facts["policy_choice"] = reason
     return Solution(best, chosen, evidence.model_copy(update=facts))
+
+
+def choose_policy(
+    measured: Mapping[TokenPolicy, np.ndarray], preferred: TokenPolicy
+) -> tuple[TokenPolicy, PolicyChoice]:
+    """The policy to use, and why.
+
+    A policy whose advantage over the preferred one has a 95 % interval that excludes zero is chosen, the best of
+    several. Otherwise the preferred one is kept if it is comparable with the best, and the best is chosen if not.
+
+    Args:
+        measured: answer KL in nats of each policy, ``[samples]``, on the same samples.
+        preferred: one of the keys.
+    """
+    own = measured[preferred]
+    best = min(measured, key=lambda policy: measured[policy].mean())
+    several = len(own) > 1  # one sample has no interval
+    better = [policy for policy, values in measured.items() if several and mean_interval(own - values)[0] > 0]
+    rule: Literal[
+        "preferred is best", "preferred within tolerance", "significantly better", "beyond tolerance"
+    ]
+    if better:
+        chosen, rule = min(better, key=lambda policy: measured[policy].mean()), "significantly better"
+    elif _comparable(own, measured[best]):
+        chosen = preferred
+        rule = "preferred within tolerance" if own.mean() > measured[best].mean() else "preferred is best"
+    else:
+        chosen, rule = best, "beyond tolerance"
+    compared = best if chosen == preferred else chosen
+    low, high = mean_interval(own - measured[compared])
+    return chosen, PolicyChoice(
+        preferred=str(preferred),
+        best=str(preferred if rule == "preferred is best" else best),
+        chosen=str(chosen),
+        rule=rule,
+        compared=str(preferred if rule == "preferred is best" else compared),
+        difference=round(float((own - measured[compared]).mean()), 5),
+        interval=(round(low, 5), round(high, 5)),
+        tolerance=round(_tolerance(own - measured[compared]), 5),
+        samples=len(own),
+    )
 
 
 def _policy_result(values: np.ndarray, chosen: np.ndarray) -> PolicyResult:
@@ -214,7 +260,12 @@ def _comparable(some: np.ndarray, best: np.ndarray) -> bool:
     Both are ``[samples]``, on the same samples.
     """
     worse = some - best
-    return bool(worse.mean() <= max(worse.std() / len(worse) ** 0.5, NEGLIGIBLE))
+    return bool(worse.mean() <= _tolerance(worse))
+
+
+def _tolerance(differences: np.ndarray) -> float:
+    """One standard error of the mean difference, or `NEGLIGIBLE` where that is more, in nats."""
+    return max(float(differences.std()) / len(differences) ** 0.5, NEGLIGIBLE)
 
 
 def neighbours(stages: Sequence[Stage], budget: BudgetTarget, earliest: int) -> list[tuple[Stage, ...]]:

@@ -102,7 +102,7 @@ def test_a_budget_below_a_layer_is_met_and_evaluated(tight: Path) -> None:
     table = pd.read_csv(tight / "5_evaluation.csv").set_index("method")
     # Published shapes leave the first layer whole, which is more than there is; random layers need not.
     assert not {"paper", "pyramid"} & set(table.index)
-    assert {f"random layers {draw}" for draw in range(3)} <= set(table.index)
+    assert "random layers" in table.index
     # Whole tokens of sixteen, for each of six layers.
     assert table.processed["schedule"] == pytest.approx(0.14, abs=0.5 / VISION)
     assert table.processed["last_token"] == pytest.approx(table.processed["schedule"])

@@ -91,16 +91,16 @@ def write_qwen2_vl_folder(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_jsonl(folder: Path, rows: int, *, seed: int = 0, sizes: bool = False) -> Path:
+def write_jsonl(folder: Path, rows: int, *, seed: int = 0, sizes: bool = False, square: bool = False) -> Path:
     """A data file with the columns image, question, answer, and its images in a folder beside it.
 
-    Images are all of one size, or of many.
+    Images are all of one size (``square`` or not), or of many ``sizes``.
     """
     generator = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for row in range(rows):
-        size = generator.choice((16, 24, 40, 64), 2) if sizes else (20, 24)
+        size = generator.choice((16, 24, 40, 64), 2) if sizes else (24 if square else 20, 24)
         pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{row}.png")
         question = " ".join(["what", "is", "this", *generator.choice(WORDS[5:], size=row % 4), "?"])

@@ -92,14 +92,11 @@ def run(whole, tmp_path):
 def write_run(run):
     write_profile(run, [TOKENS] * SAMPLES)
     profile = run.profile.read()
-    found = {name: make().detect(profile.maps) for name, make in DETECTORS.items()}
+    found = {name: make().detect(profile.maps, layers=profile.layers) for name, make in DETECTORS.items()}
     document = {
         "default": "attention_shift",
-        "layers": profile.meta["layers"],
-        "detectors": {
-            name: {"change_points": detection.change_points, "evidence": detection.evidence}
-            for name, detection in found.items()
-        },
+        "layers": profile.layers,
+        "detectors": {name: detection.to_json() for name, detection in found.items()},
     }
     run.change_points.write_text(json.dumps(document))
     Schedule(
@@ -144,6 +141,7 @@ def evaluation_table():
             low, high = wilson_interval(round(200 * exact * used**0.1), 200)
             rows += [
                 dict.fromkeys(COLUMNS, 0.5)
+                | {"schedule": None, "digest": None}
                 | {"method": method, "budget": used, "question_type": kind, "n": 200, "processed": used}
                 | {"exact_match": round(200 * exact * used**0.1) / 200, "ci_low": low, "ci_high": high}
                 for kind in ("all", "where")
@@ -305,6 +303,18 @@ def test_change_point_table_counts_every_break_at_the_first_layer_of_its_regime(
     for name, detection in detectors.items():
         assert rows.index[rows[name] == 1].tolist() == detection["change_points"]
     assert detectors["attention_shift"]["change_points"] == list(SHIFTS)
+
+
+def test_change_point_table_has_the_distances_of_neighbours_and_their_noise_band(drawn):
+    rows = table(drawn, "3_change_points").set_index("first_layer_of_new_regime")
+    evidence = json.loads(drawn[0].change_points.read_text())["detectors"]["attention_shift"]["evidence"]
+    distance = np.array(evidence["distance"])
+    assert rows.distance_from_layer_before.to_numpy() == pytest.approx(np.diag(distance, 1), abs=1e-5)
+    assert (rows.without_a_change_low <= rows.without_a_change).all()
+    assert (rows.without_a_change <= rows.without_a_change_high).all()
+    changed = rows.index.isin(SHIFTS)
+    above = rows.distance_from_layer_before > rows.without_a_change_high
+    assert above[changed].all()
 
 
 def test_staircase_is_the_accounting(drawn):
@@ -603,7 +613,8 @@ def test_profile_that_has_only_begun_is_no_data(tmp_path):
 
 def test_detector_that_had_too_few_layers_skips_its_figure(run):
     document = json.loads(run.change_points.read_text())
-    document["detectors"]["token_curve"]["evidence"] = {"num_layers": 3, "reason": "too few"}
+    for found in document["detectors"].values():
+        found["evidence"] = {"num_layers": 3, "reason": "too few"}
     run.change_points.write_text(json.dumps(document))
     assert "3_change_points" not in names_that_can_be_drawn(run)
 

@@ -8,22 +8,26 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import pruning_runtime
 from pruning_runtime import Schedule
+from pruning_runtime.geometry import DecoderShape
 from schedule_finder import __main__
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.cli import names, parsing
 from schedule_finder.cli.commands import app
 from schedule_finder.errors import InputError
-from schedule_finder.evaluation.methods import BASELINES
+from schedule_finder.evaluation.methods import BASELINES, NUM_DEFAULT, RANDOM_DRAWS
 from schedule_finder.models.loading import DTYPES
-from schedule_finder.profiling.capture import SCORE_FIELDS
+from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.run.folder import Run
+from schedule_finder.samples import SampleEntry, write_entries
 from schedule_finder.samples.presets import presets
 from schedule_finder.search import AUTO
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS
@@ -68,6 +72,7 @@ def test_listed_names_are_those_of_the_registries() -> None:
     assert names.DETECTOR_NAMES[0] == DEFAULT_DETECTOR
     assert set(names.SCORER_NAMES) == set(SCORE_FIELDS)
     assert tuple(BASELINES) == names.BASELINE_NAMES
+    assert (NUM_DEFAULT, RANDOM_DRAWS) == (names.NUM_DEFAULT_BASELINES, names.RANDOM_DRAWS)
     assert (names.AUTO, *DTYPES) == names.DTYPE_NAMES
     assert names.data_presets() == tuple(presets())
     assert names.AUTO == AUTO
@@ -104,11 +109,70 @@ def modules_after(*arguments: str) -> list[str]:
     return list(ast.literal_eval(done.stdout.splitlines()[-1]))
 
 
-def test_help_and_inspect_import_nothing_heavy(tmp_path: Path) -> None:
+def test_help_version_and_inspect_import_nothing_heavy(tmp_path: Path) -> None:
     Run.begin(tmp_path, "test", {})
     Schedule.preset("adaptinfer/llava-1.5-7b-64").save(tmp_path / "4_schedule.json")
     assert modules_after("run", "--help") == []
-    assert modules_after("inspect", str(tmp_path)) == []
+    assert modules_after("--version") == []
+    assert modules_after("inspect", str(tmp_path), "--json") == []
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"adaptinfer {pruning_runtime.__version__}\n")
+
+
+def test_commands_that_need_no_model_do_not_import_torch(tmp_path: Path) -> None:
+    write_profile(tmp_path)
+    for command in (
+        ("detect",),
+        ("schedule", "--no-model", "--solver", "retained"),
+        ("schedule", "--no-model", "--solver", "pyramid", "--budget", "60%"),
+        ("plot",),
+    ):
+        imported = modules_after(command[0], str(tmp_path), *command[1:])
+        assert {"torch", "transformers", "datasets"}.isdisjoint(imported), command
+    assert (tmp_path / "6_figures" / "4_schedule.png").exists()
+
+
+def write_profile(folder: Path) -> None:
+    """A run with a profile of three samples, written without a model."""
+    generator = np.random.default_rng(0)
+    layers, tokens = 6, 16
+    shape = DecoderShape(layers, 32, 2, 2, 16, 64, 100)
+    options = {
+        "backbone": "tiny",
+        "dataset": "none",
+        "samples": 3,
+        "eval_samples": 0,
+        "seed": 0,
+        "columns": {},
+    }
+    run = Run.begin(folder, "test", options)
+    run.profile.open(
+        {
+            "backbone": {"name": "tiny", "model_type": "llava", "num_layers": layers},
+            "shape": asdict(shape),
+            "layers": list(range(layers)),
+            "dtype": "float32",
+            "prompt_digest": "sha256:0",
+        }
+    )
+    rows = [
+        ProfileRow(
+            tokens,
+            5,
+            9,
+            {name: generator.random((layers, tokens), dtype=np.float32) for name in SCORE_FIELDS},
+            {name: generator.random(layers, dtype=np.float32) for name in CURVE_FIELDS},
+        )
+        for _ in range(3)
+    ]
+    names = [f"sample-{index}" for index in range(3)]
+    run.profile.append(names, rows)
+    write_entries(
+        run.samples, [SampleEntry(name, "none", index, "calibration") for index, name in enumerate(names)]
+    )
 
 
 def test_pruned_stays_the_function_when_its_module_is_imported() -> None:

@@ -127,6 +127,7 @@ def test_a_damaged_shard_is_set_aside_and_only_its_samples_are_missing(tmp_path:
         store.read()
     assert (tmp_path / "part-00000.corrupt").exists()
     assert store.ids() == list("efgh")
+    assert store.recover(lambda _line: None) == list("efgh")
     store.append(list("abcd"), rows_of(4))
     assert len(store.read()) == 8
 
@@ -188,8 +189,12 @@ def test_version_1_is_read_continued_and_merged(tmp_path: Path) -> None:
     # The same backbone goes on with it, and the folder is of version 2 then.
     known = json.loads((VERSION_1 / "meta.json").read_text())
     meta = {name: known[name] for name in ("backbone", "shape", "layers", "dtype", "prompt_digest")}
+    meta["shape"] = known["shape"] | {"linear_flops": (1, 2)}  # a field that came later, and no JSON type
     assert old.recover(pytest.fail) == profile.ids
-    old.open(meta)
+    for _ in range(2):
+        old.open(meta)
+    with pytest.raises(StoreError, match="another shape"):
+        old.open(meta | {"shape": known["shape"] | {"num_heads": 10}})
     assert json.loads(old.meta_path.read_text())["version"] == 2
     row = ProfileRow(
         9,
@@ -202,6 +207,9 @@ def test_version_1_is_read_continued_and_merged(tmp_path: Path) -> None:
     merged = ProfileStore(tmp_path / "merged")
     merged.merge([ProfileStore(VERSION_1), old])
     assert merged.read().ids == sorted([*profile.ids, "new"])
+    for both in ([ProfileStore(VERSION_1), old], [old, ProfileStore(VERSION_1)]):
+        ProfileStore(tmp_path / "again").merge(both)
+        assert ProfileStore(tmp_path / "again").read().shape.linear_flops == (1, 2)
     np.testing.assert_array_equal(
         merged.read().counts["num_text_queries"], old.read().counts["num_text_queries"]
     )
@@ -220,3 +228,13 @@ def test_other_versions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text('{"format": "adaptinfer-profile", "version": 3}')
     with pytest.raises(StoreError, match="version 3; need .*version 1 or 2"):
         ProfileStore(tmp_path).read()
+
+
+def test_a_meta_with_tuples_is_continued(tmp_path: Path) -> None:
+    """JSON has lists only; the shape of a backbone holds tuples."""
+    meta = {**META, "shape": {"num_layers": LAYERS, "linear_flops": (1,) * LAYERS}}
+    store = ProfileStore(tmp_path)
+    store.open(meta)
+    store.open(meta)
+    with pytest.raises(StoreError, match="another shape"):
+        store.open({**meta, "shape": {"num_layers": LAYERS, "linear_flops": (2,) * LAYERS}})

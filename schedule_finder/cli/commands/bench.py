@@ -13,6 +13,7 @@ from schedule_finder.cli.progress import progress_bar, status
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.benchmark import show_benchmark
+from schedule_finder.models.load_options import LoadOptions
 
 _Measured = Annotated[
     str,
@@ -56,6 +57,8 @@ def bench(
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     threads: _Threads = None,
+    *,
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """Latency and memory by part: the schedule and its baselines on random prompts, in the same run.
 
@@ -77,7 +80,7 @@ def bench(
     if threads or on_cpu:
         torch.set_num_threads(threads or 1)
     with status("loading the backbone"):
-        loaded = load_to_measure(backbone, device=device, dtype=dtype)
+        loaded = load_to_measure(backbone, device=device, dtype=dtype, options=LoadOptions.given(**loading))
     chosen, source = benchmark.choose_schedule(schedule, loaded)
     with progress_bar("rounds") as progress:
         document = benchmark.run_benchmark(

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pruning_runtime.schedule import Schedule
 from schedule_finder.cli import options as opt
+from schedule_finder.cli import parsing
+from schedule_finder.cli.names import RESERVED_NAMES
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, load_again, open_run
-from schedule_finder.cli.steps import draw_figures, evaluate_schedule
+from schedule_finder.cli.steps import draw_figures, evaluate_schedule, note_stale
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.run import show_backbone, show_run
 from schedule_finder.cli.terminal.schedule import show_schedule
+from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
+from schedule_finder.run.numbers import read_rows, run_numbers
 
 if TYPE_CHECKING:
     from schedule_finder.models.loading import LoadedBackbone
@@ -32,10 +37,22 @@ def evaluate(
     max_new_tokens: opt.MaxNewTokens = 16,
     baselines: opt.Baselines = None,
     sweep: opt.Sweep = False,
+    schedule: opt.ChosenSchedules = None,
+    eval_samples: opt.FewerSamples = None,
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
-    """Step 5: the schedule and its baselines against the full model, on held-out samples."""
+    """Step 5: schedules and their baselines against the full model, on held-out samples.
+
+    adaptinfer-profile evaluate outputs/demo --baselines all
+
+    adaptinfer-profile evaluate outputs/demo --schedule 25pct-processed-paper --schedule other.json
+    """
     current = open_run(folder)
-    loaded, data = load_again(current, device, dtype, threads)
+    parsing.check_baselines(baselines)
+    chosen = current.schedules.several(schedule or (), RESERVED_NAMES)
+    if not chosen:
+        Schedule.load(current.schedule)  # before the backbone is loaded
+    loaded, data = load_again(current, device, dtype, threads, trust_remote_code)
     table = evaluate_schedule(
         current,
         loaded,
@@ -44,18 +61,30 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         baselines=baselines,
         sweep=sweep,
+        schedules=chosen,
+        most_samples=eval_samples,
     )
     show_evaluation(table, current)
-    return {"run": str(folder), "evaluation": str(current.evaluation)}
+    return {
+        "run": str(folder),
+        "evaluation": str(current.evaluation),
+        "rows": read_rows(current.evaluation),
+        "stale": note_stale(current),
+    }
 
 
 @command
 def plot(folder: opt.RunArgument) -> dict[str, Any]:
     """Step 6: the figures (PDF and PNG) that the run has data for, each with its table."""
-    figures = draw_figures(open_run(folder))
+    current = open_run(folder)
+    figures = draw_figures(current)
     for path in figures:
         screen.print(str(path), soft_wrap=True)
-    return {"run": str(folder), "figures": [str(path) for path in figures]}
+    return {
+        "run": str(folder),
+        "figures": [str(path) for path in figures],
+        "stale": note_stale(current),
+    }
 
 
 @command
@@ -63,24 +92,29 @@ def inspect(
     what: Annotated[
         str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")
     ],
+    *,
+    loading: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of a run, a schedule file, a published preset or a backbone, as tables."""
-    from pruning_runtime.schedule import Schedule
     from schedule_finder.evidence import HeldOutSummary
 
     path = Path(what)
     if (path / "run.json").exists():
         current = open_run(path)
         show_run(current)
-        return current.document()
+        note_stale(current)
+        return current.document() | run_numbers(current)
     held_out = None
     if path.is_file():
         found = Schedule.load(path)
-        held_out = HeldOutSummary.load(Run(path.parent).evaluation_summary)
+        folder = path.parent.parent if path.parent.name == "4_schedules" else path.parent
+        held_out = HeldOutSummary.load(Run(folder).evaluation_summary)
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
-        facts = _backbone_facts(BackboneOptions(what, "cpu", "auto", None).load())
+        facts = _backbone_facts(
+            BackboneOptions(what, "cpu", "auto", None, LoadOptions.given(**loading)).load()
+        )
         show_backbone(what, facts)
         return facts
     show_schedule(found, held_out)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli import options as opt
 from schedule_finder.cli import parsing
 from schedule_finder.cli.names import AUTO, BUDGET_KINDS, DETECTOR_NAMES, SOLVER_NAMES
+from schedule_finder.cli.progress import note
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import load_again, open_run, open_search
+from schedule_finder.cli.steps import note_stale
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.schedule import show_detections, show_pareto, show_schedule
+from schedule_finder.errors import InputError
+from schedule_finder.files import write_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from schedule_finder.run.folder import Run
+    from schedule_finder.run.schedules import NamedSchedule
 
 
 @command
@@ -34,12 +44,16 @@ def schedule(
     solver: opt.Solver = SOLVER_NAMES[0],
     scorer: opt.Scorer = AUTO,
     dropped_tokens: opt.DroppedTokensOption = AUTO,
+    name: opt.ScheduleName = None,
+    out: opt.ScheduleCopy = None,
+    select: opt.Select = None,
     pareto: opt.Pareto = False,
     model: opt.Model = True,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 32,
     threads: opt.Threads = None,
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
     """Step 4: a schedule for any budget, from the profile and from measurements on the backbone.
 
@@ -48,36 +62,74 @@ def schedule(
     adaptinfer-profile schedule outputs/demo --budget 15% --solver retained
 
     adaptinfer-profile schedule outputs/demo --pareto --no-model
+
+    adaptinfer-profile schedule outputs/demo --select 25pct-processed-sensitivity
     """
     current = open_run(folder)
+    if select is not None:
+        with current.step("select", schedule=select):
+            chosen = current.schedules.select(select)
+        show_schedule(chosen.schedule)
+        return _result(current, chosen)
     kind = parsing.budget_kind(budget_kind)
     parsing.check_budget(budget, kind)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
-    from schedule_finder import figures, pipeline
+    _check_names(current, name, out, pareto)
+    from schedule_finder import pipeline
     from schedule_finder.solvers import SOLVERS
 
     measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency")
-    backbone = load_again(current, device, dtype, threads) if measures else None
+    backbone = load_again(current, device, dtype, threads, trust_remote_code) if measures else None
     with open_search(current, backbone, batch_size) as search:
         if pareto:
             table = pipeline.pareto_step(current, search, kind=kind, **asked)
         else:
             fraction = parsing.budget_fraction(budget, search)
-            found = pipeline.schedule_step(current, search, budget=fraction, kind=kind, **asked)
+            found = pipeline.schedule_step(current, search, budget=fraction, kind=kind, name=name, **asked)
     if not pareto:
-        show_schedule(found)
-        screen.print(f"schedule: {current.schedule}")
-        return {
-            "run": str(folder),
-            "schedule": str(current.schedule),
-            "budget": found.model_dump()["budget"],
-        }
+        if out is not None:
+            write_text(out, found.schedule.to_json())
+        show_schedule(found.schedule)
+        return _result(current, found)
+    return _show_front(current, table)
+
+
+def _show_front(current: Run, table: Any) -> dict[str, Any]:
+    """Print the front over budgets and draw its figure."""
+    from schedule_finder import figures
+
     show_pareto(table, current)
-    drawn = figures.make_figures(current, ["4_pareto"])
+    drawn = figures.make_figures(current, ["4_pareto"], note)
     for path in drawn:
         screen.print(f"figure: {path}", soft_wrap=True)
     return {
-        "run": str(folder),
+        "run": str(current.folder),
         "pareto": table.to_dict(orient="records"),
         "figures": [str(path) for path in drawn],
+    }
+
+
+def _check_names(run: Run, name: str | None, out: Path | None, pareto: bool) -> None:
+    """Refuse before the search what would overwrite a result. Raises `InputError`."""
+    if pareto and (name or out):
+        raise InputError("--pareto writes a table and no schedule; leave --name and --out away")
+    if name is not None and parsing.schedule_name(name) in run.schedules.names():
+        raise InputError(
+            f"--name {name!r}: {run.schedules.path(name)} exists; choose another name, or use it with --select {name}"
+        )
+    if out is not None and out.exists():
+        raise InputError(f"--out {out}: exists; choose another file, or remove it")
+
+
+def _result(run: Run, found: NamedSchedule) -> dict[str, Any]:
+    """Show and return where the schedule is and what it costs."""
+    kept = run.schedules.path(found.name)
+    screen.print(f"schedule: {run.schedule} (selected: {found.name}, kept as {kept})", soft_wrap=True)
+    return {
+        "run": str(run.folder),
+        "schedule": str(run.schedule),
+        "name": found.name,
+        "kept": str(kept),
+        "budget": found.schedule.model_dump()["budget"],
+        "stale": note_stale(run),
     }

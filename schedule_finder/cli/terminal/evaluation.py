@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli.terminal import make_table, screen, show_table
 
@@ -13,22 +13,37 @@ if TYPE_CHECKING:
 
 
 def show_evaluation(table: pd.DataFrame, current: Run) -> None:
-    """The full model, the schedule and its baselines."""
-    from pruning_runtime import Schedule
+    """For each schedule: the full model, the schedule and its baselines at its budget."""
+    import pandas as pd
 
-    costs = Schedule.load(current.schedule).budget
-    target = costs.target if costs else 1.0
     overall = table[table.question_type == "all"]
-    own = overall[(overall.method == "full") | ((overall.budget - target).abs() < 1e-9)]
-    full = own[own.method == "full"].iloc[0]
+    for name in overall.schedule[overall.method != "full"].unique():
+        ours = overall[overall.schedule == name]
+        target = ours.budget.iloc[0]  # the schedule itself comes first
+        own = ours[(ours.budget - target).abs() < 1e-9]
+        _show_methods(pd.concat([overall[overall.method == "full"], own]), name)
+    screen.print(
+        "exact match in % with its 95 % interval; same: same answer as the full model; KL of the first answer token; "
+        "proc. and publ.: vision tokens, processed and by the published count; KV: cache bytes; time: decoder prefill"
+    )
+    if overall.draws.notna().any():
+        screen.print(
+            "x3 and the like: mean of so many random draws, and in brackets their range, not the interval"
+        )
+    screen.print(f"all question types and budgets: {current.evaluation}", soft_wrap=True)
+
+
+def _show_methods(own: pd.DataFrame, name: str) -> None:
+    """One table; ``own`` has the full model first."""
+    full = own.iloc[0]
     shown = make_table(
-        f"{int(own.n.max())} held-out samples; costs in % of full",
+        f"{name}: {int(own.n.max())} held-out samples; costs in % of full",
         *("method", "exact match", "same", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
     )
     for row in own.itertuples():
         shown.add_row(
-            row.method,
-            f"{100 * row.exact_match:.1f} ({100 * row.ci_low:.1f}-{100 * row.ci_high:.1f})",
+            f"{row.method} x{row.draws:.0f}" if row.draws == row.draws else row.method,
+            _exact_match(row),
             f"{100 * row.agreement:.1f}",
             f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",
             f"{100 * row.processed:.1f}",
@@ -38,8 +53,10 @@ def show_evaluation(table: pd.DataFrame, current: Run) -> None:
             f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
         )
     show_table(shown)
-    screen.print(
-        "exact match in % with its 95 % interval; same: same answer as the full model; KL of the first answer token; "
-        "proc. and publ.: vision tokens, processed and by the published count; KV: cache bytes; time: decoder prefill"
-    )
-    screen.print(f"all question types and budgets: {current.evaluation}", soft_wrap=True)
+
+
+def _exact_match(row: Any) -> str:
+    """Exact match in percent with its interval, or with the range over random draws."""
+    several = row.draws == row.draws and row.exact_match == row.exact_match  # neither is missing
+    low, high = (row.draw_low, row.draw_high) if several else (row.ci_low, row.ci_high)
+    return f"{100 * row.exact_match:.1f} ({100 * low:.1f}-{100 * high:.1f})"

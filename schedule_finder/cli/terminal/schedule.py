@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rich.markup import escape
 
+from schedule_finder.cli.names import AUTO
 from schedule_finder.cli.terminal import make_table, screen, show_table
 
 if TYPE_CHECKING:
@@ -14,20 +15,42 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pruning_runtime.schedule import Schedule
-    from schedule_finder.evidence import HeldOutSummary, SolverEvidence
+    from schedule_finder.evidence import AnswerQuality, HeldOutSummary, PolicyChoice, SolverEvidence
     from schedule_finder.run.folder import Run
 
 MOST_ROWS = 4
 """Up to so many stages have a row each."""
+_CHANGE_COLUMNS = (("support", ".0%"), ("effect", ".2f"))
 
 
 def show_detections(document: dict[str, Any]) -> None:
-    """Change points by every detector."""
+    """Change points by every detector; regimes, isolated layers, support and effect sizes on one screen."""
     table = make_table("Change points", "detector", "first layer of each new regime")
     for name, entry in document["detectors"].items():
         points = ", ".join(map(str, entry["change_points"])) or "none"
         table.add_row(name + (" (used)" if name == document["default"] else ""), points)
     show_table(table)
+    for entry in document["detectors"].values():
+        if entry.get("regimes"):
+            _show_regimes(entry)
+    if document.get("agreement"):
+        screen.print(document["agreement"])
+
+
+def _show_regimes(entry: dict[str, Any]) -> None:
+    table = make_table("Regimes", "layers", "support", "effect", "attention pattern")
+    changes = {change["layer"]: change for change in entry["changes"]}
+    for regime in entry["regimes"]:
+        change = changes.get(regime["first"], {})
+        shares = [f"{change[key]:{form}}" if key in change else "" for key, form in _CHANGE_COLUMNS]
+        table.add_row(f"{regime['first']}-{regime['last']}", *shares, f"{regime['cluster']}")
+    show_table(table)
+    if entry["isolated_layers"]:
+        table = make_table("Isolated layers", "layer", "support", "distance", "nearest layer")
+        for layer in entry["isolated_layers"]:
+            distance = f"{layer['distance']:.3f} nats"
+            table.add_row(str(layer["layer"]), f"{layer['support']:.0%}", distance, str(layer["nearest"]))
+        show_table(table)
 
 
 def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) -> None:
@@ -51,11 +74,16 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         screen.print(f"cost in % of unpruned: {shares}")
     for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
-    if held_out is not None and held_out.schedule != digest(schedule):
+    measured = evidence.solver is not None and bool(evidence.solver.policies)
+    if evidence.asked is not None and evidence.asked.scorer == AUTO and not measured:
+        screen.print(f"scorer auto: {schedule.scorer.name}, the default; no other scorer was measured")
+    own = None if held_out is None else held_out.of(digest(schedule))
+    if held_out is not None and own is None:
         screen.print("held out: the stored evaluation is of another schedule; evaluate again")
+        _show_quality(evidence.full_model)
         return
     # Version 1 kept the results in the schedule file.
-    found = held_out.methods if held_out is not None else evidence.held_out
+    found = own.methods if own is not None else evidence.held_out
     results = [
         f"{name} {100 * result.exact_match:.1f} % ({_percents(result.ci_low, result.ci_high)})"
         for method, name in (("schedule", "exact match"), ("full", "full model"))
@@ -63,6 +91,13 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
     ]
     if results:
         screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
+    _show_quality((held_out.full_model if held_out is not None else None) or evidence.full_model)
+
+
+def _show_quality(quality: AnswerQuality | None) -> None:
+    """The warning about the full model's answers, if there is one."""
+    for line in quality.lines() if quality is not None else ():
+        screen.print(escape(line), soft_wrap=True)
 
 
 def _percents(*shares: float | None) -> str:
@@ -104,6 +139,8 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     )
     if by_number:
         yield f"KL predicted by number of stages: {by_number}"
+    if solver.policy_choice is not None:
+        yield _why_policy(solver.policy_choice)
     others = {name: result for name, result in solver.policies.items() if any(result.worse_by)}
     if others:
         yield "other policies on these stages: measured KL, and how much higher (95 %)"
@@ -113,6 +150,22 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     if solver.confidence is not None:
         often = ", ".join(f"({layers}) {count}" for layers, count in solver.confidence.layers.items())
         yield f"layers chosen in {solver.confidence.resamples} resamples: {often}"
+
+
+def _why_policy(choice: PolicyChoice) -> str:
+    """Why this scorer and dropped-token setting, in one sentence."""
+    low, high = choice.interval
+    excess = f"{choice.difference:.2g} nats (95 % interval {_nats(low)} to {_nats(high)})"
+    reasons = {
+        "preferred is best": "preferred, and of least measured KL",
+        "preferred within tolerance": f"preferred; measured KL is higher than that of {choice.compared} by {excess}, "
+        f"within the tolerance of {_nats(choice.tolerance)}",
+        "significantly better": f"measured KL is lower than that of {choice.preferred}, which is preferred, by {excess}; "
+        "the interval excludes zero",
+        "beyond tolerance": f"measured KL is lower than that of {choice.preferred}, which is preferred, by {excess}, "
+        f"more than the tolerance of {_nats(choice.tolerance)}",
+    }
+    return f"chosen on {choice.samples} samples: {choice.chosen}: {reasons[choice.rule]}"
 
 
 def _nats(divergence: float) -> str:

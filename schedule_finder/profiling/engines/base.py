@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pruning_runtime.geometry import DecoderShape
-from schedule_finder.models.loading import LoadedBackbone
-from schedule_finder.profiling.capture import ProfileRow, layers_to_profile
+from schedule_finder.profiling.fields import ProfileRow
 from schedule_finder.samples import SampleEntry
+
+if TYPE_CHECKING:
+    from schedule_finder.models.loading import LoadedBackbone
 
 CHUNK_SIZE = 64
 """Samples in a chunk: a compromise between grouping by length and work that an interruption repeats."""
@@ -87,6 +89,8 @@ class Engine(Protocol):
 
 def describe_backbone(loaded: LoadedBackbone) -> dict[str, Any]:
     """Meta of a profile: equal for all profiles that can be merged."""
+    from schedule_finder.profiling.capture import layers_to_profile
+
     shape = loaded.backbone.shape
     layers, left_out = layers_to_profile(loaded.backbone)
     return {
