@@ -118,7 +118,10 @@ class TableData:
                 f"data set {self._name!r} has changed (sample {entry.id} is not in it); give the one that the run was "
                 "begun with, or begin a new run"
             )
-        row = self._named(self._table[entry.row])
+        try:
+            row = self._named(self._table[entry.row])
+        except UnicodeDecodeError as error:
+            raise BadSample(f"the row is no UTF-8 text ({error})") from error
         question = self._columns.question_of(row)
         images, repairs = [], []
         for cell in self._images(row):
@@ -210,7 +213,8 @@ class TableData:
         return file, path
 
     def _fingerprint(self) -> str:
-        few = self._table.select_columns(self._columns.text)[:_FINGERPRINTED]
+        with loading(self._name):
+            few = self._table.select_columns(self._columns.text)[:_FINGERPRINTED]
         rows = [
             self._named(dict(zip(few, values, strict=True))) for values in zip(*few.values(), strict=True)
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.fuzz_inputs import KINDS, Case, fuzz, make_base, run_case
 from tests.model.test_command_line import call
@@ -119,3 +120,29 @@ def test_an_evaluation_that_is_no_table_is_one_line(run: Path, cells: str) -> No
     path = run / "5_evaluation.csv"
     path.write_bytes(path.read_bytes() + cells.encode("latin-1"))
     assert "5_evaluation.csv" in call("inspect", run, code=2)
+
+
+@pytest.mark.parametrize("row", [0, 20])
+def test_a_question_that_is_no_text_is_refused_or_skipped(tmp_path: Path, row: int) -> None:
+    """The first rows identify the data set; a later one is skipped as a sample."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    lines = [b'{"image": "a.png", "question": "what is here ?", "answer": "red"}'] * 24
+    lines[row] = lines[row].replace(b"here ?", b"here \xd2")
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"\n".join(lines) + b"\n")
+    asked = (
+        "profile",
+        "demo",
+        "--dataset",
+        data,
+        "--samples",
+        24,
+        "--eval-samples",
+        0,
+        "--out",
+        tmp_path / "run",
+    )
+    if row == 0:
+        assert "cannot be read: 'utf-8'" in call(*asked, code=2)
+    else:
+        assert call(*asked)["skipped"] == 1
