@@ -5,15 +5,16 @@ Two detectors: `AttentionShift` (the default) and `TokenCurve`, the paper's reci
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from schedule_finder.change_points.attention_shift import AttentionShift
 from schedule_finder.change_points.base import ALIASES, ChangePoints, Detector, canonical_name
 from schedule_finder.change_points.placement import candidate_layers, without_isolated
-from schedule_finder.change_points.token_curve import TokenCurve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from schedule_finder.change_points.attention_shift import AttentionShift
+    from schedule_finder.change_points.token_curve import TokenCurve
 
 __all__ = [
     "ALIASES",
@@ -29,10 +30,24 @@ __all__ = [
     "without_isolated",
 ]
 
+
+def _attention_shift() -> Detector:
+    from schedule_finder.change_points.attention_shift import AttentionShift
+
+    return AttentionShift()
+
+
+def _token_curve() -> Detector:
+    from schedule_finder.change_points.token_curve import TokenCurve
+
+    return TokenCurve()
+
+
 DETECTORS: dict[str, Callable[[], Detector]] = {
-    "attention_shift": AttentionShift,
-    "token_curve": TokenCurve,
+    "attention_shift": _attention_shift,
+    "token_curve": _token_curve,
 }
+"""Detectors by name. They import ruptures on first use: reading a change-point file does not need it."""
 DEFAULT_DETECTOR = "attention_shift"
 
 
@@ -42,3 +57,15 @@ def get_detector(name: str) -> Detector:
     if known not in DETECTORS:
         raise ValueError(f"detector: {name!r}, need one of {', '.join(sorted(DETECTORS))}")
     return DETECTORS[known]()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AttentionShift":
+        from schedule_finder.change_points.attention_shift import AttentionShift
+
+        return AttentionShift
+    if name == "TokenCurve":
+        from schedule_finder.change_points.token_curve import TokenCurve
+
+        return TokenCurve
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

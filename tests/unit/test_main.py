@@ -110,7 +110,15 @@ def modules_after(*arguments: str) -> list[str]:
 
 
 def test_help_version_and_inspect_import_nothing_heavy(tmp_path: Path) -> None:
-    Run.begin(tmp_path, "test", {})
+    options = {
+        "backbone": "demo",
+        "dataset": "demo",
+        "samples": 4,
+        "eval_samples": 0,
+        "seed": 0,
+        "columns": {},
+    }
+    Run.begin(tmp_path, "test", options)
     Schedule.preset("adaptinfer/llava-1.5-7b-64").save(tmp_path / "4_schedule.json")
     assert modules_after("run", "--help") == []
     assert modules_after("--version") == []
