@@ -50,7 +50,9 @@ def main() -> None:
     policy = TokenPolicy(options.scorer)
     search = Search(run)
     if not found.of():
-        raise SystemExit(f"{options.run}: no change points that schedules follow, so nothing to place stages at")
+        raise SystemExit(
+            f"{options.run}: no change points that schedules follow, so nothing to place stages at"
+        )
     rows = []
     for share in options.budgets:
         budget = search.target(share, "processed")

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from schedule_finder.errors import InputError
 from schedule_finder.figures.run_data import need
@@ -106,9 +107,7 @@ def _draw_distances(
     axes.set_aspect("equal")
     layer_axis(axes, num_layers)
     axes.set_ylim(num_layers - 0.5, -0.5)
-    axes.yaxis.set_major_locator(
-        axes.xaxis.get_major_locator().__class__(integer=True, nbins=9, steps=[1, 2, 4, 5, 10])
-    )
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, steps=[1, 2, 4, 5, 10]))
     axes.set_ylabel("Decoder layer")
     handles: list[Any] = []
     for regime in found.regimes:

@@ -316,7 +316,6 @@ def test_change_point_table_has_the_distances_of_neighbours_and_their_noise_band
     assert above[changed].all()
 
 
-
 def test_staircase_is_the_accounting(drawn):
     rows = table(drawn, "4_schedule")
     assert rows.processed_tokens.tolist() == [64] * 3 + [32] * 3 + [8] * 6
