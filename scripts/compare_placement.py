@@ -49,6 +49,10 @@ def main() -> None:
     answer_kl = AnswerKL.for_samples(loaded, [data.load(entries[name]) for name in names], 32)
     policy = TokenPolicy(options.scorer)
     search = Search(run)
+    if not found.of():
+        raise SystemExit(
+            f"{options.run}: no change points that schedules follow, so nothing to place stages at"
+        )
     rows = []
     for share in options.budgets:
         budget = search.target(share, "processed")

@@ -51,8 +51,9 @@ from schedule_finder.intervals import band
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-SMALLEST_CHANGE = 2 * SMALLEST_OWN
-"""Nats between the means of two regimes. A smaller distance is below what two layers differ by at least."""
+SMALLEST_CHANGE = 4 * SMALLEST_OWN
+"""Nats between the means of two regimes: twice what two layers of one regime are taken to differ by at least. Slow
+drift of long decoders adds up to less; the changes of the acceptance table and of the pretrained profile are larger."""
 DRIFT_MARGIN = 1.0
 """What the model with drift has to be more likely by, twice the log-likelihood per dimension: three times the
 simulation error of a penalty, which otherwise decides where both are as likely."""

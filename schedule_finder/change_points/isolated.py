@@ -2,8 +2,8 @@
 
 Three conditions, each against the nearest layers of the same regime (its mates):
 
-* it shares less than `SHARED` of the pattern that two mates share, or less than `SHARED` of its own pattern is
-  shared. Patterns are compared as deviations from the uniform distribution ``u``: with Bhattacharyya distances
+* it shares less than `SHARED` of the pattern that two mates share, or what it shares is less than `SHARED` of its
+  own pattern. Patterns are compared as deviations from the uniform distribution ``u``: with Bhattacharyya distances
   ``B``, half of ``B[l, u] + B[m, u] - B[l, m]`` is what ``l`` and ``m`` have in common, and noise of either layer
   does not enter;
 * its own part of the distance to its mates exceeds what two mates share;
@@ -89,7 +89,8 @@ def layer_parts(
 
 def attends_elsewhere(parts: LayerParts) -> np.ndarray:
     """The first two conditions, ``[n, num_layers]`` of bool."""
-    little = (parts.shared < SHARED) | (parts.pattern < SHARED * (parts.pattern + parts.own))
+    common = parts.shared * parts.pattern
+    little = (parts.shared < SHARED) | (common < SHARED * (common + parts.own))
     return little & (parts.own > parts.pattern)
 
 

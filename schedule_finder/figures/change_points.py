@@ -107,7 +107,7 @@ def _draw_distances(
     axes.set_aspect("equal")
     layer_axis(axes, num_layers)
     axes.set_ylim(num_layers - 0.5, -0.5)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 4, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, steps=[1, 2, 4, 5, 10]))
     axes.set_ylabel("Decoder layer")
     handles: list[Any] = []
     for regime in found.regimes:
