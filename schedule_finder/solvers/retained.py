@@ -57,6 +57,8 @@ class Retained(Solver):
         profile, change_points, budget = problem.profile, problem.change_points, problem.budget
         deepest = budget.deepest_layer()
         candidates = without_isolated(budget.stage_layers(), problem.isolated)
+        if not any(layer <= deepest for layer in candidates):
+            candidates = budget.stage_layers()  # the budget is met by isolated layers only
         replay = Replay(profile, problem.policy.scorer, layer_weights(profile, moving=bool(change_points)))
 
         best: dict[int, tuple[float, tuple[Stage, ...]]] = {}

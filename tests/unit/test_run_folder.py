@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -62,6 +63,21 @@ def test_change_points_by_detector(tmp_path: Path) -> None:
     assert found.model_dump()["samples"] == 4
     with pytest.raises(InputError, match=r"no change points of detector 'c' \(there: a, b\)"):
         found.of("c")
+
+
+def test_change_points_under_an_old_detector_name_and_with_support(tmp_path: Path) -> None:
+    path = tmp_path / "3_change_points.json"
+    layer = {"layer": 7, "distance": 0.3, "shared": 0.1, "nearest": 6, "nearest_distance": 0.2}
+    found = {
+        "change_points": [3, 9],
+        "used": [3],
+        "isolated_layers": [layer | {"support": 0.95}, layer | {"layer": 8, "support": 0.6}],
+    }
+    path.write_text(json.dumps({"default": "distribution_shift", "detectors": {"distribution_shift": found}}))
+    read = read_change_points(path)
+    assert read.default == "attention_shift"
+    assert read.of() == read.of("distribution_shift") == [3]
+    assert read.isolated == [7]
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,19 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
     assert replay.retained(early) < 0.6
 
 
+def test_isolated_layers_score_only_where_the_budget_leaves_no_other() -> None:
+    profile = random_profile(10, 0)
+    target = target_for(profile, "processed", 0.5)
+    free = SOLVERS["retained"]().solve(Problem(profile, [3], target, POLICY)).stages
+    isolated = [stage.layer for stage in free]
+    held = SOLVERS["retained"]().solve(Problem(profile, [3], target, POLICY, isolated=isolated)).stages
+    assert held
+    assert not {stage.layer for stage in held} & set(isolated)
+    early = list(range(target.deepest_layer() + 1))
+    forced = SOLVERS["retained"]().solve(Problem(profile, [3], target, POLICY, isolated=early)).stages
+    assert forced == free
+
+
 def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     profile = planted_profile(6)
     solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), POLICY))
