@@ -92,7 +92,7 @@ def layer_shift(maps: Sequence[np.ndarray]) -> np.ndarray:
 def top_token_curves(sample: np.ndarray, share: float = 0.1) -> np.ndarray:
     """Cumulative attention over layers of the tokens that get most of it in total.
 
-    The curves of the AdaptInfer recipe (METHODS.md): the ``share`` of tokens with most total
+    The curves of the AdaptInfer recipe (docs/methods.md): the ``share`` of tokens with most total
     attention, ``[num_top, num_layers]``, each non-decreasing. ``num_top`` is ``share`` of the tokens
     to the nearest whole one (58 of 576), at least 1. Tokens that got nothing at all are left out: a
     flat curve has no break.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCurve:
-    """The AdaptInfer recipe (arXiv 2508.06084) as METHODS.md describes it.
+    """The AdaptInfer recipe (arXiv 2508.06084) as docs/methods.md describes it.
 
     Per sample the ``share`` of tokens with most total attention; per token the cumulative sum over
     layers and the one break that ``ruptures.Binseg(model="l2", jump=1)`` puts in it; a histogram of

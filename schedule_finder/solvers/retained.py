@@ -41,7 +41,7 @@ class Retained(Solver):
     text query -> vision attention they carry. A layer counts for half by being a layer and for half by how
     far its attention has moved from the layer before (Jensen-Shannon divergence): attention that only
     repeats itself brings the text little that is new. On the demo backbone that second half is what
-    tells layers that need vision from layers that do not (LOG.md); without a change point there is
+    tells layers that need vision from layers that do not (docs/log.md); without a change point there is
     nothing that moves, all layers count the same, and the budget alone places the stages.
 
     Layers are searched by a beam: every single layer, then one layer more beside the best choices so

@@ -94,7 +94,7 @@ def test_every_family_from_profile_to_pruned_generation(key: str, tmp_path: Path
         assert {stage.layer for stage in search.solve(budget, "processed", solver=solver).stages} <= set(
             scoring
         )
-    schedule = pipeline.schedule_step(run, search, budget=budget, solver="retained")
+    schedule = pipeline.schedule_step(run, search, budget=budget, solver="retained").schedule
     assert schedule.budget is not None
     assert schedule.budget.processed == pytest.approx(budget, abs=0.01)
     assert {stage.layer for stage in schedule.stages} <= set(scoring)

@@ -151,7 +151,9 @@ def test_what_is_noted_but_not_stored_is_done_again(tmp_path: Path) -> None:
     lost.unlink()
     missing -= set(run.profile.ids())
     again = PlantedEngine()
-    profile(run, again)
+    said: list[str] = []
+    profile(run, again, report=said.append)
+    assert [f"{lost.name} is missing" in line for line in said] == [True]
     assert set(again.seen) == missing
     assert_equal(run.profile.read(), before)
 

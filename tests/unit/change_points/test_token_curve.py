@@ -17,7 +17,7 @@ from tests.support.planted_maps import NUM_VISION, planted_maps
 
 
 def binseg(curve: np.ndarray) -> int:
-    """The recipe as METHODS.md gives it: ruptures' own defaults, but for ``jump``."""
+    """The recipe as docs/methods.md gives it: ruptures' own defaults, but for ``jump``."""
     return ruptures.Binseg(model="l2", jump=1).fit(curve).predict(n_bkps=1)[0]
 
 
