@@ -24,7 +24,8 @@ def write_example(
     square = len({size for image in sample.images for size in image.size}) == 1
     if len(sample.images) != 1 or not square or side * side != int(vision.sum()):
         return
-    first = int(vision.nonzero()[0])
+    # Text may stand between vision tokens, for example at the end of a row of patches.
+    index_of = {position: index for index, position in enumerate(vision.nonzero().flatten().tolist())}
     length = inputs["input_ids"].shape[1]
     full = loaded.generate(inputs, max_new_tokens)
     with pruned(loaded.backbone.model, schedule) as record:
@@ -38,7 +39,7 @@ def write_example(
         "pruned_answer": loaded.answers(short[:, length:])[0],
         "grid": [side, side],
         "stages": [
-            {"layer": stage.layer, "kept": [position - first for position in stage.kept_positions()[0]]}
+            {"layer": stage.layer, "kept": [index_of[position] for position in stage.kept_positions()[0]]}
             for stage in record.stages
         ],
         "regions": list(sample.regions),

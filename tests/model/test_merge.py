@@ -67,7 +67,11 @@ def test_all_samples_are_there_once_and_every_later_step_works(jobs: list[Path],
 def test_what_does_not_belong_together_is_refused(jobs: list[Path], tmp_path: Path) -> None:
     other = shutil.copytree(jobs[1], tmp_path / "other")
     meta = json.loads((other / "2_profile" / "meta.json").read_text())
-    for name, value in (("dtype", "bfloat16"), ("prompt_digest", "sha256:0"), ("backbone", meta["backbone"] | {"name": "x"})):
+    for name, value in (
+        ("dtype", "bfloat16"),
+        ("prompt_digest", "sha256:0"),
+        ("backbone", meta["backbone"] | {"name": "x"}),
+    ):
         (other / "2_profile" / "meta.json").write_text(json.dumps({**meta, name: value}))
         assert f"another {name}" in call("merge", jobs[0], other, "--out", tmp_path / name, code=2)
         assert not list((tmp_path / name).rglob("part-*"))

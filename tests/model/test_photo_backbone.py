@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaForCau
 
 from pruning_runtime.backbone import find_backbone
 from schedule_finder.errors import InputError
+from schedule_finder.evaluation.example import write_example
+from schedule_finder.models.loading import load_backbone
+from schedule_finder.samples import Sample
 from schedule_finder.samples.photo_assets import cache_folder, drawn_assets
 from schedule_finder.samples.photo_questions import PhotoQuestion
 from schedule_finder.samples.photo_scenes import TOKENS_PER_SIDE, draw_scene, render_scene, scene_generator
@@ -49,6 +53,7 @@ from tests.support.photo_weights import (
     tiny_decoder,
     write_gguf,
 )
+from tests.support.schedules import schedule_for
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +376,15 @@ def test_the_slow_test_would_find_its_packages():
     assert importlib.util.find_spec("scripts.build_photo_backbone") is not None
     assert cache_folder().is_absolute()
     assert DECODER.member.endswith(".gguf")
+
+
+def test_the_overlay_counts_vision_tokens_and_not_the_marks_between_them(folder, tmp_path):
+    """The example's kept tokens are places in the grid, although a text token ends every row."""
+    loaded = load_backbone(str(folder), device="cpu")
+    rng = scene_generator("held_out", 0, 0)
+    picture = render_scene(draw_scene(rng, "held_out"), drawn_assets(), rng)
+    sample = Sample("one", (picture,), "What is at the top left?", "a dog")
+    schedule = schedule_for(loaded.backbone.model, (-1, 0.5), scorer="strided")
+    write_example(tmp_path, loaded, schedule, sample, 2)
+    kept = json.loads((tmp_path / "5_example.json").read_text())["stages"][0]["kept"]
+    assert kept == list(range(1, TOKENS_PER_SIDE**2, 2))

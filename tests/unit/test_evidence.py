@@ -13,7 +13,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.evidence import Evidence, HeldOutResult, HeldOutSummary, digest
 from schedule_finder.solvers.fitprune import FitPruneEvidence
 
-REFERENCE = Path(__file__).parents[2] / "outputs" / "reference" / "4_schedule.json"
+REFERENCE = Path(__file__).parents[1] / "data" / "schedule_v1" / "demo-35pct.json"
 
 
 def schedule_with(evidence: Evidence | None = None, **fields: object) -> Schedule:
