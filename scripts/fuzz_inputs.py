@@ -47,6 +47,7 @@ from schedule_finder.models import loading
 from scripts.fuzz_damage import JUNK_TEXT, damaged_bytes, damaged_json, damaged_rows
 
 MOST_SECONDS = 120
+MOST_SIZE = 4
 ALWAYS_WRITTEN = ("run.json", ".lock")
 WRITES = {
     "detect": ("3_",),
@@ -339,7 +340,11 @@ def broken_options(rng: np.random.Generator, base: Path, work: Path) -> list[str
     chosen = dict(known) if rng.random() < 0.5 and command != "profile" else {}
     names = list(known)
     for index in rng.permutation(len(names))[: rng.integers(1, 4)]:
-        chosen[names[index]] = _junk(rng)
+        junk = _junk(rng)
+        # A large size is valid for `bench`: it is long work, or more than the memory.
+        chosen[names[index]] = (
+            "0" if command == "bench" and junk.isdecimal() and int(junk) > MOST_SIZE else junk
+        )
     argument = _junk(rng) if rng.random() < 0.1 or not known else str(work / "run")
     run = shutil.copytree(base, work / "run")
     if command == "profile":
