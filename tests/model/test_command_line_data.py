@@ -118,7 +118,7 @@ def test_a_stream_and_repaired_samples(tmp_path: Path) -> None:
 
 def test_a_run_begun_before_there_were_more_options_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    reference = json.loads((ROOT / "outputs" / "reference" / "run.json").read_text())
+    reference = json.loads((ROOT / "tests" / "data" / "run_before_more_options.json").read_text())
     reference["options"] |= {"samples": 4, "eval_samples": 2}
     reference["steps"] = {}
     out.mkdir()
