@@ -27,7 +27,7 @@ def binseg(curve: np.ndarray) -> int:
         np.float64,
         st.tuples(st.integers(1, 3), st.integers(4, 40)),
         # Few values, so that ties are common; and values whose sums round.
-        elements=st.sampled_from([0.0, 0.1, 0.3, 1.0]) | st.floats(0, 1, allow_subnormal=False),
+        elements=st.sampled_from([0.0, 0.1, 0.3, 1.0]) | st.floats(1e-9, 1),  # squares of less underflow
     )
 )
 def test_single_breaks_are_binsegs_on_any_curve(steps: np.ndarray):
