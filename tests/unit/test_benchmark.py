@@ -39,7 +39,7 @@ SHAPE = DecoderShape(
 
 
 class Steps:
-    """A clock that is told how long each step takes, in whole milliseconds."""
+    """A clock with a given duration for each step, in whole milliseconds."""
 
     def __init__(self, durations: list[int]) -> None:
         self._moments = iter([0, *itertools.accumulate(durations)])

@@ -14,7 +14,7 @@ from pruning_runtime.scorers.text_guided import text_importance
 
 HEADS, LENGTH = 4, 10
 # The second row has fewer text queries than the first, so that two of its entries are padding.
-RATERS = [[1, 4, 6, 8, 9], [5, 7, 9]]
+TEXT_QUERIES = [[1, 4, 6, 8, 9], [5, 7, 9]]
 VISION = [[2, 3, 5, 7], [1, 2, 3, 4, 6]]
 ATTENTION_RULES = sorted(name for name, rule in SCORERS.items() if issubclass(rule, AttentionScorer))
 
@@ -29,7 +29,7 @@ def attention_maps(seed: int = 0) -> Tensor:
 
 def rater_table(*, last_only: bool = False) -> tuple[Tensor, Tensor]:
     is_text_query = torch.zeros(2, LENGTH, dtype=torch.bool)
-    for row, text_queries in enumerate(RATERS):
+    for row, text_queries in enumerate(TEXT_QUERIES):
         is_text_query[row, text_queries] = True
     return padded_indices(is_text_query, 1 if last_only else 5, last_only=last_only)
 
@@ -49,7 +49,7 @@ def scores_of(rule: str, maps: Tensor) -> Tensor:
 def by_loops(rule: str, maps: Tensor, row: int, vision: int) -> float:
     """The published formulas, with nothing vectorised."""
     total = 0.0
-    text_queries = RATERS[row]
+    text_queries = TEXT_QUERIES[row]
     for head in range(HEADS):
         attention = maps[row, head].tolist()
         if rule == "last_token":
