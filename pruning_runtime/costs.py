@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
-from pruning_runtime.scorers import make_scorer
+from pruning_runtime.scorers import SCORERS, FeatureScorer, make_scorer
 
 Kept = TypeVar("Kept")
 
@@ -51,6 +51,37 @@ def scores_before_decoder(stages: Sequence[Stage], scorer: str) -> bool:
         return False
     own = stages[0].scorer
     return make_scorer(scorer if own is None else own.name).needs_attention
+
+
+def feature_scoring_flops(
+    stages: Sequence[Stage], scorer: str, shape: DecoderShape, num_vision: float, num_other: float
+) -> float:
+    """FLOPs of all stages that are scored with hidden states (`FeatureScorer.flops`), for one prompt.
+
+    Args:
+        stages: of the schedule.
+        scorer: of stages that have none of their own.
+        shape: the decoder.
+        num_vision, num_other: tokens of the prompt.
+    """
+    total, reaching = 0.0, 1.0
+    for stage in stages:
+        rule = SCORERS[scorer if stage.scorer is None else stage.scorer.name]
+        if issubclass(rule, FeatureScorer) and stage.keep_ratio < reaching:
+            total += rule.flops(
+                reaching * num_vision, stage.keep_ratio * num_vision, shape.hidden_size, num_other
+            )
+        reaching = stage.keep_ratio
+    return total
+
+
+def feature_scoring_share(
+    stages: Sequence[Stage], scorer: str, shape: DecoderShape, num_vision: float, num_other: float
+) -> float:
+    """`feature_scoring_flops` over the linear maps of a mean layer that computes the whole prompt."""
+    linear = _linear_flops(shape)
+    whole = sum(linear) / len(linear) * (num_vision + num_other)
+    return feature_scoring_flops(stages, scorer, shape, num_vision, num_other) / whole if whole else 0.0
 
 
 def pre_decoder_share(shape: DecoderShape) -> float:
@@ -153,6 +184,7 @@ def budget_of(
     target: float | None = None,
     latency: float | None = None,
     pre_decoder: bool = False,
+    scorer: str | None = None,
 ) -> Budget:
     """All costs of ``stages`` as fractions of the unpruned backbone.
 
@@ -165,12 +197,18 @@ def budget_of(
         latency: measured elsewhere, and passed on; None where it was not measured.
         pre_decoder: whether the schedule `scores_before_decoder`. This cost is added to ``processed`` (as
             `pre_decoder_share`) and to ``flops``, not to ``published``.
+        scorer: of stages that have none of their own; None: no cost of scoring with hidden states is added.
     """
     pre_decoder_cost = pre_decoder_share(shape) if pre_decoder else 0.0
+    feature_flops = 0.0
+    if scorer is not None:
+        pre_decoder_cost += feature_scoring_share(stages, scorer, shape, num_vision, num_other)
+        full = prefill_flops(shape, [num_vision + num_other] * shape.num_layers)
+        feature_flops = feature_scoring_flops(stages, scorer, shape, num_vision, num_other) / full
     costs = {
         "processed": (sum(processed_ratios(stages, shape.num_layers)) + pre_decoder_cost) / shape.num_layers,
         "published": sum(published_ratios(stages, shape.num_layers)) / shape.num_layers,
-        "flops": flops_ratio(stages, shape, num_vision, num_other, pre_decoder=pre_decoder),
+        "flops": flops_ratio(stages, shape, num_vision, num_other, pre_decoder=pre_decoder) + feature_flops,
         "kv": kv_ratio(stages, shape.num_layers, num_vision, num_other),
     }
     if latency is not None:

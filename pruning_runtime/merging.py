@@ -1,4 +1,7 @@
-"""Token merging with proportional attention (ToMe, arXiv 2210.09461): pure tensor functions."""
+"""Token merging with proportional attention (ToMe, arXiv 2210.09461), and joining by a scorer's own rule.
+
+Pure tensor functions.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,28 @@ def merge_dropped(
     mean = torch.where(merges[..., None], mean, gathered.gather(1, column))
     total = torch.where(merges, total, kept_sizes.gather(1, target))
     return gathered.scatter(1, column, mean), kept_sizes.scatter(1, target, total)
+
+
+def join_dropped(features: Tensor, kept: Tensor, target: Tensor, joining: str | None) -> Tensor:
+    """Features of the kept tokens after the dropped ones have joined them.
+
+    A kept token that none joins is unchanged. Token sizes do not change: the rules that join tokens (VisionZip, VScan)
+    use plain attention.
+
+    Args:
+        features: ``[groups, slots, width]``.
+        kept: bool ``[groups, slots]``.
+        target: for every token the slot of the kept token that it joins, or its own, long ``[groups, slots]``.
+        joining: "mean": the kept token becomes the mean of itself and those that join it; "add_mean": the mean of those
+            that join it is added to it.
+    """
+    joins = ~kept & kept.gather(1, target)
+    column = target[..., None].expand_as(features)
+    sums = torch.zeros_like(features).scatter_add_(1, column, features * joins[..., None])
+    counts = torch.zeros_like(features[..., 0]).scatter_add_(1, target, joins.to(features.dtype))[..., None]
+    mean_of_all = (features + sums) / (1 + counts)
+    changed = mean_of_all if joining == "mean" else features + sums / counts.clamp(min=1)
+    return torch.where(counts > 0, changed, features)
 
 
 def weighted_mask(mask: Tensor, sizes: Tensor, dtype: torch.dtype) -> Tensor:

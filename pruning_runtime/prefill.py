@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from pruning_runtime.attention_rows import attention_rows, find_text_queries, padded_indices
+from pruning_runtime.attention_rows import find_text_queries
 from pruning_runtime.attention_tap import AttentionInputs
 from pruning_runtime.cache_guard import attach_prompt
-from pruning_runtime.errors import PruningError, UnsupportedBackbone
+from pruning_runtime.errors import UnsupportedBackbone
 from pruning_runtime.merging import merge_dropped
 from pruning_runtime.model_quirks import deepstack
 from pruning_runtime.model_quirks.image_newline import image_newline_mask
 from pruning_runtime.record import Record, StageRecord
 from pruning_runtime.renumbering import TABLE
-from pruning_runtime.scorers import AttentionScorer, PositionScorer, Scorer
+from pruning_runtime.scorers import AttentionScorer
+from pruning_runtime.scoring import PromptCounts, StageScoring
 from pruning_runtime.selection import StagePlan, gather_positions, plan_stages, select_kept
 from pruning_runtime.sequence import PrunedPrompt, Segment, once, restore_length
 from pruning_runtime.setup import PruningSetup
+from pruning_runtime.token_groups import image_counts, image_numbers
 
 LayerArguments = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
 """A decoder layer's hidden states, its other positional arguments, and its keyword arguments."""
@@ -34,10 +36,6 @@ _NOT_GATHERED = frozenset(
 _RENUMBERED = frozenset({TABLE, "position_ids"})
 
 
-class _LayerStopped(Exception):
-    """Layer 0 reached its attention kernel in a run for its queries and keys only."""
-
-
 @dataclass
 class Prefill:
     """One prompt (a batch of rows) on its way through the decoder.
@@ -45,15 +43,12 @@ class Prefill:
     Attributes:
         setup: of the ``with``.
         prompt: the positions that each layer holds.
-        number: earlier prefills inside the same ``with``.
-        vision, text_queries: bool ``[batch, length]``.
-        num_text_queries: maximum over the rows.
+        scoring: scores the stages.
+        vision: bool ``[batch, length]``.
         plan: stages of this prompt, by layer.
         keep: vision tokens to keep, by stage layer; ``[batch]`` on the decoder's device.
         image_newlines: protected vision tokens, bool ``[batch, length]``; None: no token is protected.
         deepstack: features to add before a layer, ``[batch, slots, width]``, for the slots of the last segment.
-        scores: of the next attention-scored stage, ``[batch, slots]``.
-        scoring_only: layer 0 runs for its queries and keys only.
         stages: results of the stages so far.
         cache: receives the prompt's keys and values.
         gathered: arguments and masks for the last segment. A model passes the same objects to all layers, so each
@@ -62,16 +57,12 @@ class Prefill:
 
     setup: PruningSetup
     prompt: PrunedPrompt
-    number: int
+    scoring: StageScoring
     vision: Tensor
-    text_queries: Tensor
-    num_text_queries: int
     plan: dict[int, StagePlan]
     keep: dict[int, Tensor]
     image_newlines: Tensor | None = None
     deepstack: dict[int, Tensor] = field(default_factory=dict)
-    scores: Tensor | None = None
-    scoring_only: bool = False
     stages: list[StageRecord] = field(default_factory=list)
     cache: Cache | None = None
     gathered: dict[Any, Any] = field(default_factory=dict)
@@ -80,7 +71,7 @@ class Prefill:
     def begin(cls, setup: PruningSetup, vision: Tensor, valid: Tensor, record: Record) -> Prefill:
         """Count the tokens of a prompt and fix what every stage keeps.
 
-        This is the only transfer to the host: three counts per row. All shapes of the prefill follow from them.
+        This is the only transfer to the host: five counts per row. All shapes of the prefill follow from them.
 
         Args:
             setup: of the ``with``.
@@ -88,21 +79,24 @@ class Prefill:
             record: starts to describe this prompt.
         """
         text_queries = find_text_queries(vision, valid)
-        counts = torch.stack([vision.sum(1), valid.sum(1), text_queries.sum(1)]).tolist()
-        num_vision, num_valid, num_text_queries = counts
+        images = image_counts(vision, image_numbers(vision))
+        counts = torch.stack([vision.sum(1), valid.sum(1), text_queries.sum(1), *images]).tolist()
+        num_vision, num_valid, num_text_queries, num_images, largest = counts
         num_other = [every - count for every, count in zip(num_valid, num_vision, strict=True)]
         plan = plan_stages(setup.stages, num_vision, num_other)
         keep = torch.tensor([stage.keep for stage in plan]).to(vision.device, non_blocking=True)
         batch, length = vision.shape
         position = torch.arange(length, device=vision.device).expand(batch, length)
         record.begin_prefill(num_vision, num_other)
+        prompt = PrunedPrompt(length, [Segment(position, valid, padded=min(num_valid) < length)])
+        host = PromptCounts(max(num_text_queries), max(num_vision), max(num_images), max(largest))
+        scoring = StageScoring(setup, prompt, record.prefills - 1, vision, text_queries, host)
+        scoring.check_text(num_text_queries, num_vision)
         return cls(
             setup=setup,
-            prompt=PrunedPrompt(length, [Segment(position, valid, padded=min(num_valid) < length)]),
-            number=record.prefills - 1,
+            prompt=prompt,
+            scoring=scoring,
             vision=vision,
-            text_queries=text_queries,
-            num_text_queries=max(num_text_queries),
             plan={stage.layer: stage for stage in plan},
             keep={stage.layer: row for stage, row in zip(plan, keep, strict=True)},
             stages=record.stages,
@@ -120,6 +114,10 @@ class Prefill:
         """Store the prompt with ``cache``, for the tokens that follow."""
         self.cache = cache
         attach_prompt(cache, self.prompt, self.setup.lease)
+
+    def on_attention(self, inputs: AttentionInputs) -> None:
+        """Receives the attention inputs of every layer."""
+        self.scoring.on_attention(inputs, is_stage=inputs.layer in self.plan)
 
     def restore(self, output: Any) -> Any:
         """The decoder's output at the prompt's original positions."""
@@ -140,19 +138,22 @@ class Prefill:
             The new arguments; None where nothing changes.
         """
         prompt = self.prompt
-        if layer == 0 and (cache := kwargs.get("past_key_values")) is not None:
-            self.attach_cache(cache)
+        if layer == 0:
+            if (cache := kwargs.get("past_key_values")) is not None:
+                self.attach_cache(cache)
+            self.scoring.choose_text(hidden)
         stage = self.plan.get(layer - 1)
         if stage is not None:
             if layer == 0 and isinstance(self.setup.scorers[stage.layer], AttentionScorer):
                 with self.setup.watch.part("scoring"):
-                    self._score_before_decoder(hidden, others, kwargs)
-            with self.setup.watch.part("dropping"):
-                hidden = self._drop(stage, hidden)
+                    self.scoring.before_decoder(hidden, others, kwargs, self.deepstack.get(0))
+            hidden = self._drop(stage, hidden)
         prompt.segment_of_layer[layer] = len(prompt.segments) - 1
         features = self.deepstack.get(layer)
         if features is not None:
             hidden = hidden + features.to(hidden.device)
+        if layer in self.plan:
+            self.scoring.remember(layer, hidden)
         segment = prompt.of(layer, hidden.device)
         if len(prompt.segments) == 1 and hidden.shape[-2] == segment.width:
             return None if features is None else (hidden, others, kwargs)
@@ -187,90 +188,10 @@ class Prefill:
         segment = self.prompt.of(layer, queries.device)
         return self.prompt.length, segment.index, torch.arange(queries.shape[1], device=queries.device)
 
-    # ---- scoring
-
-    def on_attention(self, inputs: AttentionInputs) -> None:
-        """Score the tokens if a stage follows this layer, or if layer 0 runs for its queries and keys only."""
-        if self.scoring_only:
-            self._score(self.setup.scorers[-1], inputs)
-            raise _LayerStopped
-        if inputs.layer in self.plan and isinstance(
-            scorer := self.setup.scorers[inputs.layer], AttentionScorer
-        ):
-            with self.setup.watch.part("scoring"):
-                self._score(scorer, inputs)
-
-    def _score_before_decoder(self, hidden: Tensor, others: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Score all tokens with layer 0's queries and keys, without its cache.
-
-        Runs the layer's own forward and stops it at its attention kernel, so that projections, norms and rotary
-        embeddings of all families are those of the model.
-        """
-        self.prompt.segment_of_layer[0] = 0
-        if (features := self.deepstack.get(0)) is not None:
-            hidden = hidden + features.to(hidden.device)
-        self.scoring_only = True
-        try:
-            # `forward` and not a call: this code runs inside a hook of the call.
-            run = self.setup.backbone.layers[0].forward
-            if "hidden_states" in kwargs:
-                run(**{**kwargs, "hidden_states": hidden, "past_key_values": None})
-            else:
-                run(hidden, *others, **{**kwargs, "past_key_values": None})
-        except _LayerStopped:
-            pass
-        finally:
-            self.scoring_only = False
-
-    def _score(self, scorer: Scorer, inputs: AttentionInputs) -> None:
-        """Set `scores` from the attention rows of one layer."""
-        assert isinstance(scorer, AttentionScorer)
-        segment = self.prompt.of(inputs.layer, inputs.query.device)
-        is_text_query = self.text_queries.to(inputs.query.device).gather(1, segment.index) & segment.valid
-        width = 1 if scorer.last_row_only else max(self.num_text_queries, 1)
-        rows, real = padded_indices(is_text_query, width, last_only=scorer.last_row_only)
-        blocks = attention_rows(
-            inputs.query,
-            inputs.key,
-            rows,
-            real,
-            inputs.mask,
-            inputs.scaling,
-            softcap=inputs.softcap,
-            sliding_window=inputs.sliding_window,
-        )
-        scores = inputs.query.new_zeros(segment.index.shape, dtype=torch.float32)
-        for block in blocks:
-            scores += scorer.score_heads(block, rows, real)
-        self.scores = scores
-
-    def _stage_scores(
-        self, stage: StagePlan, before: Segment, vision: Tensor, keep: Tensor, protected: Tensor | None
-    ) -> Tensor:
-        """Scores for a stage, ``[batch, slots]``.
-
-        A position scorer chooses among the tokens that are not protected, so that it spreads over those alone.
-        """
-        scorer = self.setup.scorers[stage.layer]
-        if isinstance(scorer, PositionScorer):
-            if protected is not None:
-                keep = (keep - protected.sum(1)).clamp(min=0)
-                vision = vision & ~protected
-            return scorer.score_positions(vision, before.index, keep, self.number)
-        if self.scores is None:
-            raise PruningError(
-                f"layer {stage.layer} ran without calling its attention kernel, so it gave no scores"
-            )
-        scores, self.scores = self.scores.to(vision.device), None
-        return scores
-
     # ---- dropping
 
     def _drop(self, stage: StagePlan, hidden: Tensor) -> Tensor:
-        """Apply one stage: select the tokens to keep, and append their segment to the prompt.
-
-        Protected tokens and the token that others were merged into rank above all others. DeepStack features of later
-        layers are shortened in the same way as the hidden states.
+        """Apply one stage: score the tokens, select those to keep, and append their segment to the prompt.
 
         Args:
             stage: the stage, planned for this batch.
@@ -286,7 +207,26 @@ class Prefill:
         protected = self.image_newlines
         if protected is not None:
             protected = protected.to(hidden.device).gather(1, before.index) & vision
-        scores = self._stage_scores(stage, before, vision, keep, protected)
+        scores = self.scoring.stage_scores(stage, before, hidden, vision, keep, protected)
+        with self.setup.watch.part("dropping"):
+            return self._select(stage, before, hidden, vision, keep, scores, protected)
+
+    def _select(
+        self,
+        stage: StagePlan,
+        before: Segment,
+        hidden: Tensor,
+        vision: Tensor,
+        keep: Tensor,
+        scores: Tensor,
+        protected: Tensor | None,
+    ) -> Tensor:
+        """Select the tokens to keep by ``scores``; arguments as of `StageScoring.stage_scores`, result as of `_drop`.
+
+        Protected tokens and the token that others were merged into rank above all others. DeepStack features of later
+        layers are shortened in the same way as the hidden states; under a rule that joins tokens, they follow the kept
+        token.
+        """
         first = protected
         if before.sizes is not None:
             merged = vision & (before.sizes > 1)
@@ -304,7 +244,7 @@ class Prefill:
 
         sizes = None
         if hidden.shape[-2] == before.width:
-            hidden, sizes = shorten(hidden)
+            hidden, sizes = shorten(self.scoring.joined(hidden, index, valid))
         # A merged token receives the mean of the features of its tokens.
         self.deepstack = {
             layer: shorten(features.to(hidden.device))[0]

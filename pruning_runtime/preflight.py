@@ -14,7 +14,7 @@ from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackb
 from pruning_runtime.model_quirks.attention_temperature import find_temperature
 from pruning_runtime.renumbering import find_rotary, problem_of_table, rope_types, table_index
 from pruning_runtime.schedule import Schedule
-from pruning_runtime.scorers import Scorer
+from pruning_runtime.scorers import FeatureScorer, Scorer
 
 # ---- the model and the schedule, before anything is installed
 
@@ -28,8 +28,9 @@ def check_setup(backbone: Backbone, schedule: Schedule) -> None:
         raise UnsupportedBackbone(f"{family}: {reason}; use positions 'original'")
     if schedule.dropped_tokens == "merge" and (reason := why_not_merged(backbone)) is not None:
         raise UnsupportedBackbone(f"{family}: {reason}; use dropped_tokens 'discard'")
-    for stage in schedule.stages:
-        _check_scored_layer(backbone, max(stage.layer, 0), schedule.scorers()[stage.layer])
+    for layer, scorer in schedule.scorers().items():
+        _check_scorer(schedule, layer, scorer)
+        _check_scored_layer(backbone, max(layer, 0), scorer)
 
 
 def _check_model(backbone: Backbone) -> None:
@@ -48,8 +49,24 @@ def _check_model(backbone: Backbone) -> None:
         )
 
 
+def _check_scorer(schedule: Schedule, layer: int, scorer: Scorer) -> None:
+    """Raise `ScheduleError` if a scorer has no meaning at its stage, whatever the backbone."""
+    if not isinstance(scorer, FeatureScorer):
+        return
+    if scorer.needs_layer and layer == -1:
+        raise ScheduleError(
+            f"stages: layer -1 is before the decoder, and scorer {scorer.name!r} reads a decoder layer; use it from "
+            "layer 0 on"
+        )
+    if scorer.joins is not None and schedule.dropped_tokens == "merge":
+        raise ScheduleError(
+            f"scorer {scorer.name!r} merges dropped tokens by its own rule; use dropped_tokens 'discard' with it"
+        )
+
+
 def _check_scored_layer(backbone: Backbone, layer: int, scorer: Scorer) -> None:
-    if not scorer.needs_attention or backbone.has_own_attention(layer):
+    reads_keys = scorer.needs_attention or (isinstance(scorer, FeatureScorer) and scorer.needs_keys)
+    if not reads_keys or backbone.has_own_attention(layer):
         return
     usable = [layer for layer in range(len(backbone.layers)) if backbone.has_own_attention(layer)]
     raise ScheduleError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -45,6 +45,7 @@ class Record:
     Attributes:
         num_layers: decoder layers of the backbone.
         pre_decoder_share: cost of scoring before the decoder as a share of a layer; 0 without such scoring.
+        feature_share: the same of scoring with hidden states, for (vision tokens, other tokens) of a prompt.
         prefills: prefills since the ``with`` began.
         num_vision: vision tokens of each row.
         num_other: valid tokens of each row that are not vision tokens.
@@ -57,6 +58,7 @@ class Record:
 
     num_layers: int
     pre_decoder_share: float = 0.0
+    feature_share: Callable[[float, float], float] | None = field(default=None, repr=False)
     prefills: int = 0
     num_vision: tuple[int, ...] = ()
     num_other: tuple[int, ...] = ()
@@ -105,11 +107,20 @@ class Record:
     def processed(self) -> float:
         """Vision tokens computed, mean over layers, as a fraction of all; 1.0 before any prefill.
 
-        Includes `pre_decoder_cost`.
+        Includes `pre_decoder_cost` and `feature_cost`.
         """
         total = sum(self.num_vision) * self.num_layers
         computed = sum(map(sum, self.vision_tokens_per_layer))
-        return computed / total + self.pre_decoder_cost / self.num_layers if total else 1.0
+        scoring = (self.pre_decoder_cost + self.feature_cost) / self.num_layers
+        return computed / total + scoring if total else 1.0
+
+    @property
+    def feature_cost(self) -> float:
+        """Cost of scoring with hidden states as a share of a layer, mean over rows; 0.0 without such scoring."""
+        if self.feature_share is None or not self.stages:
+            return 0.0
+        pairs = zip(self.num_vision, self.num_other, strict=True)
+        return sum(self.feature_share(*pair) for pair in pairs) / len(self.num_vision)
 
     @property
     def cache_bytes(self) -> int:

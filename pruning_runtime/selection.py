@@ -25,12 +25,14 @@ class StagePlan:
         keep: vision tokens to keep in each row.
         width: slots of every row after the stage.
         padded: whether any row needs padding.
+        most_kept: maximum of ``keep``, or more: the number of steps of a greedy scorer.
     """
 
     layer: int
     keep: tuple[int, ...]
     width: int
     padded: bool
+    most_kept: int
 
 
 def plan_stages(
@@ -51,7 +53,7 @@ def plan_stages(
             continue
         lengths = [kept + other for kept, other in zip(keep, num_other, strict=True)]
         width = max(lengths)
-        plans.append(StagePlan(stage.layer, keep, width, padded=min(lengths) < width))
+        plans.append(StagePlan(stage.layer, keep, width, min(lengths) < width, max(keep)))
         before = keep
     return tuple(plans)
 

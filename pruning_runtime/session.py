@@ -41,6 +41,7 @@ class PruningSession:
         self.record = Record(
             num_layers=setup.backbone.shape.num_layers,
             pre_decoder_share=pre_decoder_share(setup.backbone.shape) if pre_decoder else 0.0,
+            feature_share=setup.feature_share,
             watch=setup.watch,
         )
         self._given_vision = vision_mask

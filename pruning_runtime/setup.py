@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.cache_guard import Lease
+from pruning_runtime.costs import feature_scoring_share
 from pruning_runtime.masks import MaskBuilder
 from pruning_runtime.model_quirks.image_newline import ImageNewline, find_image_newlines
 from pruning_runtime.renumbering import Renumbering
 from pruning_runtime.schedule import Schedule, Stage
-from pruning_runtime.scorers import AttentionScorer, Scorer
+from pruning_runtime.scorers import AttentionScorer, FeatureScorer, Scorer
 from pruning_runtime.timing import Stopwatch
 
 
@@ -22,6 +25,7 @@ class PruningSetup:
         backbone: the model and its parts.
         stages: of the schedule.
         scorers: scorer of each stage, by layer.
+        feature_share: see `Record`.
         merge: whether dropped tokens are merged.
         keep_scores: whether the record keeps every stage's scores.
         renumbering: None where tokens keep their original positions.
@@ -34,6 +38,7 @@ class PruningSetup:
     backbone: Backbone
     stages: tuple[Stage, ...]
     scorers: dict[int, Scorer]
+    feature_share: Callable[[float, float], float]
     merge: bool
     keep_scores: bool
     renumbering: Renumbering | None
@@ -53,6 +58,9 @@ class PruningSetup:
             backbone=backbone,
             stages=schedule.stages,
             scorers=schedule.scorers(),
+            feature_share=partial(
+                feature_scoring_share, schedule.stages, schedule.scorer.name, backbone.shape
+            ),
             merge=schedule.dropped_tokens == "merge",
             keep_scores=keep_scores,
             renumbering=Renumbering(*decoder) if schedule.positions == "renumbered" else None,
@@ -64,5 +72,8 @@ class PruningSetup:
 
     @property
     def reads_attention(self) -> bool:
-        """Whether any stage's scorer needs attention rows."""
-        return any(isinstance(scorer, AttentionScorer) for scorer in self.scorers.values())
+        """Whether any stage's scorer needs queries and keys of a layer."""
+        return any(
+            isinstance(scorer, AttentionScorer) or (isinstance(scorer, FeatureScorer) and scorer.needs_keys)
+            for scorer in self.scorers.values()
+        )

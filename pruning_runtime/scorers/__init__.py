@@ -1,27 +1,46 @@
 """Scorers: rules that give each vision token a score at a stage. One rule per file; higher scores are kept.
 
-The base class of a rule says what it needs: `AttentionScorer` attention rows of the stage's layer, `PositionScorer`
-positions only. To add a rule, add its file and its class to `SCORERS`.
+The base class of a rule says what it needs: `AttentionScorer` attention rows of the stage's layer, `FeatureScorer`
+hidden states at the stage, `PositionScorer` positions only. To add a rule, add its file and its class to `SCORERS`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pruning_runtime.scorers.base import AttentionScorer, PositionScorer
+from pruning_runtime.scorers.base import AttentionScorer, FeatureScorer, PositionScorer, VisionTokens
+from pruning_runtime.scorers.cdpruner import CDPruner
+from pruning_runtime.scorers.dart import Dart
+from pruning_runtime.scorers.divprune import DivPrune
 from pruning_runtime.scorers.last_token import LastToken
+from pruning_runtime.scorers.mmtok import MMTok
 from pruning_runtime.scorers.random_tokens import RandomTokens
+from pruning_runtime.scorers.sparsevlm import SparseVLM
 from pruning_runtime.scorers.strided import Strided
 from pruning_runtime.scorers.text_guided import TextGuided
 from pruning_runtime.scorers.uniform_text import UniformText
+from pruning_runtime.scorers.v2drop import V2Drop
 
-Scorer = AttentionScorer | PositionScorer
+Scorer = AttentionScorer | FeatureScorer | PositionScorer
 
-SCORERS: dict[str, type[AttentionScorer] | type[PositionScorer]] = {
-    scorer.name: scorer for scorer in (TextGuided, UniformText, LastToken, RandomTokens, Strided)
+SCORERS: dict[str, type[AttentionScorer] | type[FeatureScorer] | type[PositionScorer]] = {
+    scorer.name: scorer
+    for scorer in (
+        *(TextGuided, UniformText, LastToken, SparseVLM),
+        *(DivPrune, CDPruner, MMTok, Dart, V2Drop),
+        *(RandomTokens, Strided),
+    )
 }
 
-__all__ = ["SCORERS", "AttentionScorer", "PositionScorer", "Scorer", "make_scorer"]
+__all__ = [
+    "SCORERS",
+    "AttentionScorer",
+    "FeatureScorer",
+    "PositionScorer",
+    "Scorer",
+    "VisionTokens",
+    "make_scorer",
+]
 
 
 def make_scorer(name: str, options: dict[str, Any] | None = None) -> Scorer:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Scope = Literal["sample", "image"]
+Joining = Literal["mean", "add_mean"]
 
 
 class AttentionScorer(ABC):
@@ -18,8 +22,18 @@ class AttentionScorer(ABC):
 
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = False
     last_row_only: ClassVar[bool] = False
     """Whether only the row of each sample's last text query is needed."""
+    chooses_text: ClassVar[bool] = False
+    """Whether `choose_text` says which text queries count."""
+
+    def choose_text(self, tokens: VisionTokens) -> Tensor:
+        """The text queries that count, bool ``[groups, text]``, from the inputs of the decoder.
+
+        ``tokens.text`` are the embeddings of all text queries; a group is a row of the batch.
+        """
+        return tokens.is_text
 
     @abstractmethod
     def score_heads(self, rows: Tensor, text_queries: Tensor, is_text_query: Tensor) -> Tensor:
@@ -38,6 +52,7 @@ class PositionScorer(ABC):
 
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
 
     @abstractmethod
     def score_positions(self, vision: Tensor, position: Tensor, keep: Tensor, forward: int) -> Tensor:
@@ -49,3 +64,89 @@ class PositionScorer(ABC):
             keep: vision tokens to keep in each row, ``[batch]``.
             forward: number of earlier prefills inside the same ``with``.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTokens:
+    """The vision tokens that reach a stage, by group: all tokens of a sample, or those of one image.
+
+    Attributes:
+        features: hidden states, ``[groups, slots, width]`` float32; zero rows at padding. At stage -1 these are the
+            projected image features.
+        is_token: False at padding, ``[groups, slots]``; tokens come first.
+        keep: tokens to keep, ``[groups]``.
+        most_kept: no group keeps more; known on the host.
+        groups_per_row: groups of one row of the batch are consecutive.
+        text: hidden states of the text tokens, ``[groups, text, width]`` float32; of no tokens unless the scorer
+            ``needs_text``. These are the tokens after the sample's last vision token, or all text queries if there
+            are none.
+        is_text: False at padding, ``[groups, text]``.
+        previous: ``features`` before the stage's layer; None unless the scorer ``needs_layer``.
+        key_norms, text_key_norms: sum of the absolute entries of each token's key at the stage's layer, over all heads,
+            ``[groups, slots]`` and ``[groups, text]``; None unless the scorer ``needs_keys``.
+    """
+
+    features: Tensor
+    is_token: Tensor
+    keep: Tensor
+    most_kept: int
+    groups_per_row: int
+    text: Tensor
+    is_text: Tensor
+    previous: Tensor | None = None
+    key_norms: Tensor | None = None
+    text_key_norms: Tensor | None = None
+
+
+class FeatureScorer(ABC):
+    """Scores vision tokens by their hidden states at the stage. Works on any backbone and at any layer.
+
+    A rule that chooses tokens one after the other returns falling scores in the order of its choice.
+
+    Attributes:
+        scope: "sample" chooses among all tokens of a sample; "image" gives every image a share of the kept tokens in
+            proportion to its tokens. An image is a run of vision tokens; single tokens that mark rows do not end it.
+    """
+
+    name: ClassVar[str]
+    needs_attention: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
+    """Whether the rule reads `VisionTokens.text`; prompts without text are then refused."""
+    needs_layer: ClassVar[bool] = False
+    """Whether the rule compares states before and after a decoder layer, so that it has no meaning at stage -1."""
+    needs_keys: ClassVar[bool] = False
+    """Whether the rule reads keys of the stage's layer; implies ``needs_layer``."""
+    after_final_norm: ClassVar[bool] = False
+    """Whether features and text pass the decoder's final norm first."""
+    joins: ClassVar[Joining | None] = None
+    """How a kept token changes by the dropped tokens that join it: it becomes the mean of itself and them, or their
+    mean is added to it. None: dropped tokens are discarded."""
+
+    def __init__(self, scope: Scope = "sample") -> None:
+        if scope not in ("sample", "image"):
+            raise TypeError(f"scope must be 'sample' or 'image', found {scope!r}")
+        self.scope = scope
+
+    @abstractmethod
+    def score(self, tokens: VisionTokens) -> Tensor:
+        """Scores ``[groups, slots]`` float32; the ``tokens.keep`` highest of each group are kept, ties by index.
+
+        Does not read from the device, and no shape depends on data.
+        """
+
+    def join(self, tokens: VisionTokens, kept: Tensor) -> Tensor:
+        """For every token the slot of the kept token that it joins, or its own slot; long ``[groups, slots]``.
+
+        Called only where ``joins`` is not None. ``kept``: bool ``[groups, slots]``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} states `joins` but not which tokens join"
+        )  # pragma: no cover
+
+    @classmethod
+    def flops(cls, tokens: float, kept: float, width: float, text: float) -> float:
+        """FLOPs of scoring ``tokens`` vision tokens of ``width`` features and ``text`` text tokens; two per multiply-add.
+
+        The default is one product of all pairs, from which the rules here choose.
+        """
+        return 2 * tokens * tokens * width

@@ -16,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from pruning_runtime.prefill import Prefill
 from pruning_runtime.record import StageRecord
+from pruning_runtime.scoring import PromptCounts, StageScoring
 from pruning_runtime.selection import StagePlan
 from pruning_runtime.sequence import PrunedPrompt, Segment
 from pruning_runtime.setup import PruningSetup
@@ -62,7 +63,7 @@ class Graph:
         setup: of the ``with``.
         buffers: inputs of a run.
         plan: stages at static widths.
-        num_text_queries: maximum over the rows.
+        counts: of the prompt, at static sizes.
         flags: keyword arguments of the decoder that are not tensors.
         run: ``run(prefill, arguments)`` calls the decoder with the hooks working on ``prefill``.
     """
@@ -72,12 +73,12 @@ class Graph:
         setup: PruningSetup,
         buffers: dict[BufferName, Tensor],
         plan: dict[int, StagePlan],
-        num_text_queries: int,
+        counts: PromptCounts,
         flags: dict[str, Any],
         run: Callable[[Prefill, dict[str, Any]], Any],
     ) -> None:
         self._setup, self.buffers = setup, buffers
-        self._plan, self._num_text_queries = plan, num_text_queries
+        self._plan, self._counts = plan, counts
         self._flags = flags
         self._call_decoder = run
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -125,13 +126,13 @@ class Graph:
         valid = self.buffers["valid", None]
         batch, width = valid.shape
         position = torch.arange(width, device=valid.device).expand(batch, width)
+        prompt = PrunedPrompt(width, [Segment(position, valid, padded=True)])
+        vision, text_queries = self.buffers["vision", None], self.buffers["text_queries", None]
         prefill = Prefill(
             setup=self._setup,
-            prompt=PrunedPrompt(width, [Segment(position, valid, padded=True)]),
-            number=0,
-            vision=self.buffers["vision", None],
-            text_queries=self.buffers["text_queries", None],
-            num_text_queries=self._num_text_queries,
+            prompt=prompt,
+            scoring=StageScoring(self._setup, prompt, 0, vision, text_queries, self._counts),
+            vision=vision,
             plan=self._plan,
             keep=self._all("keep"),
             image_newlines=self.buffers.get(("image_newlines", None)),

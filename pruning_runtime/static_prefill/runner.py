@@ -24,6 +24,7 @@ from pruning_runtime.masks import AttentionSpan
 from pruning_runtime.prefill import Prefill
 from pruning_runtime.preflight import why_not_static
 from pruning_runtime.record import Record, StageRecord
+from pruning_runtime.scoring import PromptCounts
 from pruning_runtime.setup import PruningSetup
 from pruning_runtime.static_prefill.graph import BufferName, Graph, StaticOutput
 from pruning_runtime.static_prefill.padding import Padded, bucket, plain_segment
@@ -105,10 +106,13 @@ class StaticPrefill:
         length = embeds.shape[1]
         width = bucket(length)
         plan = {
-            layer: replace(stage, width=bucket(stage.width), padded=True)
+            layer: replace(stage, width=bucket(stage.width), padded=True, most_kept=bucket(stage.most_kept))
             for layer, stage in prefill.plan.items()
         }
-        num_text_queries = bucket(prefill.num_text_queries)
+        host = prefill.scoring.counts
+        counts = PromptCounts(
+            bucket(host.text_queries), bucket(host.vision), host.images, bucket(host.largest_image)
+        )
         given = self._everything(prefill, kwargs)
         flags = {
             name: value
@@ -118,8 +122,8 @@ class StaticPrefill:
         key = (
             tuple((name, part.signature()) for name, part in given.items()),
             width,
-            num_text_queries,
-            tuple((layer, stage.width) for layer, stage in plan.items()),
+            counts,
+            tuple((layer, stage.width, stage.most_kept) for layer, stage in plan.items()),
             tuple(flags.items()),
         )
         graph = self._graphs.get(key)
@@ -128,7 +132,7 @@ class StaticPrefill:
             for name, part in given.items():
                 part.write(buffers[name])
             if graph is None:
-                graph = Graph(self._setup, buffers, plan, num_text_queries, flags, self._run)
+                graph = Graph(self._setup, buffers, plan, counts, flags, self._run)
                 self._capture(graph)
                 self._graphs[key] = graph
                 # A capture begins with a synchronization, so a removed graph is not running.
@@ -153,7 +157,7 @@ class StaticPrefill:
             ("positions", None): Padded(positions, (positions.dim() - 1,), 0),
             ("valid", None): Padded(prefill.prompt.segments[0].valid, (1,), False),
             ("vision", None): Padded(prefill.vision, (1,), False),
-            ("text_queries", None): Padded(prefill.text_queries, (1,), False),
+            ("text_queries", None): Padded(prefill.scoring.text_queries, (1,), False),
         }
         if prefill.image_newlines is not None:
             found["image_newlines", None] = Padded(prefill.image_newlines, (1,), False)

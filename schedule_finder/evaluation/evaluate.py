@@ -12,7 +12,12 @@ import pandas as pd
 from torch import Tensor
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.costs import prefill_flops, published_ratios
+from pruning_runtime.costs import (
+    feature_scoring_flops,
+    feature_scoring_share,
+    prefill_flops,
+    published_ratios,
+)
 from pruning_runtime.schedule import ScorerChoice
 from schedule_finder.evaluation.answers import quality_of, write_answers
 from schedule_finder.evaluation.methods import Method, scaled
@@ -163,7 +168,9 @@ class _Batch:
                 pre_decoder_tokens=vision + other if answer.pre_decoder_cost else 0,
             )
             full_flops = prefill_flops(shape, [whole + reference.num_other[row]] * shape.num_layers)
-            computed = sum(per_layer) + answer.pre_decoder_cost * vision
+            own = (schedule.stages, schedule.scorer.name, shape, vision, other)
+            flops += feature_scoring_flops(*own)
+            computed = sum(per_layer) + (answer.pre_decoder_cost + feature_scoring_share(*own)) * vision
             found.append(
                 Outcome(
                     id=sample.id,

@@ -62,8 +62,8 @@ class BudgetTarget:
     def account(self, stages: Sequence[Stage], scorer: str = "text_guided") -> Budget:
         """Cost of ``stages`` in every unit.
 
-        ``scorer``: what scores tokens. All scorers that a solver may choose need attention, so a stage before the
-        decoder is charged with scoring at layer 0 (`scores_before_decoder`).
+        ``scorer``: what scores tokens at stages without a scorer of their own. A stage before the decoder that is
+        scored with attention is charged with scoring at layer 0 (`scores_before_decoder`).
         """
         pre_decoder = scores_before_decoder(stages, scorer)
         latency = None
@@ -85,6 +85,7 @@ class BudgetTarget:
             target=self.target,
             latency=latency,
             pre_decoder=pre_decoder,
+            scorer=scorer,
         )
 
     @property

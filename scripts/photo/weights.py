@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,13 @@ def load_decoder(gguf: Path) -> tuple[LlamaForCausalLM, Any]:
     """The dequantized decoder in float32 and its tokenizer.
 
     Raises:
-        InputError: the package ``gguf`` is not installed.
+        InputError: a package for GGUF files is not installed.
     """
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
         raise InputError(
-            "weights: reading GGUF files needs the package `gguf`; install adaptinfer[photo]"
-        ) from error
+            f"weights: reading GGUF files needs the package {' and '.join(missing)}; install adaptinfer[photo]"
+        )
     where = {"gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
     quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, **where, dtype=torch.float32)

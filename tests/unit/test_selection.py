@@ -209,7 +209,7 @@ def expected_plan(stages: list[Stage], num_vision: list[int], num_other: list[in
         keep = [math.floor(stage.keep_ratio * vision + 0.5) for vision in num_vision]
         if any(now < then for now, then in zip(keep, before, strict=True)):
             lengths = [kept + other for kept, other in zip(keep, num_other, strict=True)]
-            plan.append(StagePlan(stage.layer, tuple(keep), max(lengths), len(set(lengths)) > 1))
+            plan.append(StagePlan(stage.layer, tuple(keep), max(lengths), len(set(lengths)) > 1, max(keep)))
         before = keep
     return plan
 
@@ -234,8 +234,8 @@ def test_ratios_of_one_and_rows_without_vision_plan_nothing() -> None:
 def test_ratios_count_from_the_original_tokens() -> None:
     stages = [Stage(layer=0, keep_ratio=0.5), Stage(layer=3, keep_ratio=0.25)]
     assert plan_stages(stages, [16, 8], [4, 12]) == (
-        StagePlan(0, (8, 4), 16, padded=True),
-        StagePlan(3, (4, 2), 14, padded=True),
+        StagePlan(0, (8, 4), 16, padded=True, most_kept=8),
+        StagePlan(3, (4, 2), 14, padded=True, most_kept=4),
     )
 
 
