@@ -20,17 +20,20 @@ def chunk_bytes_on(device: torch.device) -> int:
     return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
 
 
-def find_text_queries(vision: Tensor, valid: Tensor) -> Tensor:
+def find_text_queries(vision: Tensor, valid: Tensor, answer_length: int = 0) -> Tensor:
     """Text queries of each row: valid, non-vision tokens after the row's first vision token.
 
     Args:
         vision, valid: bool ``[batch, length]``.
+        answer_length: last positions of each row that are a given answer; they are not text queries.
 
     Returns:
         bool ``[batch, length]``.
     """
     after_vision = vision.cumsum(1) > 0
-    return valid & ~vision & after_vision
+    found = valid & ~vision & after_vision
+    found[:, max(vision.shape[1] - answer_length, 0) :] = False
+    return found
 
 
 def padded_indices(is_text_query: Tensor, width: int, *, last_only: bool = False) -> tuple[Tensor, Tensor]:

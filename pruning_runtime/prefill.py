@@ -16,6 +16,7 @@ from pruning_runtime.errors import UnsupportedBackbone
 from pruning_runtime.merging import merge_dropped
 from pruning_runtime.model_quirks import deepstack
 from pruning_runtime.model_quirks.image_newline import image_newline_mask
+from pruning_runtime.preflight import check_answer
 from pruning_runtime.record import Record, StageRecord
 from pruning_runtime.renumbering import TABLE
 from pruning_runtime.scorers import AttentionScorer
@@ -68,24 +69,29 @@ class Prefill:
     gathered: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, setup: PruningSetup, vision: Tensor, valid: Tensor, record: Record) -> Prefill:
+    def begin(
+        cls, setup: PruningSetup, vision: Tensor, valid: Tensor, record: Record, answer_length: int = 0
+    ) -> Prefill:
         """Count the tokens of a prompt and fix what every stage keeps.
 
-        This is the only transfer to the host: five counts per row. All shapes of the prefill follow from them.
+        This is the only transfer to the host: six counts per row. All shapes of the prefill follow from them.
 
         Args:
             setup: of the ``with``.
             vision, valid: bool ``[batch, length]``; ``vision`` is True at valid vision tokens only.
             record: starts to describe this prompt.
+            answer_length: last positions of each row that are a given answer; `check_answer` refuses some.
         """
-        text_queries = find_text_queries(vision, valid)
-        images = image_counts(vision, image_numbers(vision))
-        counts = torch.stack([vision.sum(1), valid.sum(1), text_queries.sum(1), *images]).tolist()
-        num_vision, num_valid, num_text_queries, num_images, largest = counts
+        batch, length = vision.shape
+        text_queries = find_text_queries(vision, valid, answer_length)
+        counted = vision, valid, text_queries, vision[:, max(length - answer_length, 0) :]
+        sums = [mask.sum(1) for mask in counted]
+        counts = torch.stack([*sums, *image_counts(vision, image_numbers(vision))]).tolist()
+        num_vision, num_valid, num_text_queries, in_answer, num_images, largest = counts
+        check_answer(answer_length, length, in_answer)
         num_other = [every - count for every, count in zip(num_valid, num_vision, strict=True)]
         plan = plan_stages(setup.stages, num_vision, num_other)
         keep = torch.tensor([stage.keep for stage in plan]).to(vision.device, non_blocking=True)
-        batch, length = vision.shape
         position = torch.arange(length, device=vision.device).expand(batch, length)
         record.begin_prefill(num_vision, num_other)
         prompt = PrunedPrompt(length, [Segment(position, valid, padded=min(num_valid) < length)])
@@ -232,9 +238,8 @@ class Prefill:
             merged = vision & (before.sizes > 1)
             first = merged if protected is None else protected | merged
         index, valid = select_kept(scores, vision, before.valid, keep, stage.width, first)
-        if (
-            self.setup.merge and protected is not None
-        ):  # a protected token is merged into only if no other is kept
+        # A protected token is merged into only if no other is kept.
+        if self.setup.merge and protected is not None:
             scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max)
 
         def shorten(states: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -153,6 +153,22 @@ def check_prompt(cache: Cache | None, arguments: dict[str, Any]) -> None:
     mask = arguments.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         raise PruningError(f"attention_mask must be [batch, length], found shape {tuple(mask.shape)}")
+
+
+def check_answer(answer_length: int, length: int, in_answer: Sequence[int]) -> None:
+    """Raise `PruningError` if the last ``answer_length`` positions of a prompt cannot be a given answer.
+
+    Args:
+        answer_length: positions of the answer.
+        length: positions of the prompt, the answer included.
+        in_answer: vision tokens in the answer of each row.
+    """
+    if answer_length >= length:
+        raise PruningError(f"answer_length {answer_length}: the prompt has only {length} positions")
+    if any(in_answer):
+        raise PruningError(
+            f"answer_length {answer_length}: there are vision tokens among the last positions of the prompt"
+        )
 
 
 def find_vision(

@@ -44,6 +44,7 @@ def pruned(
     keep_scores: bool = False,
     timing: bool = False,
     fast: bool = False,
+    answer_length: int = 0,
 ) -> Iterator[Record]:
     """Apply ``schedule`` to ``model``; afterwards the model is unchanged.
 
@@ -64,6 +65,9 @@ def pruned(
             several prefills, and is kept with a prompt's keys and values until the ``with`` ends; use one ``with``
             for many prompts. Do not change the decoder's weights, adapters or hooks during that time. Prompts and
             backbones that cannot run at static shapes take the plain path, with one warning.
+        answer_length: the last ``answer_length`` positions of every prompt are a given answer. They score no tokens,
+            so what is kept is what the prompt alone would keep, and their logits are those of the pruned prompt
+            continued with this answer (teacher forcing in one pass).
 
     Yields:
         The `Record`, which each prefill updates.
@@ -71,13 +75,15 @@ def pruned(
     Raises:
         ScheduleError: the schedule was made for another backbone.
         UnsupportedBackbone: the model, or its set-up, cannot be pruned correctly.
-        PruningError: the model is already inside a `pruned`.
+        PruningError: the model is already inside a `pruned`, or ``answer_length`` is negative.
     """
+    if answer_length < 0:
+        raise PruningError(f"answer_length must be at least 0, found {answer_length}")
     backbone = find_backbone(model)
     check_setup(backbone, schedule)
     with _exclusive(model), ExitStack() as undo:
         setup = PruningSetup.prepare(backbone, schedule, keep_scores=keep_scores, timing=timing)
-        session = PruningSession(setup, vision_mask, fast)
+        session = PruningSession(setup, vision_mask, fast, answer_length)
         undo.callback(session.close)
         for hook in _install(backbone, session, original_positions=schedule.positions == "original"):
             undo.callback(hook.remove)

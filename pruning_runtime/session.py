@@ -31,9 +31,12 @@ class PruningSession:
         setup: the schedule prepared for the backbone.
         vision_mask: vision tokens of a prompt given as embeddings, bool ``[batch, length]``.
         static: run prompts at static shapes.
+        answer_length: last positions of each prompt that are a given answer.
     """
 
-    def __init__(self, setup: PruningSetup, vision_mask: Tensor | None, static: bool) -> None:
+    def __init__(
+        self, setup: PruningSetup, vision_mask: Tensor | None, static: bool, answer_length: int
+    ) -> None:
         self._setup, self._watch = setup, setup.watch
         first = setup.stages[0] if setup.stages else None
         scored = first is not None and first.layer == -1 and first.keep_ratio < 1
@@ -44,7 +47,7 @@ class PruningSession:
             feature_share=setup.feature_share,
             watch=setup.watch,
         )
-        self._given_vision = vision_mask
+        self._given_vision, self._answer_length = vision_mask, answer_length
         self._call: Prefill | Continuation | None = None
         self._restore = False
         self._plain_decoder = setup.backbone.text_model.forward
@@ -75,7 +78,7 @@ class PruningSession:
         vision = find_vision(self._setup.backbone, self._given_vision, input_ids, kwargs.get("inputs_embeds"))
         mask = kwargs.get("attention_mask")
         valid = torch.ones_like(vision) if mask is None else mask.bool().to(vision.device)
-        prefill = Prefill.begin(self._setup, vision & valid, valid, self.record)
+        prefill = Prefill.begin(self._setup, vision & valid, valid, self.record, self._answer_length)
         # The last logits alone do not depend on positions in the output.
         self._restore = bool(prefill.plan) and kwargs.get("logits_to_keep", 0) != 1
         return prefill
