@@ -90,10 +90,8 @@ def pre_decoder_share(shape: DecoderShape) -> float:
     return _scoring_flops(shape) / (sum(linear) / len(linear))
 
 
-def prefill_flops(
-    shape: DecoderShape, tokens_per_layer: Sequence[float], *, pre_decoder_tokens: float = 0
-) -> float:
-    """FLOPs of the decoder's layers over one prompt; a multiply-add counts as two.
+def layer_flops(shape: DecoderShape, tokens_per_layer: Sequence[float]) -> list[float]:
+    """FLOPs of each layer over one prompt; a multiply-add counts as two.
 
     Counts what `DecoderShape.linear_flops` lists and the causal half of the two attention products, in sliding layers
     too. Norms, RoPE, scoring rows and the LM head are not counted.
@@ -102,17 +100,27 @@ def prefill_flops(
         shape: the decoder.
         tokens_per_layer: all tokens (vision, text, prefix) that each layer computes. A list of another length than
             the decoder's stands for as many mean layers.
-        pre_decoder_tokens: tokens whose queries and keys layer 0 computes once more to score them.
     """
     linear, pairs = _linear_flops(shape), _pair_flops(shape)
     if len(tokens_per_layer) != shape.num_layers:
         count = len(tokens_per_layer)
         linear, pairs = [sum(linear) / len(linear)] * count, [sum(pairs) / len(pairs)] * count
-    layers = sum(
+    return [
         n * per_token + per_pair * n * (n + 1) / 2
         for n, per_token, per_pair in zip(tokens_per_layer, linear, pairs, strict=True)
-    )
-    return layers + pre_decoder_tokens * _scoring_flops(shape)
+    ]
+
+
+def prefill_flops(
+    shape: DecoderShape, tokens_per_layer: Sequence[float], *, pre_decoder_tokens: float = 0
+) -> float:
+    """FLOPs of the decoder's layers over one prompt: the sum of `layer_flops`, and scoring before the decoder.
+
+    Args:
+        shape, tokens_per_layer: as in `layer_flops`.
+        pre_decoder_tokens: tokens whose queries and keys layer 0 computes once more to score them.
+    """
+    return sum(layer_flops(shape, tokens_per_layer)) + pre_decoder_tokens * _scoring_flops(shape)
 
 
 def _linear_flops(shape: DecoderShape) -> Sequence[float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruning_runtime.costs import prefill_flops
+from pruning_runtime.costs import layer_flops
 from pruning_runtime.geometry import DecoderShape
 from schedule_finder.benchmark.clock import PartClock
 
@@ -72,8 +72,8 @@ def roofline_ms(
     per_token = 2 * shape.hidden_size + shape.num_kv_heads * head
     return 1e3 * sum(
         max(
-            batch * prefill_flops(shape, [tokens]) / rates.flops,
+            batch * flops / rates.flops,
             value_bytes * (weights + batch * tokens * per_token) / rates.bytes,
         )
-        for tokens in tokens_per_layer
+        for tokens, flops in zip(tokens_per_layer, layer_flops(shape, tokens_per_layer), strict=True)
     )

@@ -218,9 +218,14 @@ class ProfileStore:
                 path.rename(path.with_suffix(".unlisted"))
         for path in self._parts():
             try:
-                found += self._read(path)["id"].to_pylist()
-            except StoreError as error:
-                report(str(error))
+                found += self._load(path)["id"].to_pylist()
+            except (pa.ArrowInvalid, OSError) as error:
+                aside = path.with_suffix(".corrupt")
+                with writing(path):
+                    path.rename(aside)
+                report(
+                    f"{path} is damaged ({_in_one_line(error)}) and set aside as {aside.name}; its samples are done again"
+                )
         if gone := self._manifest.missing():
             self._manifest.drop(list(gone))
         return found
@@ -272,27 +277,29 @@ class ProfileStore:
         self._manifest.add([path])
 
     def _read(self, path: Path) -> pa.Table:
-        """One whole shard with the columns of version 2.
-
-        A damaged one is set aside, so that its samples count as missing, and `StoreError` is raised.
-        """
+        """One whole shard with the columns of version 2. Raises `StoreError`; only `recover` moves damaged files."""
         try:
-            if self._manifest.is_changed(path):
-                raise pa.ArrowInvalid("its checksum is not that in manifest.json")
-            table = pq.read_table(path, page_checksum_verification=True)
+            return self._load(path)
         except (pa.ArrowInvalid, OSError) as error:
-            aside = path.with_suffix(".corrupt")
-            with writing(path):
-                path.rename(aside)
             raise StoreError(
-                f"{path} is damaged ({' '.join(str(error).split())}) and set aside as {aside.name}; "
-                "`adaptinfer-profile profile` does its samples again"
+                f"{path} is damaged ({_in_one_line(error)}); restore it, or run the same `adaptinfer-profile profile` "
+                "again, which sets it aside and does its samples again"
             ) from error
+
+    def _load(self, path: Path) -> pa.Table:
+        """As `_read`, but with the errors of Arrow."""
+        if self._manifest.is_changed(path):
+            raise pa.ArrowInvalid("its checksum is not that in manifest.json: one of the two files changed")
+        table = pq.read_table(path, page_checksum_verification=True)
         table = table.rename_columns([_VERSION_1_NAMES.get(name, name) for name in table.column_names])
         return table.select(_COLUMNS)  # version 1 has curves that nothing reads
 
     def _parts(self) -> list[Path]:
         return shards(self.folder)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _same(field_name: str, known: Any, given: Any) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pruning_runtime.costs import (
     budget_of,
+    layer_flops,
     pre_decoder_share,
     prefill_flops,
     processed_ratios,
@@ -124,7 +125,7 @@ class BudgetTarget:
             one = tokens / self._prompt / layers
         elif self.kind == "flops":
             full = prefill_flops(self.shape, [self._prompt] * layers)
-            one = np.array([prefill_flops(self.shape, [count]) for count in tokens]) / full
+            one = np.transpose([layer_flops(self.shape, [count] * layers) for count in tokens]) / full
             pre_decoder = prefill_flops(self.shape, [], pre_decoder_tokens=self._prompt) / full
         else:
             assert self.latency is not None

@@ -63,6 +63,28 @@ def test_a_changed_shard_is_noticed(made: dict[str, Path], tmp_path: Path) -> No
     call("detect", out)
 
 
+@pytest.mark.parametrize("damaged", ["manifest.json", "part-00001.parquet"])
+@pytest.mark.parametrize("command", [("detect",), ("schedule", "--no-model"), ("plot",)])
+def test_a_command_that_reads_a_damaged_profile_renames_nothing(
+    made: dict[str, Path], tmp_path: Path, damaged: str, command: tuple[str, ...]
+) -> None:
+    """Whether the shard or its checksum in the manifest changed."""
+    out = shutil.copytree(made["run"], tmp_path / "run")
+    folder = out / "2_profile"
+    if damaged == "manifest.json":
+        document = json.loads((folder / damaged).read_text())
+        document["shards"]["part-00001.parquet"]["sha256"] = "0" * 64
+        (folder / damaged).write_text(json.dumps(document))
+    else:
+        (folder / damaged).write_bytes((folder / damaged).read_bytes()[:-10])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    name, *options = command
+    line = call(name, out, *options, code=2)
+    assert "part-00001.parquet is damaged" in line
+    assert "its checksum is not that in manifest.json" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_shard_from_elsewhere_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
     out = shutil.copytree(made["run"], tmp_path / "run")
     shutil.copy(made["run"] / "2_profile" / "part-00000.parquet", out / "2_profile" / "part-00007.parquet")

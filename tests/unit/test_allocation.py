@@ -101,6 +101,24 @@ def test_layer_costs_add_up_to_the_cost(kind: str) -> None:
         assert costs.diagonal().sum() == pytest.approx(target.cost(stages_of(path)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_costs_add_up_where_layers_differ(kind: str) -> None:
+    """Every other layer is six times as expensive, in its linear maps and in its pairs; layer 2 has no pairs."""
+    layers = 7
+    unlike = dataclasses.replace(
+        shape_of(layers),
+        linear_flops=(10_000, 60_000) * 3 + (10_000,),
+        pair_flops=(50, 300, 0, 300, 50, 300, 50),
+        scoring_flops=3_000,
+    )
+    target = dataclasses.replace(target_of(kind, 0.5, layers), shape=unlike)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        path = tuple(sorted(rng.choice(RATIOS, layers), reverse=True))
+        costs = target.layer_costs(np.array(path))
+        assert costs.diagonal().sum() == pytest.approx(target.cost(stages_of(path)))
+
+
 def test_tokens_go_where_a_layer_needs_none() -> None:
     """Only layers 0 to 3 lose anything: the cut stands behind them, and the rest of the budget is theirs."""
     loss = np.zeros((8, len(RATIOS)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -356,6 +357,13 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_traffic() -> None:
     assert by_traffic == pytest.approx(2 * sum(weights + 3 * count * per_token for count in tokens) / 1e6)
     mixed = roofline_ms(SHAPE, tokens, 3, Rates(flops=1e9, bytes=1e9), 2)
     assert max(by_arithmetic, by_traffic) <= mixed <= by_arithmetic + by_traffic
+
+
+def test_the_roofline_charges_unlike_layers_one_by_one() -> None:
+    shape = dataclasses.replace(SHAPE, linear_flops=(100,) * 6 + (900,) * 6, pair_flops=(2,) * 12)
+    tokens = [40] * 6 + [10] * 6
+    by_arithmetic = roofline_ms(shape, tokens, 1, Rates(flops=1e9, bytes=1e18), 2)
+    assert by_arithmetic == pytest.approx(prefill_flops(shape, tokens) / 1e6)
 
 
 def test_rates_are_measured() -> None:

@@ -123,11 +123,16 @@ def test_a_damaged_shard_is_set_aside_and_only_its_samples_are_missing(tmp_path:
     store = store_with(tmp_path, list("abcdefgh"), rows_of(8))
     first = tmp_path / "part-00000.parquet"
     first.write_bytes(first.read_bytes()[:100])
-    with pytest.raises(StoreError, match=r"part-00000.*damaged.*set aside as part-00000\.corrupt.*again"):
+    with pytest.raises(StoreError, match=r"part-00000.*damaged.*restore it, or run.*again"):
         store.read()
+    assert first.exists()
+    lines: list[str] = []
+    assert store.recover(lines.append) == list("efgh")
+    (line,) = lines
+    assert "part-00000.parquet is damaged" in line
+    assert "set aside as part-00000.corrupt" in line
     assert (tmp_path / "part-00000.corrupt").exists()
     assert store.ids() == list("efgh")
-    assert store.recover(lambda _line: None) == list("efgh")
     store.append(list("abcd"), rows_of(4))
     assert len(store.read()) == 8
 
