@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
-from pruning_runtime.schedule import Schedule, Stage
+from pruning_runtime.schedule import DroppedTokens, Schedule, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 
@@ -53,12 +53,29 @@ class DetectorChoice(_Facts):
 
 
 class Alternative(_Facts):
-    """Stages that were considered, and what was predicted or measured for them."""
+    """Stages that were considered, under which policy, and what was predicted or measured for them.
+
+    ``worse_by``: 95 % paired bootstrap interval of the answer KL less that of the schedule, in nats; None where it was
+    measured on fewer samples.
+    """
 
     stages: list[Stage] = []
+    policy: str | None = None
+    samples: int | None = None
+    worse_by: tuple[float, float] | None = None
     predicted_kl: float | None = None
     measured_kl: float | None = None
     retained: float | None = None
+
+
+class RuleResult(_Facts):
+    """Mean answer KL (nats) of a scorer over a few single stages, ``place`` "pre_decoder" or "decoder"."""
+
+    place: str
+    scorer: str
+    dropped_tokens: DroppedTokens = "discard"
+    kl: float
+    samples: int
 
 
 class PolicyResult(_Facts):
@@ -80,7 +97,8 @@ class PolicyChoice(_Facts):
         chosen: the policy of the schedule.
         rule: ``preferred is best``; ``preferred within tolerance`` of the best; ``significantly better``: the 95 %
             interval of the preferred policy's excess over the chosen one excludes zero; ``beyond tolerance``: better
-            by more than the tolerance, with an interval that includes zero.
+            by more than the tolerance, with an interval that includes zero; ``control is not worse``: evenly strided
+            or random tokens, which read nothing, have no higher answer KL than the policy that would be chosen.
         difference: answer KL of the preferred policy less that of ``compared``, nats.
         interval: its 95 % paired bootstrap interval.
         tolerance: the difference up to which the preferred policy is kept: one standard error of the difference, or
@@ -94,7 +112,11 @@ class PolicyChoice(_Facts):
     best: str
     chosen: str
     rule: Literal[
-        "preferred is best", "preferred within tolerance", "significantly better", "beyond tolerance"
+        "preferred is best",
+        "preferred within tolerance",
+        "significantly better",
+        "beyond tolerance",
+        "control is not worse",
     ]
     compared: str
     difference: float
@@ -141,6 +163,8 @@ class SolverEvidence(_Facts):
         measured_schedules: how many schedules were measured on them.
         by_number_of_stages: the best of each number of stages.
         candidates: schedules that the measurements began with.
+        compared_rules: scorers that were compared on single stages before the search.
+        refused_rules: scorers that this backbone or its prompts do not allow, with the reason.
         policies: every policy that was measured on the chosen stages.
         policy_choice: why the schedule's policy was chosen among them; None where only one was measured.
         confidence: how far resampled samples agree.
@@ -160,6 +184,8 @@ class SolverEvidence(_Facts):
     )
     by_number_of_stages: dict[str, Alternative] = {}
     candidates: list[Alternative] = []
+    compared_rules: list[RuleResult] = []
+    refused_rules: dict[str, str] = {}
     policies: dict[str, PolicyResult] = Field(
         default_factory=dict, validation_alias=AliasChoices("policies", "rules")
     )
@@ -185,6 +211,27 @@ class _Document(_Facts):
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise InputError(f"{path}: {_problem(error)}; {cls.remedy}") from error
+
+
+class RuleProbe(_Document):
+    """Scorers compared on single stages, ``4_rules.json``; see `schedule_finder.measuring.rule_probe`.
+
+    Attributes:
+        samples: number of samples of the final round.
+        results: every rule, the last round that it took part in.
+        refused: policy -> why it cannot be used.
+    """
+
+    remedy: ClassVar[str] = "delete this file and schedule again"
+
+    samples: int
+    results: list[RuleResult]
+    refused: dict[str, str] = {}
+
+    def ranked(self, place: str) -> list[RuleResult]:
+        """Rules of the final round at a place, the best first; ties go to the one listed first."""
+        final = [one for one in self.results if one.place == place and one.samples == self.samples]
+        return sorted(final, key=lambda one: one.kl)
 
 
 class AnswerExample(_Facts):

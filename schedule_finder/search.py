@@ -12,12 +12,14 @@ import numpy as np
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
+from pruning_runtime.scorers import SCORERS
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import (
     AnswerQuality,
     Asked,
     DetectorChoice,
     Evidence,
+    RuleProbe,
     SampleCounts,
     SolverEvidence,
     TypicalPrompt,
@@ -29,7 +31,7 @@ from schedule_finder.measuring.sensitivity_table import (
     better_dropped_tokens,
     measure_sensitivity,
 )
-from schedule_finder.measuring.token_policy import TokenPolicy
+from schedule_finder.measuring.token_policy import CONTROLS, PAPER_POLICY, TokenPolicy
 from schedule_finder.profiling.store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run.folder import Run
@@ -45,13 +47,14 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
-PAPER_POLICY = TokenPolicy("text_guided")
 TABLE_SAMPLES = 32
 CHOICE_SAMPLES = 64
 """Samples for the sensitivity table, and others for the choice among whole schedules."""
 MEASURED_LAYERS = 16
 """Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
 LATENCY_SAMPLES = 8
+MEASURED_BATCH = 16
+"""Most samples per forward pass of a measurement: rules and candidates are measured on one batch first."""
 
 Progress = Callable[[int, int], None]
 
@@ -98,15 +101,17 @@ class Search:
         change_points = self.detections.of(detector)
         table = self.sensitivity_table(scorer, dropped_tokens) if chosen.needs_sensitivity else None
         policy = _policy(scorer, dropped_tokens) if table is None else table.policy
-        alternatives = [replace(policy, scorer=name) for name in profile.scores] if scorer == AUTO else []
-        alternatives += [replace(policy, dropped_tokens="discard")] if dropped_tokens == AUTO else []
+        rules = RuleProbe.load(self._run.rules) if scorer == AUTO and chosen.measures else None
         solution = chosen().solve(
             Problem(
                 profile,
                 change_points,
-                target,
+                target.under(policy),
                 policy,
-                alternatives=alternatives,
+                alternatives=_alternatives(policy, scorer, dropped_tokens, rules, list(profile.scores)),
+                controls=[TokenPolicy(name) for name in CONTROLS],
+                may_change=scorer == AUTO,
+                rules=rules,
                 sensitivity=table,
                 answer_kl=self._choice_answer_kl() if chosen.measures else None,
                 isolated=self.detections.isolated,
@@ -118,11 +123,11 @@ class Search:
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(
                 stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
-                for stage in solution.stages
+                for stage in solution.policy.apply(solution.stages)
             ),
             scorer=solution.policy.choice,
             dropped_tokens=solution.policy.dropped_tokens,
-            budget=target.account(solution.stages, solution.policy.scorer),
+            budget=target.under(solution.policy).account(solution.stages),
             evidence=evidence.model_dump(mode="json", exclude_unset=True),
             provenance=provenance(
                 revision=profile.meta["backbone"].get("revision"),
@@ -157,10 +162,12 @@ class Search:
         )
 
     def _check(self, solver: str, scorer: str, dropped_tokens: str) -> None:
-        """Raise `InputError` for a name that is not known."""
+        """Raise `InputError` for a name that is not known, or a scorer that the solver cannot use."""
+        # Solvers that do not measure replay the scores that the profile holds.
+        measures = solver in SOLVERS and SOLVERS[solver].measures
         known = {
             "solver": (solver, list(SOLVERS)),
-            "scorer": (scorer, [AUTO, *self.profile.scores]),
+            "scorer": (scorer, [AUTO, *(SCORERS if measures else self.profile.scores)]),
             "dropped-tokens": (dropped_tokens, [AUTO, *get_args(DroppedTokens)]),
         }
         for option, (value, choices) in known.items():
@@ -240,21 +247,34 @@ class Search:
         path = self._run.sensitivity
         if path.exists():
             table = SensitivityTable.load(path)
-            if scorer in (AUTO, table.policy.scorer) and dropped_tokens in (
-                AUTO,
-                table.policy.dropped_tokens,
-            ):
+            same_scorer = table.policy.scorer == table.policy.before_decoder == scorer
+            if (scorer == AUTO or same_scorer) and dropped_tokens in (AUTO, table.policy.dropped_tokens):
                 return table
         samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
         answer_kl = self._measure_on(samples)
-        layers = measured_layers(self._loaded.backbone)
+        layers = measured_layers(self._loaded.backbone, scorer)
         policy = _policy(scorer, dropped_tokens)
-        if dropped_tokens == AUTO:
+        if scorer == AUTO:
+            policy = self._best_rules(answer_kl, layers, dropped_tokens)
+        elif dropped_tokens == AUTO:
             better = better_dropped_tokens(answer_kl, policy.scorer, layers)
             policy = replace(policy, dropped_tokens=better)
         table = measure_sensitivity(answer_kl, policy, layers, self._progress)
         table.save(path)
         return table
+
+    def _best_rules(self, answer_kl: AnswerKL, layers: list[int], dropped_tokens: str) -> TokenPolicy:
+        """The best scorers on single stages, before the decoder and inside it; writes the comparison."""
+        from schedule_finder.measuring.rule_probe import probe_rules
+
+        settings = (
+            get_args(DroppedTokens) if dropped_tokens == AUTO else (cast("DroppedTokens", dropped_tokens),)
+        )
+        rules = probe_rules(answer_kl, layers, settings)
+        rules.save(self._run.rules)
+        best = rules.ranked("decoder")[0]
+        before = rules.ranked("pre_decoder")
+        return TokenPolicy(best.scorer, best.dropped_tokens, pre_decoder=before[0].scorer if before else None)
 
     def _choice_answer_kl(self) -> AnswerKL | None:
         if self._answer_kl is None and self._model is not None:
@@ -265,7 +285,8 @@ class Search:
     def _measure_on(self, samples: list[Sample]) -> AnswerKL:
         from schedule_finder.measuring.answer_kl import AnswerKL
 
-        return AnswerKL.for_samples(self._loaded, samples, self._batch_size, self._run.measurements)
+        batch = min(self._batch_size, MEASURED_BATCH)
+        return AnswerKL.for_samples(self._loaded, samples, batch, self._run.measurements)
 
     @cached_property
     def _latency(self) -> LatencyModel:
@@ -327,20 +348,45 @@ class Search:
         return [name for _, _, name in sorted(ranked)]
 
 
-def measured_layers(backbone: Backbone) -> list[int]:
+def measured_layers(backbone: Backbone, scorer: str = AUTO) -> list[int]:
     """Layers of single stages that are measured: with their own attention, at most `MEASURED_LAYERS`, not the last.
 
-    The first is -1 (before the decoder) where layer 0 has attention to score with.
+    The first is -1 (before the decoder) unless ``scorer`` reads attention and layer 0 has none.
     """
-    return spread_layers(
-        [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
-    )
+    usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
+    reads_attention = scorer != AUTO and SCORERS[scorer].needs_attention
+    return spread_layers(usable, before_decoder=not reads_attention or usable[0] == 0)
 
 
-def spread_layers(usable: list[int]) -> list[int]:
-    """At most `MEASURED_LAYERS` of ``usable``, evenly spread, after -1 where layer 0 is among them."""
+def spread_layers(usable: list[int], *, before_decoder: bool = True) -> list[int]:
+    """At most `MEASURED_LAYERS` of ``usable``, evenly spread, after -1 if ``before_decoder``."""
     spread = usable[:: -(-len(usable) // MEASURED_LAYERS)]
-    return [-1, *spread] if usable[0] == 0 else spread
+    return [-1, *spread] if before_decoder else spread
+
+
+def _alternatives(
+    policy: TokenPolicy, scorer: str, dropped_tokens: str, rules: RuleProbe | None, profiled: list[str]
+) -> list[TokenPolicy]:
+    """Policies that a solver may choose instead of ``policy``, each of which differs from it in one choice.
+
+    Args:
+        policy: of the sensitivity table.
+        scorer, dropped_tokens: as asked for.
+        rules: scorers that were compared; None: those of the profile are alternatives.
+        profiled: scorers whose scores the profile holds.
+    """
+    found = []
+    if scorer == AUTO and rules is None:
+        found += [replace(policy, scorer=name, pre_decoder=None) for name in profiled]
+    elif rules is not None:
+        found += [
+            replace(policy, scorer=rule.scorer, pre_decoder=policy.before_decoder)
+            for rule in rules.ranked("decoder")
+        ]
+        found += [replace(policy, pre_decoder=rule.scorer) for rule in rules.ranked("pre_decoder")]
+    if dropped_tokens == AUTO:
+        found += [replace(policy, dropped_tokens=other) for other in get_args(DroppedTokens)]
+    return [one for one in dict.fromkeys(found) if one != policy]
 
 
 def _policy(scorer: str, dropped_tokens: str) -> TokenPolicy:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from schedule_finder.measuring.sensitivity_table import PROBED_DEPTHS, RATIOS
-from schedule_finder.search import CHOICE_SAMPLES, TABLE_SAMPLES
-from schedule_finder.solvers import SOLVERS
-from schedule_finder.solvers.sensitivity import MAX_STAGES, MOST_CANDIDATES, REFINEMENTS
+from schedule_finder.measuring import rule_probe
+from schedule_finder.measuring.sensitivity_table import RATIOS
+from schedule_finder.measuring.token_policy import CONTROLS
+from schedule_finder.search import CHOICE_SAMPLES, MEASURED_BATCH, TABLE_SAMPLES
+from schedule_finder.solvers import SOLVERS, whole_schedules
+from schedule_finder.solvers.sensitivity import MAX_STAGES, MOST_CANDIDATES
 
-_POLICIES = 4
-"""Alternatives measured on the chosen stages: the scorers of a profile, and the other dropped-token setting."""
+_RULES = rule_probe.FINALISTS + len(CONTROLS)
+"""Rules of each place that a search may choose from."""
+_POLICIES = 2 * _RULES + 1 + len(CONTROLS)
+"""Policies measured on the chosen stages: rules of both places, the other dropped-token setting, the controls."""
 _NEIGHBOURS = 2 * MAX_STAGES + 2 * (MAX_STAGES - 1) + MAX_STAGES
 """Most neighbours of a schedule: a layer earlier or later, a ratio up or down, a stage less."""
 
@@ -54,6 +58,19 @@ def search_forwards(
     single = sum(
         (1 + cost(ratio) * (depth - 1 - max(layer, -1))) / depth for layer in layers for ratio in RATIOS
     )
-    probes = 2 * len(PROBED_DEPTHS)
-    whole = MOST_CANDIDATES + REFINEMENTS * _NEIGHBOURS + _POLICIES
-    return table * (2 + probes + single) + choice * (1 + whole * (1 if budget is None else cost(budget)))
+    one = 1 if budget is None else cost(budget)
+    first = min(choice, max(whole_schedules.FIRST_SAMPLES, MEASURED_BATCH))
+    candidates = first * (MOST_CANDIDATES + 2 * (1 + _POLICIES)) + choice * whole_schedules.FINALISTS
+    refined = choice * (whole_schedules.REFINEMENTS * _NEIGHBOURS + _POLICIES)
+    return table * (2 + single) + _probe(table, depth, cost) + choice + one * (candidates + refined)
+
+
+def _probe(samples: int, depth: int, cost: Callable[[float], float]) -> float:
+    """Forward passes of `probe_rules`; ``cost`` as in `search_forwards`."""
+    first = min(samples, max(rule_probe.FIRST_SAMPLES, MEASURED_BATCH))
+    inside = sum(at + (1 - at) * cost(rule_probe.DECODER_RATIO) for at in rule_probe.DEPTHS)
+    before = sum(1 / depth + cost(ratio) for ratio in rule_probe.PRE_DECODER_RATIOS)
+    return sum(
+        one * (first * len(rule_probe.applicable_scorers(layer)) + samples * (_RULES + 1))
+        for layer, one in ((-1, before), (0, inside))
+    )

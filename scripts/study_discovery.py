@@ -236,7 +236,7 @@ def _row(
     seconds: float,
 ) -> dict[str, object]:
     low, high = wilson_interval(int(judged.sum()), len(judged))
-    cost = study.search.target(budget, "processed").account(stages, policy.scorer)
+    cost = study.search.target(budget, "processed").under(policy).account(stages)
     return {
         "backbone": study.name,
         "method": method,

@@ -37,8 +37,8 @@ BASELINE_NAMES = (
 DTYPE_NAMES = (AUTO, "float32", "bfloat16", "float16")
 """`schedule_finder.models.loading.DTYPES` and `AUTO`."""
 
-SCORER_NAMES = tuple(name for name, scorer in SCORERS.items() if scorer.needs_attention)
-"""Scorers whose scores a profile stores."""
+SCORER_NAMES = tuple(SCORERS)
+"""`pruning_runtime.scorers.SCORERS`."""
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 DROPPED_TOKENS: tuple[DroppedTokens, ...] = get_args(DroppedTokens)
 

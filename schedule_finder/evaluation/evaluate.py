@@ -124,11 +124,19 @@ class _Batch:
 
     def _seeded(self, schedule: Schedule) -> Schedule:
         """The schedule, with another seed for every batch and every draw where it scores at random."""
-        if schedule.scorer.name != "random":
-            return schedule
-        drawn = int(schedule.scorer.options.get("seed", 0))
-        choice = ScorerChoice(name="random", options={"seed": drawn * MOST_BATCHES + self._number})
-        return schedule.with_scorer(choice)
+        stages = tuple(
+            stage
+            if stage.scorer is None
+            else stage.model_copy(update={"scorer": self._seeded_choice(stage.scorer)})
+            for stage in schedule.stages
+        )
+        return schedule.model_copy(update={"scorer": self._seeded_choice(schedule.scorer), "stages": stages})
+
+    def _seeded_choice(self, choice: ScorerChoice) -> ScorerChoice:
+        if choice.name != "random":
+            return choice
+        drawn = int(choice.options.get("seed", 0))
+        return ScorerChoice(name="random", options={"seed": drawn * MOST_BATCHES + self._number})
 
     def _on_device(self, samples: list[Sample]) -> dict[str, Tensor]:
         loaded = self._evaluation.loaded

@@ -151,7 +151,7 @@ class AnswerKL:
     def _schedule(self, stages: Sequence[Stage], policy: TokenPolicy) -> Schedule:
         return Schedule(
             backbone=self._identity,
-            stages=tuple(stages),
+            stages=policy.apply(stages),
             scorer=policy.choice,
             dropped_tokens=policy.dropped_tokens,
         )

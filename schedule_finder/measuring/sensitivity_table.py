@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -92,6 +92,7 @@ class SensitivityTable:
         table = pd.DataFrame({"kl": self.kl.ravel()}, index=index).reset_index()
         table.insert(0, "scorer", self.policy.scorer)
         table.insert(1, "dropped_tokens", self.policy.dropped_tokens)
+        table.insert(2, "pre_decoder_scorer", self.policy.before_decoder)
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
 
@@ -106,6 +107,8 @@ class SensitivityTable:
             ids = tuple(table.id.unique())
             kl = table.kl.to_numpy().reshape(len(layers), len(ratios), len(ids))
             policy = TokenPolicy(str(table.scorer.iloc[0]), table.dropped_tokens.iloc[0])
+            if "pre_decoder_scorer" in table and table.pre_decoder_scorer.iloc[0] != policy.scorer:
+                policy = replace(policy, pre_decoder=str(table.pre_decoder_scorer.iloc[0]))
             return cls(policy, layers, ratios, ids, kl)
         except (OSError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{path}: not readable ({error}); remove it and measure again") from error

@@ -62,6 +62,11 @@ class Run:
         return self.folder / "4_sensitivity.parquet"
 
     @property
+    def rules(self) -> Path:
+        """Scorers compared before the sensitivity table is measured."""
+        return self.folder / "4_rules.json"
+
+    @property
     def latency(self) -> Path:
         """The latency model of the decoder on one device, measured for step 4 where a budget needs it."""
         return self.folder / "4_latency.json"

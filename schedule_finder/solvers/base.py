@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.evidence import SolverEvidence
+from schedule_finder.evidence import RuleProbe, SolverEvidence
 from schedule_finder.profiling.store import Profile
 from schedule_finder.solvers.budget import BudgetTarget
 
@@ -37,6 +37,9 @@ class Problem:
         budget: what the stages may cost.
         policy: the scorer (one of the profile's score fields), and what happens to dropped tokens.
         alternatives: policies that a solver which measures may choose instead.
+        controls: policies whose rules read nothing; measured beside the others.
+        may_change: whether a control may be chosen where it is not worse; otherwise the evidence says so.
+        rules: scorers that were compared on single stages; None where the user chose one.
         sensitivity: answer KL of single stages; only for solvers that need it.
         answer_kl: measures schedules on the model; None without a model.
         isolated: layers that attend to other tokens than the layers around them; not to score with.
@@ -47,6 +50,9 @@ class Problem:
     budget: BudgetTarget
     policy: TokenPolicy
     alternatives: Sequence[TokenPolicy] = ()
+    controls: Sequence[TokenPolicy] = ()
+    may_change: bool = True
+    rules: RuleProbe | None = None
     sensitivity: SensitivityTable | None = None
     answer_kl: AnswerKL | None = None
     isolated: Sequence[int] = ()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pruning_runtime.costs import (
     budget_of,
+    feature_scoring_share,
     layer_flops,
     pre_decoder_share,
     prefill_flops,
@@ -17,8 +18,10 @@ from pruning_runtime.costs import (
 )
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
+from pruning_runtime.scorers import SCORERS
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.measuring.latency_model import LatencyModel
+from schedule_finder.measuring.token_policy import PAPER_POLICY, TokenPolicy
 
 _CLOSE = 1e-9
 
@@ -39,6 +42,8 @@ class BudgetTarget:
     latency: LatencyModel | None = None
     scoring_layers: Sequence[int] | None = None
     """Decoder layers whose attention can score tokens; None: all."""
+    policy: TokenPolicy = PAPER_POLICY
+    """Whose scorers the stages are charged with."""
 
     def __post_init__(self) -> None:
         if self.kind == "latency" and self.latency is None:
@@ -50,32 +55,35 @@ class BudgetTarget:
     def stage_layers(self, earliest: int = 0) -> list[int]:
         """Layers of possible stages from ``earliest`` on, rising: those that can score, without the last.
 
-        -1, before the decoder, needs the attention of layer 0.
+        -1, before the decoder, needs the attention of layer 0 if its scorer does.
         """
         layers = range(self.shape.num_layers) if self.scoring_layers is None else self.scoring_layers
         usable = [layer for layer in layers if earliest <= layer <= self.shape.num_layers - 2]
-        return [-1, *usable] if earliest < 0 and 0 in layers else usable
+        reads_attention = SCORERS[self.policy.before_decoder].needs_attention
+        return [-1, *usable] if earliest < 0 and (0 in layers or not reads_attention) else usable
+
+    def under(self, policy: TokenPolicy) -> BudgetTarget:
+        """The same budget for stages with the scorers of ``policy``."""
+        return replace(self, policy=policy)
 
     def cost(self, stages: Sequence[Stage]) -> float:
         """Cost of ``stages`` in this budget's unit, as a fraction of the unpruned cost."""
         return float(getattr(self.account(stages), self.kind))
 
-    def account(self, stages: Sequence[Stage], scorer: str = "text_guided") -> Budget:
-        """Cost of ``stages`` in every unit.
+    def account(self, stages: Sequence[Stage]) -> Budget:
+        """Cost of ``stages`` in every unit, scored as `policy` says.
 
-        ``scorer``: what scores tokens at stages without a scorer of their own. A stage before the decoder that is
-        scored with attention is charged with scoring at layer 0 (`scores_before_decoder`).
+        A stage before the decoder that is scored with attention is charged with scoring at layer 0
+        (`scores_before_decoder`), a stage that is scored with hidden states with its comparisons.
         """
-        pre_decoder = scores_before_decoder(stages, scorer)
+        stages, scorer = self.policy.apply(stages), self.policy.scorer
         latency = None
         if self.latency is not None:
             tokens = [
                 ratio * self.num_vision + self.num_other
                 for ratio in processed_ratios(stages, self.shape.num_layers)
             ]
-            took = self.latency.prefill_ms(tokens, len(stages)) + (
-                self._pre_decoder_ms if pre_decoder else 0.0
-            )
+            took = self.latency.prefill_ms(tokens, len(stages)) + self._scoring_ms(stages)
             latency = took / self.full_ms
         return budget_of(
             stages,
@@ -85,7 +93,7 @@ class BudgetTarget:
             kind=self.kind,
             target=self.target,
             latency=latency,
-            pre_decoder=pre_decoder,
+            pre_decoder=scores_before_decoder(stages, scorer),
             scorer=scorer,
         )
 
@@ -99,24 +107,31 @@ class BudgetTarget:
     def _prompt(self) -> float:
         return self.num_vision + self.num_other
 
-    @property
-    def _pre_decoder_ms(self) -> float:
-        """Milliseconds of scoring before the decoder: its share of a layer's linear maps times that layer's time."""
+    def _scoring_share(self, stages: Sequence[Stage]) -> float:
+        """Cost of scoring that comes on top of the layers, as a share of a layer's linear maps over the whole prompt."""
+        stages = self.policy.apply(stages)
+        projected = scores_before_decoder(stages, self.policy.scorer)
+        return (pre_decoder_share(self.shape) if projected else 0.0) + feature_scoring_share(
+            stages, self.policy.scorer, self.shape, self.num_vision, self.num_other
+        )
+
+    def _scoring_ms(self, stages: Sequence[Stage]) -> float:
+        """Milliseconds of `_scoring_share`: its share of a layer's time."""
         assert self.latency is not None
-        return pre_decoder_share(self.shape) * self.latency.prefill_ms([self._prompt], 0)
+        return self._scoring_share(stages) * self.latency.prefill_ms([self._prompt], 0)
 
     def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
         """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
 
-        They sum up to `cost`, except for a stage's own time under ``latency``. Fewer tokens in the first layer add
-        the cost of scoring before the decoder.
+        They sum up to `cost`, except for a stage's own time under ``latency`` and for scoring with hidden states inside
+        the decoder. Fewer tokens in the first layer add the cost of scoring before the decoder.
         """
-        layers = self.shape.num_layers
+        layers, first = self.shape.num_layers, (Stage(layer=-1, keep_ratio=0.0),)
         tokens = ratios * self.num_vision + self.num_other
         weights, pre_decoder = np.ones(layers), 0.0
         if self.kind == "processed":
             one = ratios / layers
-            pre_decoder = pre_decoder_share(self.shape) / layers
+            pre_decoder = self._scoring_share(first) / layers
         elif self.kind == "published":
             # A stage's own layer counts at its size after pruning, so each layer counts as the next one.
             one = ratios / layers
@@ -126,11 +141,12 @@ class BudgetTarget:
         elif self.kind == "flops":
             full = prefill_flops(self.shape, [self._prompt] * layers)
             one = np.transpose([layer_flops(self.shape, [count] * layers) for count in tokens]) / full
-            pre_decoder = prefill_flops(self.shape, [], pre_decoder_tokens=self._prompt) / full
+            nothing_kept = prefill_flops(self.shape, [self.num_other] * layers)
+            pre_decoder = self.cost(first) - nothing_kept / full
         else:
             assert self.latency is not None
             one = np.array([self.latency.prefill_ms([count], 0) for count in tokens]) / self.full_ms
-            pre_decoder = self._pre_decoder_ms / self.full_ms
+            pre_decoder = self._scoring_ms(first) / self.full_ms
         costs = weights[:, None] * one
         costs[0, ratios < 1] += pre_decoder
         return costs

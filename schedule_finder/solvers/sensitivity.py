@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
 
 import numpy as np
 
 from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Alternative, Confidence, PolicyChoice, PolicyResult, SolverEvidence
-from schedule_finder.intervals import bootstrap_weights, mean_interval
+from schedule_finder.evidence import Alternative, Confidence, SolverEvidence
+from schedule_finder.intervals import bootstrap_weights
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.allocation import allocate
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
-
-if TYPE_CHECKING:
-    from schedule_finder.measuring.answer_kl import AnswerKL
+from schedule_finder.solvers.policy_choice import NEGLIGIBLE
+from schedule_finder.solvers.whole_schedules import Candidate, Stages, WholeSchedules, respent
 
 MAX_STAGES = 4
 LEAST_GAIN = 0.05
 """Share of the predicted answer KL that one more stage must save; every stage costs a scoring pass."""
-NEGLIGIBLE = 1e-3
-"""Nats: smaller differences do not change answers."""
 RATIO_GRID = np.array(
     [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.22, 0.17, 0.13, 0.1, 0.07, 0.04, 0.02, 0]
 )
 RESAMPLES = 20
 MOST_CANDIDATES = 8
-REFINEMENTS = 2
-"""Rounds of trying the best stages' neighbours on the model."""
 
 
 class Sensitivity(Solver):
@@ -45,10 +38,12 @@ class Sensitivity(Solver):
     schedule within the budget. The first stage may be before the decoder where that was measured; the budget then
     pays for scoring with layer 0.
 
-    With a model, the best predicted stages (one choice per number of stages, and those that resampled samples lead
-    to) and their neighbours are measured as whole schedules on other samples, and the best stages with every policy
-    that may be chosen (`choose_policy`). Among schedules that do not differ significantly from the best, the one
-    with the fewest stages is chosen.
+    With a model, whole schedules are measured on other samples, on a few of them first: the best predicted stages
+    (one choice per number of stages, and those that resampled samples lead to), the first of them under every policy
+    that may be chosen, and a single stage before the decoder with every rule that did well there. Then the
+    neighbours of the best, and the best stages under all policies and with tokens that are strided or random
+    (`choose_policy`). Among schedules that do not differ significantly from the best, the one with the fewest stages
+    is chosen.
 
     The measure is that of VTW (arXiv 2405.05803), which drops everything at one layer only. The nearest prior art is
     DOP (arXiv 2507.02909), which also adds up output KL that was measured one parameter at a time.
@@ -61,11 +56,12 @@ class Sensitivity(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`; evidence holds predictions, measurements and confidence."""
-        table, budget = problem.sensitivity, problem.budget
+        table = problem.sensitivity
         if table is None:
             raise InputError(
                 "solver sensitivity: nothing is measured yet; run it where the backbone can be loaded"
             )
+        budget = problem.budget.under(table.policy)
         budget.deepest_layer(table.earliest)  # refuses what no stages can meet
         options = _options(table, budget)
         first = _worthwhile(options)
@@ -81,11 +77,27 @@ class Sensitivity(Solver):
             predicted_kl=round(options[len(first)][0], 5),
             placed_by="measured sensitivity",
             confidence=confidence,
+            compared_rules=[] if problem.rules is None else problem.rules.results,
+            refused_rules={} if problem.rules is None else problem.rules.refused,
         )
         if problem.answer_kl is None:
             return Solution(first, table.policy, evidence)
-        candidates = _distinct([first, *(stages for _, stages in options.values()), *resampled])
-        return _measure(problem, problem.answer_kl, table, candidates, evidence)
+        placed = _distinct([first, *(stages for _, stages in options.values()), *resampled])
+        schedules = WholeSchedules(problem, problem.answer_kl, table.earliest)
+        best, facts = schedules.choose(_candidates(problem, table.policy, placed))
+        facts["predicted_kl"] = round(predict(table, problem.budget, best.stages), 5)
+        return Solution(best.stages, best.policy, evidence.model_copy(update=facts))
+
+
+def _candidates(problem: Problem, policy: TokenPolicy, placed: Sequence[Stages]) -> list[Candidate]:
+    """Whole schedules to measure: predicted stages, the first under all policies, and one stage before the decoder."""
+    found = [Candidate(stages, policy.used_by(stages)) for stages in placed]
+    policies = [policy, *problem.alternatives, *problem.controls]
+    for other in policies:
+        budget = problem.budget.under(other)
+        spent = (respent(placed[0], budget), budget.spend_rest([-1], ()))
+        found += [Candidate(stages, other.used_by(stages)) for stages in spent if stages is not None]
+    return list(dict.fromkeys(found))
 
 
 def predict(table: SensitivityTable, budget: BudgetTarget, stages: Sequence[Stage]) -> float:
@@ -154,151 +166,3 @@ def _distinct(candidates: Sequence[tuple[Stage, ...]]) -> list[tuple[Stage, ...]
     for stages in candidates:
         by_layers.setdefault(tuple(stage.layer for stage in stages), stages)
     return list(by_layers.values())[:MOST_CANDIDATES]
-
-
-def _measure(
-    problem: Problem,
-    answer_kl: AnswerKL,
-    table: SensitivityTable,
-    candidates: Sequence[tuple[Stage, ...]],
-    evidence: SolverEvidence,
-) -> Solution:
-    """The stages and the policy with the least measured answer KL."""
-    measured: dict[tuple[Stage, ...], np.ndarray] = {}
-
-    def best_of(some: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
-        for stages in some:
-            if stages not in measured:
-                measured[stages] = answer_kl.measure(stages, table.policy)
-        return min(measured, key=lambda stages: measured[stages].mean())
-
-    best = best_of(candidates)
-    for _ in range(REFINEMENTS):
-        before, best = best, best_of(neighbours(best, problem.budget, table.earliest))
-        if best == before:
-            break
-    best = min(
-        (stages for stages in measured if _comparable(measured[stages], measured[best])),
-        key=lambda stages: (len(stages), measured[stages].mean()),
-    )
-    by_policy = {table.policy: measured[best]}
-    by_policy |= {
-        other: answer_kl.measure(best, other) for other in problem.alternatives if other != table.policy
-    }
-    chosen, reason = choose_policy(by_policy, table.policy)
-    facts: dict[str, Any] = {
-        "predicted_kl": round(predict(table, problem.budget, best), 5),
-        "measured_kl": _rounded_mean(by_policy[chosen]),
-        "chosen_on_samples": len(answer_kl),
-        "measured_schedules": len(measured) + len(by_policy) - 1,
-        "candidates": [
-            Alternative(stages=list(stages), measured_kl=_rounded_mean(measured[stages]))
-            for stages in candidates
-        ],
-        "policies": {
-            str(policy): _policy_result(values, by_policy[chosen]) for policy, values in by_policy.items()
-        },
-    }
-    if len(by_policy) > 1:
-        facts["policy_choice"] = reason
-    return Solution(best, chosen, evidence.model_copy(update=facts))
-
-
-def choose_policy(
-    measured: Mapping[TokenPolicy, np.ndarray], preferred: TokenPolicy
-) -> tuple[TokenPolicy, PolicyChoice]:
-    """The policy to use, and why.
-
-    A policy whose advantage over the preferred one has a 95 % interval that excludes zero is chosen, the best of
-    several. Otherwise the preferred one is kept if it is comparable with the best, and the best is chosen if not.
-
-    Args:
-        measured: answer KL in nats of each policy, ``[samples]``, on the same samples.
-        preferred: one of the keys.
-    """
-    own = measured[preferred]
-    best = min(measured, key=lambda policy: measured[policy].mean())
-    several = len(own) > 1  # one sample has no interval
-    better = [policy for policy, values in measured.items() if several and mean_interval(own - values)[0] > 0]
-    rule: Literal[
-        "preferred is best", "preferred within tolerance", "significantly better", "beyond tolerance"
-    ]
-    if better:
-        chosen, rule = min(better, key=lambda policy: measured[policy].mean()), "significantly better"
-    elif _comparable(own, measured[best]):
-        chosen = preferred
-        rule = "preferred within tolerance" if own.mean() > measured[best].mean() else "preferred is best"
-    else:
-        chosen, rule = best, "beyond tolerance"
-    compared = best if chosen == preferred else chosen
-    low, high = mean_interval(own - measured[compared])
-    return chosen, PolicyChoice(
-        preferred=str(preferred),
-        best=str(preferred if rule == "preferred is best" else best),
-        chosen=str(chosen),
-        rule=rule,
-        compared=str(preferred if rule == "preferred is best" else compared),
-        difference=round(float((own - measured[compared]).mean()), 5),
-        interval=(round(low, 5), round(high, 5)),
-        tolerance=round(_tolerance(own - measured[compared]), 5),
-        samples=len(own),
-    )
-
-
-def _policy_result(values: np.ndarray, chosen: np.ndarray) -> PolicyResult:
-    low, high = mean_interval(values - chosen)
-    return PolicyResult(measured_kl=_rounded_mean(values), worse_by=(round(low, 5), round(high, 5)))
-
-
-def _rounded_mean(values: np.ndarray) -> float:
-    return round(float(values.mean()), 5)
-
-
-def _comparable(some: np.ndarray, best: np.ndarray) -> bool:
-    """Whether the mean of ``some`` is within one standard error of the best, or within `NEGLIGIBLE`.
-
-    Both are ``[samples]``, on the same samples.
-    """
-    worse = some - best
-    return bool(worse.mean() <= _tolerance(worse))
-
-
-def _tolerance(differences: np.ndarray) -> float:
-    """One standard error of the mean difference, or `NEGLIGIBLE` where that is more, in nats."""
-    return max(float(differences.std()) / len(differences) ** 0.5, NEGLIGIBLE)
-
-
-def neighbours(stages: Sequence[Stage], budget: BudgetTarget, earliest: int) -> list[tuple[Stage, ...]]:
-    """Schedules one step away within the same budget, no stage before ``earliest``.
-
-    One layer earlier or later, one ratio a quarter higher or a fifth lower, or one stage less.
-    """
-    layers = [stage.layer for stage in stages]
-    ratios = [stage.keep_ratio for stage in stages[:-1]]
-    moved = [
-        ([*layers[:index], layers[index] + step, *layers[index + 1 :]], ratios)
-        for index in range(len(layers))
-        for step in (-1, 1)
-    ]
-    moved += [
-        (layers, [*ratios[:index], ratios[index] * factor, *ratios[index + 1 :]])
-        for index in range(len(ratios))
-        for factor in (0.8, 1.25)
-    ]
-    found = []
-    for some_layers, some_ratios in moved:
-        falling = all(a >= b for a, b in itertools.pairwise([1.0, *some_ratios]))
-        within = [earliest - 1, *some_layers, budget.shape.num_layers - 1]
-        rising = all(a < b for a, b in itertools.pairwise(within))
-        spent = budget.spend_rest(some_layers, some_ratios) if falling and rising else None
-        if spent is not None:
-            found.append(spent)
-    # One stage less, its tokens given to the others.
-    for index in range(len(layers) - 1, -1, -1):
-        fewer = [*layers[:index], *layers[index + 1 :]]
-        if fewer:
-            left = [*ratios[:index], *ratios[index + 1 :]][: len(fewer) - 1]
-            spent = budget.spend_rest(fewer, left)
-            if spent is not None:
-                found.append(spent)
-    return found

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pruning_runtime.costs import pre_decoder_share, prefill_flops, processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.measuring.latency_model import LatencyModel
+from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.allocation import allocate
 from tests.unit.test_solvers import shape_of
@@ -170,7 +171,9 @@ def test_scoring_before_the_decoder_is_charged(kind: str) -> None:
     }
     assert target.cost(stages) == pytest.approx(free[kind] + pre_decoder_cost.get(kind, 0.0), abs=1e-12)
     # A scorer that needs no attention adds no cost.
-    assert getattr(target.account(stages, "strided"), kind) == pytest.approx(free[kind], abs=1e-12)
+    assert getattr(target.under(TokenPolicy("strided")).account(stages), kind) == pytest.approx(
+        free[kind], abs=1e-12
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import pruning_runtime
 from pruning_runtime import Schedule
 from pruning_runtime.geometry import DecoderShape
+from pruning_runtime.scorers import SCORERS
 from schedule_finder import __main__
 from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.cli import names, parsing
@@ -70,7 +71,7 @@ def test_listed_names_are_those_of_the_registries() -> None:
     assert names.SOLVER_NAMES[0] == DEFAULT_SOLVER
     assert tuple(DETECTORS) == names.DETECTOR_NAMES
     assert names.DETECTOR_NAMES[0] == DEFAULT_DETECTOR
-    assert set(names.SCORER_NAMES) == set(SCORE_FIELDS)
+    assert tuple(SCORERS) == names.SCORER_NAMES
     assert tuple(BASELINES) == names.BASELINE_NAMES
     assert (NUM_DEFAULT, RANDOM_DRAWS) == (names.NUM_DEFAULT_BASELINES, names.RANDOM_DRAWS)
     assert (names.AUTO, *DTYPES) == names.DTYPE_NAMES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from schedule_finder.measuring.answer_kl import TokenPolicy
-from schedule_finder.solvers.sensitivity import NEGLIGIBLE, choose_policy
+from schedule_finder.solvers.policy_choice import NEGLIGIBLE, choose_policy
 
 PREFERRED, OTHER, THIRD = TokenPolicy("text_guided"), TokenPolicy("last_token"), TokenPolicy("uniform_text")
 SAMPLES = 64

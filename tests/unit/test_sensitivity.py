@@ -15,7 +15,8 @@ from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.measuring.answer_kl import TokenPolicy
 from schedule_finder.measuring.sensitivity_table import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
-from schedule_finder.solvers.sensitivity import neighbours, predict
+from schedule_finder.solvers.sensitivity import predict
+from schedule_finder.solvers.whole_schedules import neighbours
 from tests.unit.test_solvers import random_profile, shape_of
 
 LAYERS = 10

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pruning_runtime.schedule import Schedule
-    from schedule_finder.evidence import AnswerQuality, HeldOutSummary, PolicyChoice, SolverEvidence
+    from schedule_finder.evidence import (
+        Alternative,
+        AnswerQuality,
+        HeldOutSummary,
+        PolicyChoice,
+        SolverEvidence,
+    )
     from schedule_finder.run.folder import Run
 
 MOST_ROWS = 4
@@ -60,9 +66,7 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
 
     evidence = Evidence.of(schedule)
     _show_stages(schedule)
-    screen.print(
-        f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}, positions {schedule.positions}"
-    )
+    screen.print(f"dropped tokens: {schedule.dropped_tokens}, positions {schedule.positions}")
     if schedule.budget:
         costs = schedule.budget
         shares = ", ".join(
@@ -111,11 +115,12 @@ def _show_stages(schedule: Schedule) -> None:
         stages = ", ".join(f"{stage.layer}: {100 * stage.keep_ratio:.1f}" for stage in schedule.stages)
         screen.print(f"{escape(title)}\n\nkept after layer, in %: {stages}\n")
         return
-    table = make_table(title, "tokens leave after layer", "keep ratio", "vision tokens")
+    table = make_table(title, "tokens leave after layer", "keep ratio", "vision tokens", "scorer")
     for stage in schedule.stages:
         kept = "" if stage.keep_tokens is None else str(stage.keep_tokens)
         layer = "none: before the decoder" if stage.layer == -1 else str(stage.layer)
-        table.add_row(layer, f"{100 * stage.keep_ratio:.1f} %", kept)
+        scorer = (stage.scorer or schedule.scorer).name
+        table.add_row(layer, f"{100 * stage.keep_ratio:.1f} %", kept, scorer)
     show_table(table)
 
 
@@ -139,6 +144,7 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     )
     if by_number:
         yield f"KL predicted by number of stages: {by_number}"
+    yield from _compared_rules(solver)
     if solver.policy_choice is not None:
         yield _why_policy(solver.policy_choice)
     others = {name: result for name, result in solver.policies.items() if any(result.worse_by)}
@@ -150,6 +156,44 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     if solver.confidence is not None:
         often = ", ".join(f"({layers}) {count}" for layers, count in solver.confidence.layers.items())
         yield f"layers chosen in {solver.confidence.resamples} resamples: {often}"
+
+
+_PLACES = {"pre_decoder": "before the decoder", "decoder": "in the decoder"}
+
+
+def _compared_rules(solver: SolverEvidence) -> Iterator[str]:
+    """The scorers that were compared on single stages, the best first, one line per place."""
+    for place, words in _PLACES.items():
+        rules = [rule for rule in solver.compared_rules if rule.place == place]
+        # Those of the final round first; a mean over fewer samples cannot be compared with them.
+        rules.sort(key=lambda rule: (-rule.samples, rule.kl))
+        if rules:
+            most = rules[0].samples
+            shown = ", ".join(
+                rule.scorer
+                + (f" ({rule.dropped_tokens})" if rule.dropped_tokens != "discard" else "")
+                + f" {_nats(rule.kl)}"
+                + ("" if rule.samples == most else f" (on {rule.samples})")
+                for rule in rules
+            )
+            yield f"scorers {words}, KL of single stages on {most} samples: {shown}"
+    for policy, reason in solver.refused_rules.items():
+        yield f"not usable here: {policy}: {reason}"
+    best = sorted(
+        (one for one in solver.candidates if one.measured_kl is not None and one.worse_by is not None),
+        key=lambda one: one.measured_kl or 0.0,
+    )
+    if any(one.policy for one in best):
+        yield "whole schedules that were tried, the best first: measured KL, and how much higher (95 %)"
+        for one in best:
+            low, high = map(_nats, one.worse_by or (0.0, 0.0))
+            yield f"  {_staged(one)}: {_nats(one.measured_kl or 0.0)} ({low} to {high})"
+
+
+def _staged(candidate: Alternative) -> str:
+    """Layers, keep ratios in percent, and policy of a candidate."""
+    stages = " ".join(f"{stage.layer}:{100 * stage.keep_ratio:.0f}%" for stage in candidate.stages)
+    return f"{stages}, {candidate.policy}"
 
 
 def _why_policy(choice: PolicyChoice) -> str:
@@ -164,6 +208,8 @@ def _why_policy(choice: PolicyChoice) -> str:
         "the interval excludes zero",
         "beyond tolerance": f"measured KL is lower than that of {choice.preferred}, which is preferred, by {excess}, "
         f"more than the tolerance of {_nats(choice.tolerance)}",
+        "control is not worse": "it reads nothing, and its measured KL is not higher than that of the best scorer "
+        f"({choice.preferred} is higher by {excess})",
     }
     return f"chosen on {choice.samples} samples: {choice.chosen}: {reasons[choice.rule]}"
 

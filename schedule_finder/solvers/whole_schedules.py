@@ -1,0 +1,189 @@
+"""Measures whole schedules on the model and chooses among them: candidates, neighbours, policies."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone
+from pruning_runtime.schedule import Stage
+from schedule_finder.evidence import Alternative
+from schedule_finder.intervals import mean_interval
+from schedule_finder.measuring.token_policy import TokenPolicy
+from schedule_finder.solvers.base import Problem
+from schedule_finder.solvers.budget import BudgetTarget
+from schedule_finder.solvers.policy_choice import choose_policy, comparable, policy_result, rounded_mean
+
+if TYPE_CHECKING:
+    from schedule_finder.measuring.answer_kl import AnswerKL
+
+FIRST_SAMPLES = 16
+"""Samples on which all candidates are measured (whole batches of them)."""
+FINALISTS = 6
+"""Candidates that are measured on all samples."""
+REFINEMENTS = 2
+"""Rounds of trying the best stages' neighbours on the model."""
+
+Stages = tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A whole schedule: stages without scorers of their own, and the policy that gives them."""
+
+    stages: Stages
+    policy: TokenPolicy
+
+
+@dataclass
+class WholeSchedules:
+    """Answer KL of whole schedules, measured as needed.
+
+    Attributes:
+        problem: with the budget and the policies that may be chosen.
+        answer_kl: measures them.
+        earliest: the first layer that a stage may have.
+    """
+
+    problem: Problem
+    answer_kl: AnswerKL
+    earliest: int
+    measured: dict[Candidate, np.ndarray] = field(default_factory=dict)
+    dropped: dict[Candidate, np.ndarray] = field(default_factory=dict)
+    """Of candidates that were not among the best on the first samples."""
+
+    def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
+        """The best candidate after refinement under the best policy, and the fields of its evidence."""
+        self._halve(candidates)
+        best = self._refine(self._best())
+        simplest = [one for one in self.measured if comparable(self.measured[one], self.measured[best])]
+        best = min(simplest, key=lambda one: (len(one.stages), self.measured[one].mean()))
+        by_policy = self._policies_on(best)
+        values = {policy: self.measured[one] for policy, one in by_policy.items()}
+        controls = [policy for policy in by_policy if policy in self.problem.controls]
+        preferred = best.policy.used_by(best.stages)
+        policy, reason = choose_policy(values, preferred, controls if self.problem.may_change else ())
+        if not self.problem.may_change and policy in controls:
+            policy = preferred
+        chosen = by_policy[policy]
+        own = self.measured[chosen]
+        facts: dict[str, Any] = {
+            "measured_kl": rounded_mean(own),
+            "chosen_on_samples": len(self.answer_kl),
+            "measured_schedules": len(self.measured) + len(self.dropped),
+            "candidates": [self._evidence(candidate, own) for candidate in candidates],
+            "policies": {str(policy): policy_result(kl, own) for policy, kl in values.items()},
+        }
+        if len(values) > 1:
+            facts["policy_choice"] = reason
+        return chosen, facts
+
+    def _halve(self, candidates: Sequence[Candidate]) -> None:
+        """Measure all candidates on the first samples and the best of them on all."""
+        first = {}
+        for candidate in candidates:
+            values = self._measure(candidate, FIRST_SAMPLES)
+            if values is not None:
+                first[candidate] = values
+        ranked = sorted(first, key=lambda one: first[one].mean())
+        for candidate in ranked[:FINALISTS]:
+            self._need(candidate)
+        self.dropped |= {one: first[one] for one in ranked[FINALISTS:]}
+
+    def _measure(self, candidate: Candidate, samples: int | None = None) -> np.ndarray | None:
+        """Answer KL ``[samples]``; None where the backbone refuses the policy."""
+        try:
+            return self.answer_kl.measure(candidate.stages, candidate.policy, samples)
+        except (UnsupportedBackbone, ScheduleError, PruningError):
+            return None
+
+    def _need(self, candidate: Candidate) -> None:
+        if candidate not in self.measured and (values := self._measure(candidate)) is not None:
+            self.measured[candidate] = values
+
+    def _best(self) -> Candidate:
+        return min(self.measured, key=lambda one: self.measured[one].mean())
+
+    def _refine(self, best: Candidate) -> Candidate:
+        """Try the neighbours of the best stages under its policy until none is better."""
+        for _ in range(REFINEMENTS):
+            before, budget = best, self.problem.budget.under(best.policy)
+            for stages in neighbours(best.stages, budget, self.earliest):
+                self._need(Candidate(stages, best.policy))
+            best = self._best()
+            if best == before:
+                break
+        return best
+
+    def _policies_on(self, best: Candidate) -> dict[TokenPolicy, Candidate]:
+        """Every policy that may be chosen on the best stages, measured, with the stages that spend the budget."""
+        found = {best.policy.used_by(best.stages): best}
+        for policy in (*self.problem.alternatives, *self.problem.controls):
+            used = policy.used_by(best.stages)
+            stages = respent(best.stages, self.problem.budget.under(policy))
+            if used in found or stages is None:
+                continue
+            self._need(candidate := Candidate(stages, used))
+            if candidate in self.measured:
+                found[used] = candidate
+        return found
+
+    def _evidence(self, candidate: Candidate, chosen: np.ndarray) -> Alternative:
+        values = self.measured.get(candidate)
+        kl = self.dropped.get(candidate) if values is None else values
+        interval = None
+        if values is not None:
+            low, high = mean_interval(values - chosen)
+            interval = round(low, 5), round(high, 5)
+        return Alternative(
+            stages=list(candidate.stages),
+            policy=str(candidate.policy.used_by(candidate.stages)),
+            measured_kl=None if kl is None else rounded_mean(kl),
+            samples=None if kl is None else len(kl),
+            worse_by=interval,
+        )
+
+
+def respent(stages: Sequence[Stage], budget: BudgetTarget) -> Stages | None:
+    """``stages`` with the last ratio moved so that they spend the budget under its policy; None where none can."""
+    return budget.spend_rest([stage.layer for stage in stages], [stage.keep_ratio for stage in stages[:-1]])
+
+
+def neighbours(stages: Sequence[Stage], budget: BudgetTarget, earliest: int) -> list[Stages]:
+    """Schedules one step away within the same budget, no stage before ``earliest``.
+
+    One layer earlier or later, one ratio a quarter higher or a fifth lower, or one stage less.
+    """
+    layers = [stage.layer for stage in stages]
+    ratios = [stage.keep_ratio for stage in stages[:-1]]
+    moved = [
+        ([*layers[:index], layers[index] + step, *layers[index + 1 :]], ratios)
+        for index in range(len(layers))
+        for step in (-1, 1)
+    ]
+    moved += [
+        (layers, [*ratios[:index], ratios[index] * factor, *ratios[index + 1 :]])
+        for index in range(len(ratios))
+        for factor in (0.8, 1.25)
+    ]
+    found = []
+    for some_layers, some_ratios in moved:
+        falling = all(a >= b for a, b in itertools.pairwise([1.0, *some_ratios]))
+        within = [earliest - 1, *some_layers, budget.shape.num_layers - 1]
+        rising = all(a < b for a, b in itertools.pairwise(within))
+        spent = budget.spend_rest(some_layers, some_ratios) if falling and rising else None
+        if spent is not None:
+            found.append(spent)
+    # One stage less, its tokens given to the others.
+    for index in range(len(layers) - 1, -1, -1):
+        fewer = [*layers[:index], *layers[index + 1 :]]
+        if fewer:
+            left = [*ratios[:index], *ratios[index + 1 :]][: len(fewer) - 1]
+            spent = budget.spend_rest(fewer, left)
+            if spent is not None:
+                found.append(spent)
+    return found
