@@ -22,11 +22,7 @@ DETECTOR_NAMES = ("attention_shift", "token_curve")
 """`schedule_finder.change_points.DETECTORS`; the first is the default."""
 ENGINE_NAMES = ("local", "ray")
 BASELINE_NAMES = (
-    "random",
-    "strided",
-    "last_token",
-    "text_guided",
-    "uniform_text",
+    *sorted(SCORERS, key=lambda name: SCORERS[name].needs_attention),
     "not-merged",
     "paper",
     "pyramid",

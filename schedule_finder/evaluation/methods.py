@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pruning_runtime import Schedule
+from pruning_runtime import Schedule, ScheduleError, UnsupportedBackbone
+from pruning_runtime.preflight import check_setup
 from pruning_runtime.schedule import ScorerChoice, Stage
+from pruning_runtime.scorers import SCORERS
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
@@ -92,10 +94,15 @@ Baseline = Callable[[str, Comparison], Iterator[Method]]
 
 
 def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
-    """The same stages with another scorer."""
+    """The same stages with another scorer; none if it is the schedule's own or the backbone refuses it."""
     schedule = comparison.schedule
-    if name != schedule.scorer.name:
-        changed = schedule.with_scorer(ScorerChoice(name=name))
+    if all((stage.scorer or schedule.scorer).name == name for stage in schedule.stages):
+        return
+    changed = schedule.with_scorer(ScorerChoice(name=name))
+    if getattr(SCORERS[name], "joins", None):  # merges by its own rule
+        changed = changed.model_copy(update={"dropped_tokens": "discard"})
+    with suppress(ScheduleError, UnsupportedBackbone):
+        check_setup(comparison.loaded.backbone, changed)
         yield Method(name, changed, comparison.budget)
 
 
@@ -164,11 +171,8 @@ def _smaller_images(name: str, comparison: Comparison) -> Iterator[Method]:
 
 
 BASELINES: dict[str, Baseline] = {
+    **dict.fromkeys(sorted(SCORERS, key=lambda name: SCORERS[name].needs_attention), _scorer),
     "random": _random_tokens,
-    "strided": _scorer,
-    "last_token": _scorer,
-    "text_guided": _scorer,
-    "uniform_text": _scorer,
     "not-merged": _not_merged,
     "paper": _published_layers,
     "pyramid": _published_layers,
