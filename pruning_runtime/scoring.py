@@ -197,7 +197,7 @@ class StageScoring:
     ) -> Tensor:
         """Scores for a stage, ``[batch, slots]``.
 
-        Position and feature scorers choose among the tokens that are not protected, so that they spread over those.
+        Scorers choose among the tokens that are not protected, so that they spread over those.
 
         Args:
             stage: planned for this batch.
@@ -207,16 +207,16 @@ class StageScoring:
             keep: vision tokens to keep in each row, ``[batch]``.
         """
         scorer: Scorer = self.setup.scorers[stage.layer]
+        if protected is not None:
+            keep = (keep - protected.sum(1)).clamp(min=0)
+            vision = vision & ~protected
         if isinstance(scorer, AttentionScorer):
             if self.scores is None:
                 raise PruningError(
                     f"layer {stage.layer} ran without calling its attention kernel, so it gave no scores"
                 )
             scores, self.scores = self.scores.to(vision.device), None
-            return scores
-        if protected is not None:
-            keep = (keep - protected.sum(1)).clamp(min=0)
-            vision = vision & ~protected
+            return scorer.finish(scores, vision, before.index, keep)
         if isinstance(scorer, PositionScorer):
             return scorer.score_positions(vision, before.index, keep, self.number)
         with self.setup.watch.part("scoring"):

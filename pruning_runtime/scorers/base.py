@@ -46,6 +46,17 @@ class AttentionScorer(ABC):
             is_text_query: False for padding entries of ``text_queries``, ``[batch, text queries]``.
         """
 
+    def finish(self, scores: Tensor, vision: Tensor, position: Tensor, keep: Tensor) -> Tensor:
+        """The scores that decide, ``[batch, length]``, from the sum of `score_heads` over all heads.
+
+        Args:
+            scores: the sum, ``[batch, length]``.
+            vision: True at the vision tokens that may be dropped, ``[batch, length]``.
+            position: original position of each token, ``[batch, length]``.
+            keep: how many of these to keep in each row, ``[batch]``.
+        """
+        return scores
+
 
 class PositionScorer(ABC):
     """Scores vision tokens by their positions only; a baseline."""

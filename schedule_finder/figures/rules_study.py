@@ -1,0 +1,79 @@
+"""Figure of the study of token rules: answer KL of every method, a panel per budget."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from schedule_finder.figures.style import (
+    BLACK,
+    BLUE,
+    DOUBLE,
+    GREEN,
+    GREY,
+    KL_FLOOR,
+    LABELS,
+    ORANGE,
+    PURPLE,
+)
+
+PLACES = {
+    "search": (BLUE, "o", "Search"),
+    "before the decoder": (GREEN, "D", "One stage before the decoder"),
+    "published": (ORANGE, "s", "Published layers"),
+    "searched stages": (GREY, "^", "On the searched stages"),
+    "searched stages, merged": (PURPLE, "v", "On the searched stages, merged"),
+}
+"""Colour, marker and words for where a method's stages come from."""
+_OWN = {"search": "Search", "pyramiddrop": "PyramidDrop"}
+
+
+def rules_figure(table: pd.DataFrame) -> Figure:
+    """Mean answer KL with its 95 % interval, one row per rule, one panel per budget.
+
+    Args:
+        table: ``method, place, budget, kl, kl_low, kl_high``, KL in nats; a row of the full model is not drawn.
+    """
+    table = table[table.method != "full"]
+    budgets = sorted(table.budget.unique(), reverse=True)
+    best = table.groupby("method").kl.min().sort_values(ascending=False)
+    rows = {name: place for place, name in enumerate(best.index)}
+    figure = Figure(figsize=(DOUBLE, 0.9 + 0.2 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
+    for panel, budget in zip(panels, budgets, strict=True):
+        some = table[table.budget == budget]
+        for place, (colour, marker, words) in PLACES.items():
+            own = some[some.place == place]
+            panel.errorbar(
+                own.kl.clip(lower=KL_FLOOR),
+                [rows[name] for name in own.method],
+                xerr=[
+                    own.kl.clip(lower=KL_FLOOR) - own.kl_low.clip(lower=KL_FLOOR),
+                    own.kl_high.clip(lower=KL_FLOOR) - own.kl.clip(lower=KL_FLOOR),
+                ],
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                elinewidth=0.7,
+                markersize=4,
+                label=words,
+            )
+        searched = some[some.place == "search"].kl
+        if len(searched):
+            panel.axvline(max(float(searched.iloc[0]), KL_FLOOR), color=BLUE, linewidth=0.7, zorder=0)
+        panel.set_xscale("log")
+        panel.set_xlim(left=KL_FLOOR / 1.5)
+        panel.set_title(f"{100 * budget:.0f} % processed", fontsize=8)
+        panel.set_xlabel("Answer KL (nats)")
+        panel.grid(axis="y", color="#EEEEEE", linewidth=0.6)
+        panel.tick_params(colors=BLACK)
+    names = [_OWN.get(name) or LABELS.get(name, name) for name in rows]
+    panels[0].set_yticks(list(rows.values()), names)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+        fontsize=7,
+    )
+    return figure
