@@ -92,7 +92,7 @@ class Sensitivity(Solver):
 def _candidates(problem: Problem, policy: TokenPolicy, placed: Sequence[Stages]) -> list[Candidate]:
     """Whole schedules to measure: predicted stages, the first under all policies, and one stage before the decoder."""
     found = [Candidate(stages, policy.used_by(stages)) for stages in placed]
-    policies = [policy, *problem.alternatives, *problem.controls]
+    policies = [policy, *problem.alternatives, *(problem.controls if problem.may_change else ())]
     for other in policies:
         budget = problem.budget.under(other)
         spent = (respent(placed[0], budget), budget.spend_rest([-1], ()))

@@ -65,10 +65,12 @@ class WholeSchedules:
         by_policy = self._policies_on(best)
         values = {policy: self.measured[one] for policy, one in by_policy.items()}
         controls = [policy for policy in by_policy if policy in self.problem.controls]
-        preferred = best.policy.used_by(best.stages)
-        policy, reason = choose_policy(values, preferred, controls if self.problem.may_change else ())
-        if not self.problem.may_change and policy in controls:
-            policy = preferred
+        if self.problem.may_change:
+            eligible = values
+        else:
+            eligible = {policy: kl for policy, kl in values.items() if policy not in controls}
+            controls = []
+        policy, reason = choose_policy(eligible, best.policy.used_by(best.stages), controls)
         chosen = by_policy[policy]
         own = self.measured[chosen]
         facts: dict[str, Any] = {
@@ -78,7 +80,7 @@ class WholeSchedules:
             "candidates": [self._evidence(candidate, own) for candidate in candidates],
             "policies": {str(policy): policy_result(kl, own) for policy, kl in values.items()},
         }
-        if len(values) > 1:
+        if len(eligible) > 1:
             facts["policy_choice"] = reason
         return chosen, facts
 
