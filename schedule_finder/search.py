@@ -47,13 +47,13 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
-TABLE_SAMPLES = 32
-CHOICE_SAMPLES = 64
+TABLE_SAMPLES = 24
+CHOICE_SAMPLES = 48
 """Samples for the sensitivity table, and others for the choice among whole schedules."""
-MEASURED_LAYERS = 16
+MEASURED_LAYERS = 12
 """Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
 LATENCY_SAMPLES = 8
-MEASURED_BATCH = 16
+MEASURED_BATCH = 8
 """Most samples per forward pass of a measurement: rules and candidates are measured on one batch first."""
 
 Progress = Callable[[int, int], None]

@@ -19,7 +19,7 @@ from schedule_finder.measuring.token_policy import TokenPolicy
 if TYPE_CHECKING:
     from schedule_finder.measuring.answer_kl import AnswerKL
 
-RATIOS = (0.6, 0.35, 0.2, 0.1, 0.04, 0.015, 0.0)
+RATIOS = (0.5, 0.25, 0.1, 0.03, 0.0)
 """Measured at every layer; a geometric grid, since answer KL changes most where few tokens are left."""
 PROBED_DEPTHS, PROBED_RATIO = (0.0, 0.15, 0.3, 0.45), 0.2
 """Single stages on which discarding and merging are compared: in the first half of the depth, where they differ."""

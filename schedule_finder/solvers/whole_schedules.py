@@ -16,16 +16,24 @@ from schedule_finder.intervals import mean_interval
 from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.base import Problem
 from schedule_finder.solvers.budget import BudgetTarget
-from schedule_finder.solvers.policy_choice import choose_policy, comparable, policy_result, rounded_mean
+from schedule_finder.solvers.policy_choice import (
+    NEGLIGIBLE,
+    choose_policy,
+    comparable,
+    policy_result,
+    rounded_mean,
+)
 
 if TYPE_CHECKING:
     from schedule_finder.measuring.answer_kl import AnswerKL
 
-FIRST_SAMPLES = 16
+FIRST_SAMPLES = 8
 """Samples on which all candidates are measured (whole batches of them)."""
 FINALISTS = 6
 """Candidates that are measured on all samples."""
-REFINEMENTS = 2
+HOPELESS = 1.5
+"""Times the answer KL of the best on the first samples, above which a neighbour or a policy is not measured further."""
+REFINEMENTS = 1
 """Rounds of trying the best stages' neighbours on the model."""
 
 Stages = tuple[Stage, ...]
@@ -107,6 +115,15 @@ class WholeSchedules:
         if candidate not in self.measured and (values := self._measure(candidate)) is not None:
             self.measured[candidate] = values
 
+    def _need_if_promising(self, candidate: Candidate, best: Candidate) -> None:
+        """Measure on all samples what is not far worse than ``best`` on the first ones."""
+        if candidate in self.measured or (first := self._measure(candidate, FIRST_SAMPLES)) is None:
+            return
+        if first.mean() <= HOPELESS * self.measured[best][: len(first)].mean() + NEGLIGIBLE:
+            self._need(candidate)
+        else:
+            self.dropped[candidate] = first
+
     def _best(self) -> Candidate:
         return min(self.measured, key=lambda one: self.measured[one].mean())
 
@@ -115,7 +132,7 @@ class WholeSchedules:
         for _ in range(REFINEMENTS):
             before, budget = best, self.problem.budget.under(best.policy)
             for stages in neighbours(best.stages, budget, self.earliest):
-                self._need(Candidate(stages, best.policy))
+                self._need_if_promising(Candidate(stages, best.policy), best)
             best = self._best()
             if best == before:
                 break
@@ -129,7 +146,11 @@ class WholeSchedules:
             stages = respent(best.stages, self.problem.budget.under(policy))
             if used in found or stages is None:
                 continue
-            self._need(candidate := Candidate(stages, used))
+            candidate = Candidate(stages, used)
+            if policy in self.problem.controls:
+                self._need(candidate)
+            else:
+                self._need_if_promising(candidate, best)
             if candidate in self.measured:
                 found[used] = candidate
         return found
