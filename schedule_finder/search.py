@@ -109,7 +109,7 @@ class Search:
                 target.under(policy),
                 policy,
                 alternatives=_alternatives(policy, scorer, dropped_tokens, rules, list(profile.scores)),
-                controls=[TokenPolicy(name) for name in CONTROLS],
+                controls=[replace(_policy(AUTO, dropped_tokens), scorer=name) for name in CONTROLS],
                 may_change=scorer == AUTO,
                 rules=rules,
                 sensitivity=table,

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
+from pruning_runtime.scorers import SCORERS
 from schedule_finder.cli.commands import app
-from schedule_finder.evidence import HeldOutResult, HeldOutSummary, digest
+from schedule_finder.evidence import HeldOutResult, HeldOutSummary, RuleProbe, digest
 from schedule_finder.run.folder import Run
 from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
@@ -106,10 +107,10 @@ def test_the_old_option_for_dropped_tokens_still_works(run: Path) -> None:
 
 
 @pytest.mark.parametrize("scorer", ["text_guided", "last_token"])
-def test_a_scorer_that_is_asked_for_has_no_alternatives(run: Path, scorer: str) -> None:
+def test_a_scorer_that_is_asked_for_is_compared_with_the_controls_only(run: Path, scorer: str) -> None:
     call("schedule", run, "--scorer", scorer, "--dropped-tokens", "discard", "--budget", "40%")
     assert solved(run).scorer.name == scorer
-    assert set(solved(run).evidence["solver"]["policies"]) == {scorer}
+    assert set(solved(run).evidence["solver"]["policies"]) == {scorer, "strided", "random"}
 
 
 def test_a_rule_that_was_not_measured_is_measured_and_the_table_kept_for_it(run: Path) -> None:
@@ -230,7 +231,14 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     for name in ("processed", "published", "flops", "kv"):
         assert f"{name} {100 * getattr(costs, name):.1f}" in said
     assert "asked for 40.0" in said
-    assert f"scorer {schedule.scorer.name}, dropped tokens: {schedule.dropped_tokens}" in said
+    assert f"dropped tokens: {schedule.dropped_tokens}" in said
+    assert all((stage.scorer or schedule.scorer).name in said for stage in schedule.stages)
+    rules = RuleProbe.load(run / "4_rules.json")
+    assert rules is not None
+    assert {rule.scorer for rule in rules.results if rule.place == "decoder"} == set(SCORERS)
+    for place, words in (("pre_decoder", "before the decoder"), ("decoder", "in the decoder")):
+        best = rules.ranked(place)[0]
+        assert f"scorers {words}, KL of single stages on {best.samples} samples: {best.scorer}" in said
     assert "layers chosen in 20 resamples" in said
     assert "other policies on these stages" in said
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from schedule_finder.evidence import (
         Alternative,
         AnswerQuality,
+        Evidence,
         HeldOutSummary,
         PolicyChoice,
         SolverEvidence,
@@ -78,6 +79,8 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         screen.print(f"cost in % of unpruned: {shares}")
     for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
+    for line in _better_controls(evidence):
+        screen.print(escape(line))
     measured = evidence.solver is not None and bool(evidence.solver.policies)
     if evidence.asked is not None and evidence.asked.scorer == AUTO and not measured:
         screen.print(f"scorer auto: {schedule.scorer.name}, the default; no other scorer was measured")
@@ -96,6 +99,21 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
     if results:
         screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
     _show_quality((held_out.full_model if held_out is not None else None) or evidence.full_model)
+
+
+def _better_controls(evidence: Evidence) -> Iterator[str]:
+    """A warning for each control that would be better than the scorer that the user asked for."""
+    from schedule_finder.measuring.token_policy import CONTROLS
+
+    if evidence.asked is None or evidence.asked.scorer == AUTO or evidence.solver is None:
+        return
+    for name, result in evidence.solver.policies.items():
+        if name.split(",")[0] in CONTROLS and result.worse_by[1] < 0:
+            low, high = (_nats(-bound) for bound in reversed(result.worse_by))
+            yield (
+                f"warning: {name} tokens on these stages have a lower KL than --scorer {evidence.asked.scorer}, by {low} to "
+                f"{high} nats; leave --scorer out to let the search choose"
+            )
 
 
 def _show_quality(quality: AnswerQuality | None) -> None:
