@@ -12,6 +12,7 @@ from typing import get_args
 
 from pruning_runtime.schedule import BudgetKind, DroppedTokens
 from pruning_runtime.scorers import SCORERS
+from schedule_finder.measuring.token_policy import CONTROLS
 
 AUTO = "auto"
 """Samples, scorer and dropped tokens: chosen by measurement. `schedule_finder.search.AUTO`."""
@@ -22,7 +23,7 @@ DETECTOR_NAMES = ("attention_shift", "token_curve")
 """`schedule_finder.change_points.DETECTORS`; the first is the default."""
 ENGINE_NAMES = ("local", "ray")
 BASELINE_NAMES = (
-    *sorted(SCORERS, key=lambda name: SCORERS[name].needs_attention),
+    *sorted(SCORERS, key=lambda name: name not in CONTROLS),
     "not-merged",
     "paper",
     "pyramid",

@@ -13,6 +13,7 @@ from pruning_runtime.preflight import check_setup
 from pruning_runtime.schedule import ScorerChoice, Stage
 from pruning_runtime.scorers import SCORERS
 from schedule_finder.errors import InputError, OutOfReach
+from schedule_finder.measuring.token_policy import CONTROLS
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
 from schedule_finder.solvers import BudgetTarget
@@ -171,7 +172,7 @@ def _smaller_images(name: str, comparison: Comparison) -> Iterator[Method]:
 
 
 BASELINES: dict[str, Baseline] = {
-    **dict.fromkeys(sorted(SCORERS, key=lambda name: SCORERS[name].needs_attention), _scorer),
+    **dict.fromkeys(sorted(SCORERS, key=lambda name: name not in CONTROLS), _scorer),
     "random": _random_tokens,
     "not-merged": _not_merged,
     "paper": _published_layers,

@@ -51,11 +51,13 @@ def test_the_first_place_is_before_the_decoder_where_layer_0_attends(
     name: str, expected: list[int] | None
 ) -> None:
     backbone = find_backbone(a_model_of(name)[0])
-    places = measured_layers(backbone)
+    places = measured_layers(backbone, "text_guided")
     if expected is not None:
         assert places == expected
     layers = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
     assert places == ([-1, *layers] if backbone.has_own_attention(0) else layers)
+    # Rules that read no attention can choose tokens before any decoder.
+    assert measured_layers(backbone, "divprune") == measured_layers(backbone) == [-1, *layers]
 
 
 def test_before_the_decoder_is_measured_as_a_whole_schedule_is_and_its_look_is_counted() -> None:
@@ -88,6 +90,7 @@ def tight(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tight")
     data, out = write_jsonl(folder / "data", 20), folder / "run"
     asked = ("--samples", 16, "--eval-samples", 4, "--budget", "14%", "--baselines", "all", "--out", out)
+    asked += ("--scorer", "text_guided")
     call("run", checkpoint, "--dataset", data, *asked)
     return out
 
