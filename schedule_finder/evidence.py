@@ -153,6 +153,7 @@ class SolverEvidence(_Facts):
     Attributes:
         solver: its name.
         source: the publication that its rule is from.
+        answer_tokens: longest answer that answer KL was measured on, in tokens; None in older files: the first token.
         objective: what it minimises or maximises, with the unit.
         placed_by: what decided the layers.
         retained: share of the text-to-vision attention that the stages keep in replay.
@@ -172,6 +173,7 @@ class SolverEvidence(_Facts):
 
     solver: str = "unknown"
     source: str | None = None
+    answer_tokens: int | None = None
     objective: str | None = None
     placed_by: str | None = None
     retained: float | None = None

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast, get_args
 
-import numpy as np
-
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
 from pruning_runtime.scorers import SCORERS
@@ -31,13 +29,13 @@ from schedule_finder.measuring.sensitivity_table import (
     better_dropped_tokens,
     measure_sensitivity,
 )
-from schedule_finder.measuring.token_policy import CONTROLS, PAPER_POLICY, TokenPolicy
+from schedule_finder.measuring.token_policy import ANSWER_TOKENS, CONTROLS, PAPER_POLICY, TokenPolicy
 from schedule_finder.profiling.store import Profile
 from schedule_finder.provenance import provenance
 from schedule_finder.run.folder import Run
 from schedule_finder.run.reader import ChangePoints, read_change_points
 from schedule_finder.run.schema import problem_of_searched
-from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, read_entries
+from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, in_turn, read_entries
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS, BudgetTarget, Problem
 
 if TYPE_CHECKING:
@@ -66,6 +64,7 @@ class Search:
         run: a run with a profile and change points.
         model: backbone and data set, for solvers and budgets that measure; None: use stored measurements only.
         batch_size: samples per forward pass when measuring.
+        answer_tokens: longest answer that is measured, in tokens; None: that of the stored table, or the default.
         progress: called with (done, total) layers while the sensitivity table is measured.
     """
 
@@ -75,11 +74,13 @@ class Search:
         model: tuple[LoadedBackbone, DataSet] | None = None,
         *,
         batch_size: int = 32,
+        answer_tokens: int | None = None,
         progress: Progress = lambda _done, _total: None,
     ) -> None:
         self._run = run
         self._model = model
         self._batch_size = batch_size
+        self._asked_tokens = answer_tokens
         self._progress = progress
         self._answer_kl: AnswerKL | None = None
 
@@ -118,7 +119,10 @@ class Search:
             )
         )
         asked = Asked(solver=solver, scorer=scorer, dropped_tokens=dropped_tokens)
-        evidence = self._evidence(asked, detector, change_points, solution.evidence)
+        reasons = solution.evidence
+        if chosen.measures:
+            reasons = reasons.model_copy(update={"answer_tokens": self.answer_tokens})
+        evidence = self._evidence(asked, detector, change_points, reasons)
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
             stages=tuple(
@@ -242,15 +246,24 @@ class Search:
 
     # ---- measurements
 
+    @cached_property
+    def answer_tokens(self) -> int:
+        """Tokens of an answer that are measured, at most. Raises `InputError` where the stored table is damaged."""
+        if self._asked_tokens is None and self._run.sensitivity.exists():
+            return SensitivityTable.load(self._run.sensitivity).answer_tokens
+        return self._asked_tokens or ANSWER_TOKENS
+
     def sensitivity_table(self, scorer: str = AUTO, dropped_tokens: str = AUTO) -> SensitivityTable:
-        """The stored table, or a new one where there is none or it was measured for another policy."""
+        """The stored table, or a new one where there is none or it is of another policy or number of answer tokens."""
         path = self._run.sensitivity
         if path.exists():
             table = SensitivityTable.load(path)
             same_scorer = table.policy.scorer == table.policy.before_decoder == scorer
-            if (scorer == AUTO or same_scorer) and dropped_tokens in (AUTO, table.policy.dropped_tokens):
+            same_tokens = dropped_tokens in (AUTO, table.policy.dropped_tokens)
+            if (scorer == AUTO or same_scorer) and same_tokens and table.answer_tokens == self.answer_tokens:
                 return table
-        samples = self._load_samples(0, TABLE_SAMPLES, "sensitivity table")
+        what = f"sensitivity table over {self.answer_tokens} answer token(s)"
+        samples = self._load_samples(0, TABLE_SAMPLES, what)
         answer_kl = self._measure_on(samples)
         layers = measured_layers(self._loaded.backbone, scorer)
         policy = _policy(scorer, dropped_tokens)
@@ -286,7 +299,8 @@ class Search:
         from schedule_finder.measuring.answer_kl import AnswerKL
 
         batch = min(self._batch_size, MEASURED_BATCH)
-        return AnswerKL.for_samples(self._loaded, samples, batch, self._run.measurements)
+        folder = self._run.measurements
+        return AnswerKL.for_samples(self._loaded, samples, batch, folder, self.answer_tokens)
 
     @cached_property
     def _latency(self) -> LatencyModel:
@@ -316,7 +330,8 @@ class Search:
         A short profile is split: one half where ``first`` is 0, the other half where it is not.
         """
         _, data = self._need_model(what)
-        names = self._in_turn()
+        known = [self._entries[name] for name in self.profile.ids if name in self._entries]
+        names = [entry.id for entry in in_turn(known, self._run.options["seed"])]
         if len(names) < TABLE_SAMPLES + CHOICE_SAMPLES:
             half = max(1, len(names) // 2)
             names = names[:half] if first == 0 else names[half:] or names
@@ -333,19 +348,6 @@ class Search:
         if not samples:
             raise InputError(f"{self._run.folder}: none of the profiled samples can be loaded for the {what}")
         return samples
-
-    def _in_turn(self) -> list[str]:
-        """Ids of profiled samples, seeded order, question types in turn."""
-        order = np.random.default_rng(self._run.options["seed"]).permutation(len(self.profile.ids))
-        by_type: dict[str, list[str]] = {}
-        for index in order:
-            name = self.profile.ids[index]
-            if name in self._entries:
-                by_type.setdefault(self._entries[name].question_type, []).append(name)
-        ranked = [
-            (rank, kind, name) for kind, names in sorted(by_type.items()) for rank, name in enumerate(names)
-        ]
-        return [name for _, _, name in sorted(ranked)]
 
 
 def measured_layers(backbone: Backbone, scorer: str = AUTO) -> list[int]:

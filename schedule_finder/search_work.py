@@ -45,9 +45,7 @@ def search_forwards(
         return 0.0
     if not SOLVERS[solver].needs_sensitivity:
         return None
-    small = samples < TABLE_SAMPLES + CHOICE_SAMPLES
-    table = min(TABLE_SAMPLES, max(1, samples // 2)) if small else TABLE_SAMPLES
-    choice = min(CHOICE_SAMPLES, max(1, samples - table)) if small else CHOICE_SAMPLES
+    table, choice = _measured_samples(samples)
 
     def cost(ratio: float) -> float:
         """Of a layer that computes this share of the vision tokens, over an unpruned one."""
@@ -63,6 +61,28 @@ def search_forwards(
     candidates = first * (MOST_CANDIDATES + 2 * (1 + _POLICIES)) + choice * whole_schedules.FINALISTS
     refined = choice * (whole_schedules.REFINEMENTS * _NEIGHBOURS + _POLICIES)
     return table * (2 + single) + _probe(table, depth, cost) + choice + one * (candidates + refined)
+
+
+def search_answers(solver: str, samples: int, answer_tokens: int) -> int:
+    """Answers of the unpruned model that a search generates before it measures.
+
+    Args:
+        solver: its name.
+        samples: calibration samples.
+        answer_tokens: longest answer; the first token alone needs no answer.
+    """
+    if not SOLVERS[solver].measures or answer_tokens == 1:
+        return 0
+    table, choice = _measured_samples(samples)
+    return table + choice if SOLVERS[solver].needs_sensitivity else choice
+
+
+def _measured_samples(samples: int) -> tuple[int, int]:
+    """Samples of the sensitivity table, and of the choice among whole schedules."""
+    if samples >= TABLE_SAMPLES + CHOICE_SAMPLES:
+        return TABLE_SAMPLES, CHOICE_SAMPLES
+    table = min(TABLE_SAMPLES, max(1, samples // 2))
+    return table, min(CHOICE_SAMPLES, max(1, samples - table))
 
 
 def _probe(samples: int, depth: int, cost: Callable[[float], float]) -> float:

@@ -14,23 +14,29 @@ from typing import Any
 import torch
 
 from schedule_finder.errors import BadSample, InputError
+from schedule_finder.measuring.own_answers import greedy_answers, with_answers
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.profiling.capture import profile_batch
 from schedule_finder.profiling.engines.base import BatchLimits
 from schedule_finder.samples import DataSet, Sample, SampleEntry
 from schedule_finder.search import measured_layers
-from schedule_finder.search_work import search_forwards
+from schedule_finder.search_work import search_answers, search_forwards
 
 TIMED_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per sample of a profiled forward pass, a plain one, and a generated answer; and what was timed."""
+    """Seconds per sample, and what was timed.
+
+    ``forward``: a pass over a prompt and its answer; ``answer``, ``own_answer``: generating an answer of the evaluation
+    and of the search.
+    """
 
     profile: float
     forward: float
     answer: float
+    own_answer: float
     samples: int
     batches: int
     vision_tokens: tuple[int, ...]
@@ -47,6 +53,7 @@ def plan_run(
     budget: float | None,
     methods: int,
     max_new_tokens: int,
+    answer_tokens: int,
 ) -> dict[str, Any]:
     """Time a few batches and add up the work of a run; nothing is written.
 
@@ -58,18 +65,20 @@ def plan_run(
         solver: of the search.
         budget: in vision tokens processed; None where it has another unit.
         methods: what is evaluated, the full model included; 0: nothing.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer of the evaluation.
+        answer_tokens: longest answer of the search.
 
     Returns:
-        A JSON-able document: ``samples``, ``tokens_per_sample``, ``forwards``, ``generations``, ``seconds``, ``memory``
-        and ``timed``. Forward passes are counted per sample; those of the search in unpruned ones.
+        A JSON-able document: ``samples``, ``tokens_per_sample``, ``forwards``, ``search_answers``, ``generations``,
+        ``seconds``, ``memory`` and ``timed``. Forward passes are counted per sample; those of the search in unpruned ones.
     """
     calibration = [one for one in entries if one.use == "calibration"]
     pending = [one for one in calibration if one.status == "pending"]
     held_out = sum(one.use == "held_out" and one.status != "skipped" for one in entries) if methods else 0
-    timing = _time_batches(loaded, data, calibration, limits, max_new_tokens)
+    timing = _time_batches(loaded, data, calibration, limits, max_new_tokens, answer_tokens)
     parts = loaded.backbone
-    vision, other = sum(timing.vision_tokens), sum(timing.other_tokens)
+    vision = sum(timing.vision_tokens)
+    other = sum(timing.other_tokens) + (answer_tokens - 1) * timing.samples
     search = search_forwards(
         solver,
         measured_layers(parts),
@@ -78,11 +87,12 @@ def plan_run(
         vision_share=vision / (vision + other),
         budget=budget,
     )
+    answers = search_answers(solver, len(calibration), answer_tokens)
     forwards = {"profile": len(pending), "search": None if search is None else round(search)}
     generations = held_out * methods
     seconds = {
         "profile": len(pending) * timing.profile,
-        "search": None if search is None else search * timing.forward,
+        "search": None if search is None else search * timing.forward + answers * timing.own_answer,
         "evaluate": generations * timing.answer,
     }
     return {
@@ -92,6 +102,7 @@ def plan_run(
             for name, counts in (("vision", timing.vision_tokens), ("other", timing.other_tokens))
         },
         "forwards": forwards,
+        "search_answers": answers,
         "methods": methods,
         "generations": generations,
         "seconds": {name: None if value is None else round(value, 2) for name, value in seconds.items()},
@@ -106,6 +117,7 @@ def _time_batches(
     entries: Sequence[SampleEntry],
     limits: BatchLimits,
     max_new_tokens: int,
+    answer_tokens: int,
 ) -> Timing:
     samples = _usable(data, entries, TIMED_BATCHES * limits.samples)
     first = _on_device(loaded, samples[:1])
@@ -127,8 +139,9 @@ def _time_batches(
     inputs, count = _on_device(loaded, batches[0]), len(batches[0])
     return Timing(
         profile=seconds / len(vision),
-        forward=_seconds(loaded, lambda: _forward(loaded, inputs)) / count,
+        forward=_seconds(loaded, lambda: _forward(loaded, inputs, answer_tokens)) / count,
         answer=_seconds(loaded, lambda: loaded.generate(inputs, max_new_tokens)) / count,
+        own_answer=_seconds(loaded, lambda: greedy_answers(loaded.backbone, inputs, answer_tokens)) / count,
         samples=len(vision),
         batches=len(batches),
         vision_tokens=tuple(vision),
@@ -156,10 +169,13 @@ def _on_device(loaded: LoadedBackbone, samples: list[Sample]) -> dict[str, Any]:
     return {name: value.to(loaded.device) for name, value in loaded.inputs(samples).items()}
 
 
-def _forward(loaded: LoadedBackbone, inputs: dict[str, Any]) -> None:
+def _forward(loaded: LoadedBackbone, inputs: dict[str, Any], answer_tokens: int) -> None:
+    """One pass over prompts and the longest answers."""
     model: Any = loaded.backbone.model
+    longest = inputs["input_ids"][:, -1:].repeat(1, answer_tokens).tolist()
     with torch.inference_mode():
-        model(**inputs, use_cache=False, logits_to_keep=1)
+        whole = with_answers(loaded.backbone, inputs, longest)
+        model(**whole, use_cache=False, logits_to_keep=answer_tokens)
 
 
 def _seconds(loaded: LoadedBackbone, work: Callable[[], Any]) -> float:

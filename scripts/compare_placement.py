@@ -46,7 +46,9 @@ def main() -> None:
     found = read_change_points(run.change_points)
     entries = {entry.id: entry for entry in read_entries(run.samples)}
     names = run.profile.ids()[: options.samples]
-    answer_kl = AnswerKL.for_samples(loaded, [data.load(entries[name]) for name in names], 32)
+    answer_kl = AnswerKL.for_samples(
+        loaded, [data.load(entries[name]) for name in names], 32, answer_tokens=1
+    )
     policy = TokenPolicy(options.scorer)
     search = Search(run)
     if not found.of():

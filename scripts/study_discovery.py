@@ -113,7 +113,7 @@ def _prepare(backbone: str, questions: int, out: Path) -> Study:
         run,
         Search(run, (loaded, data)),
         Search(Run(plain), (loaded, data)),
-        AnswerKL.for_samples(loaded, samples, BATCH),
+        AnswerKL.for_samples(loaded, samples, BATCH, answer_tokens=1),
         np.array([ids[0] for ids in words["input_ids"]]),
         out / name,
     )

@@ -232,7 +232,7 @@ def _answer(path: Path, loaded: LoadedBackbone, samples: list[Sample], compared:
     missing = [one for one in compared if one.key not in known]
     if not missing and "full" in known:
         return
-    answer_kl = AnswerKL.for_samples(loaded, samples, BATCH)
+    answer_kl = AnswerKL.for_samples(loaded, samples, BATCH, answer_tokens=1)
     parts = [done]
     if "full" not in known:
         kl, tokens = answer_kl.measure_with_tokens((), TokenPolicy("strided"))

@@ -20,6 +20,7 @@ from schedule_finder.cli.names import (
     data_presets,
     listed,
 )
+from schedule_finder.measuring.token_policy import ANSWER_TOKENS
 from schedule_finder.models.load_options import ATTENTION_KERNELS, LOAD_IN
 
 DEFAULT_BUDGET = "35%"
@@ -139,6 +140,15 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own."),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer.")]
+AnswerTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--answer-tokens",
+        min=1,
+        help="Measure on the first tokens of the unpruned answer, at most so many; 1: the first token alone. "
+        f"Default {ANSWER_TOKENS}.",
+    ),
+]
 Baselines = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ from schedule_finder.cli.progress import note, progress_bar, status
 from schedule_finder.cli.runner import command_line
 from schedule_finder.cli.terminal import screen
 from schedule_finder.errors import InputError
+from schedule_finder.measuring.token_policy import ANSWER_TOKENS
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
 from schedule_finder.run.schema import RUN_OPTIONS, missing_fields
@@ -207,9 +208,15 @@ def _stored_columns(columns: dict[str, Any], rows: int) -> dict[str, Any]:
 
 
 @contextmanager
-def open_search(run: Run, model: tuple[LoadedBackbone, DataSet] | None, batch_size: int) -> Iterator[Search]:
-    """The search over a run, with a progress bar for what it measures on ``model``."""
+def open_search(
+    run: Run, model: tuple[LoadedBackbone, DataSet] | None, batch_size: int, answer_tokens: int | None
+) -> Iterator[Search]:
+    """The search over a run, with a progress bar for what it measures on ``model``.
+
+    ``answer_tokens``: longest answer that is measured; None: the default, or without a model what was measured.
+    """
     from schedule_finder.search import Search
 
     with progress_bar("measure") if model else nullcontext(lambda _done, _total: None) as progress:
-        yield Search(run, model, batch_size=batch_size, progress=progress)
+        tokens = answer_tokens or (ANSWER_TOKENS if model else None)
+        yield Search(run, model, batch_size=batch_size, answer_tokens=tokens, progress=progress)

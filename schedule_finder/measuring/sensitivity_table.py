@@ -38,6 +38,7 @@ class SensitivityTable:
         ratios: falling; 1 is not among them, its answer KL is 0.
         sample_ids: the calibration samples.
         kl: nats, ``[layers, ratios, samples]``.
+        answer_tokens: longest answer that was measured, in tokens.
     """
 
     policy: TokenPolicy
@@ -45,6 +46,7 @@ class SensitivityTable:
     ratios: tuple[float, ...]
     sample_ids: tuple[str, ...]
     kl: np.ndarray
+    answer_tokens: int = 1
 
     @property
     def earliest(self) -> int:
@@ -93,6 +95,7 @@ class SensitivityTable:
         table.insert(0, "scorer", self.policy.scorer)
         table.insert(1, "dropped_tokens", self.policy.dropped_tokens)
         table.insert(2, "pre_decoder_scorer", self.policy.before_decoder)
+        table.insert(3, "answer_tokens", self.answer_tokens)
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
 
@@ -109,7 +112,9 @@ class SensitivityTable:
             policy = TokenPolicy(str(table.scorer.iloc[0]), table.dropped_tokens.iloc[0])
             if "pre_decoder_scorer" in table and table.pre_decoder_scorer.iloc[0] != policy.scorer:
                 policy = replace(policy, pre_decoder=str(table.pre_decoder_scorer.iloc[0]))
-            return cls(policy, layers, ratios, ids, kl)
+            # Earlier releases measured the first token alone.
+            answer_tokens = int(table.answer_tokens.iloc[0]) if "answer_tokens" in table else 1
+            return cls(policy, layers, ratios, ids, kl, answer_tokens)
         except (OSError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{path}: not readable ({error}); remove it and measure again") from error
 
@@ -133,6 +138,7 @@ def measure_sensitivity(
         tuple(ratios),
         tuple(answer_kl.sample_ids),
         np.stack([found[layer] for layer in layers]),
+        answer_kl.answer_tokens,
     )
 
 

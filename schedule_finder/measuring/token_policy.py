@@ -1,4 +1,4 @@
-"""Scorers and dropped-token setting of a measurement. Does not import torch."""
+"""What a measurement depends on besides the stages: scorers, dropped tokens, answer length. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pruning_runtime.schedule import DroppedTokens, ScorerChoice, Stage
 
 CONTROLS = ("strided", "random")
 """Scorers that read nothing. A schedule that is not better than with them is useless, so they are always measured."""
+
+ANSWER_TOKENS = 16
+"""Tokens of the unpruned model's answer that answer KL is averaged over, at most."""
 
 
 @dataclass(frozen=True)

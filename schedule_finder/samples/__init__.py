@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schedule_finder.samples.choose import Mixture, choose_samples, shortage
+from schedule_finder.samples.choose import Mixture, choose_samples, in_turn, shortage
 from schedule_finder.samples.demo import DemoData
 from schedule_finder.samples.entries import (
     BadSample,
@@ -39,6 +39,7 @@ __all__ = [
     "Use",
     "choose_samples",
     "describe",
+    "in_turn",
     "open_data",
     "read_entries",
     "shortage",

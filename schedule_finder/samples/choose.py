@@ -94,6 +94,19 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     return given
 
 
+def in_turn(entries: Sequence[SampleEntry], seed: int) -> list[SampleEntry]:
+    """The entries in seeded order, question types in turn."""
+    by_type: dict[str, list[SampleEntry]] = {}
+    for index in np.random.default_rng(seed).permutation(len(entries)):
+        by_type.setdefault(entries[index].question_type, []).append(entries[index])
+    ranked = [
+        (rank, kind, entry.id, entry)
+        for kind, some in sorted(by_type.items())
+        for rank, entry in enumerate(some)
+    ]
+    return [entry for *_, entry in sorted(ranked, key=lambda item: item[:3])]
+
+
 def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
     """``count`` split in proportion to ``sizes``, by largest remainder."""
     exact = [count * size / max(1, sum(sizes)) for size in sizes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ from transformers import PreTrainedModel
 from pruning_runtime import find_backbone, pruned
 from pruning_runtime.schedule import BackboneIdentity, Stage
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
+from schedule_finder.measuring.own_answers import greedy_answers, with_answers
 from schedule_finder.measuring.unit_store import UnitStore
+from tests.support import greedy
+from tests.support.own_mask_reference import append_tokens
+from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
 from tests.support.tiny_families_b import FAMILIES_B
-from tests.support.tiny_models import FAMILIES, Inputs
+from tests.support.tiny_models import EOS, FAMILIES, IMAGE, Inputs
 
 POLICY = TokenPolicy("text_guided")
 
 
-def answer_kl_of(model: PreTrainedModel, batches: list[Inputs], store: UnitStore | None = None) -> AnswerKL:
+def answer_kl_of(
+    model: PreTrainedModel, batches: list[Inputs], store: UnitStore | None = None, answer_tokens: int = 4
+) -> AnswerKL:
     backbone = find_backbone(model)
     identity = BackboneIdentity(
         name="tiny", model_type=backbone.model_type, num_layers=backbone.shape.num_layers
@@ -30,7 +37,7 @@ def answer_kl_of(model: PreTrainedModel, batches: list[Inputs], store: UnitStore
     names = [
         f"{batch}-{row}" for batch, inputs in enumerate(batches) for row in range(len(inputs["input_ids"]))
     ]
-    return AnswerKL(backbone, identity, names, batches, store)
+    return AnswerKL(backbone, identity, names, batches, store, answer_tokens)
 
 
 def log_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
@@ -38,10 +45,11 @@ def log_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
         return model(**inputs, use_cache=False).logits[:, -1].double().log_softmax(-1)
 
 
-def test_it_is_the_kl_divergence_of_the_next_token() -> None:
+def test_of_one_token_it_is_the_kl_divergence_of_the_next_token() -> None:
     tiny = FAMILIES["llava"]
     model, batches = tiny.build(), [tiny.batch((1, 2)), tiny.batch((1,), seed=1)]
-    answer_kl = answer_kl_of(model, batches)
+    answer_kl = answer_kl_of(model, batches, answer_tokens=1)
+    assert answer_kl.forwards == 3
     stages = (Stage(layer=0, keep_ratio=0.4), Stage(layer=3, keep_ratio=0.1))
     found, tokens = answer_kl.measure_with_tokens(stages, POLICY)
     expected, likely = [], []
@@ -55,6 +63,92 @@ def test_it_is_the_kl_divergence_of_the_next_token() -> None:
     assert tokens.tolist() == likely
     assert min(expected) > 1e-4  # there is something to see
     assert answer_kl.measure((), POLICY) == pytest.approx(np.zeros(3), abs=1e-7)
+
+
+def answers_of(
+    model: PreTrainedModel, inputs: Inputs, most: int, ends: tuple[int, ...] = (EOS, IMAGE)
+) -> list[list[int]]:
+    """The model's own answers, token by token and without a cache; one of ``ends`` is the last."""
+    rows = []
+    for row in range(len(inputs["input_ids"])):
+        answer: list[int] = []
+        while len(answer) < most and (not answer or answer[-1] not in ends):
+            others = torch.full((len(inputs["input_ids"]), len(answer)), 5)
+            others[row] = torch.tensor(answer, dtype=torch.long)
+            answer.append(int(log_probabilities(model, append_tokens(inputs, others))[row].argmax()))
+        rows.append(answer)
+    return rows
+
+
+def ends_of(model: PreTrainedModel, inputs: Inputs) -> tuple[int, ...]:
+    """Let the first row's answer end with its second token and the second row's with its first."""
+    answers = answers_of(model, inputs, 2)
+    ends = (EOS, IMAGE, answers[0][1], answers[1][0])
+    model.generation_config.eos_token_id = [EOS, *ends[2:]]
+    return ends
+
+
+def test_answers_end_where_a_prompt_could_not_go_on() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1, 2), seed=3)
+    backbone = find_backbone(model)
+    whole = greedy_answers(backbone, inputs, 6)
+    assert whole == answers_of(model, inputs, 6)
+    assert list(map(len, whole)) == [6, 6]
+    as_vision = replace(backbone, vision_token_ids=(IMAGE, whole[0][2]))
+    assert greedy_answers(as_vision, inputs, 6)[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
+    ends_of(model, inputs)
+    assert greedy_answers(backbone, inputs, 6) == [whole[0][:2], whole[1][:1]]
+
+
+def test_it_is_the_mean_over_the_tokens_of_the_unpruned_answer() -> None:
+    """Against single steps on a pruned cache, row by row; answers of unlike lengths."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    batches = [tiny.batch((1, 2, 1), seed=3), tiny.batch((1,), seed=1)]
+    stages = (Stage(layer=0, keep_ratio=0.4), Stage(layer=3, keep_ratio=0.1))
+    ends = ends_of(model, batches[0])
+    expected, lengths, likely = [], [], []
+    for inputs in batches:
+        answers = answers_of(model, inputs, 4, ends)
+        lengths += map(len, answers)
+        with pruned(model, schedule_for(model, (0, 0.4), (3, 0.1))), torch.no_grad():
+            output = model(**inputs, use_cache=True)
+            short = [output.logits[:, -1]]
+            for step in range(3):
+                fed = torch.tensor([answer[step] if step < len(answer) - 1 else 5 for answer in answers])
+                output = model(input_ids=fed[:, None], past_key_values=output.past_key_values, use_cache=True)
+                short.append(output.logits[:, -1])
+        for row, answer in enumerate(answers):
+            terms = []
+            for step in range(len(answer)):
+                fed = torch.tensor([answer[:step]] * len(answers), dtype=torch.long)
+                full = log_probabilities(model, append_tokens(inputs, fed))[row]
+                other = short[step][row].double().log_softmax(-1)
+                terms.append(float((full.exp() * (full - other)).sum()))
+            expected.append(np.mean(terms))
+        likely += short[0].argmax(1).tolist()
+    assert lengths[:2] == [2, 1]
+    assert max(lengths) == 4
+    answer_kl = answer_kl_of(model, batches)
+    assert answer_kl.forwards == 4 + 4  # the answers and the reference
+    found, tokens = answer_kl.measure_with_tokens(stages, POLICY)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert tokens.tolist() == likely
+    first = answer_kl_of(model, batches, answer_tokens=1).measure(stages, POLICY)
+    assert np.abs(found - first).max() > 0.01  # the other tokens are heard
+    assert answer_kl.measure((), POLICY) == pytest.approx(np.zeros(4), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FAMILIES_A, *FAMILIES_B])
+def test_a_prompt_with_its_answer_gives_the_logits_that_chose_it(name: str) -> None:
+    """Masks, types and positions of an answer are those of generated tokens, in every family."""
+    model, inputs = a_model_of(name)
+    tokens, logits = greedy.generate(model, inputs, steps=4)
+    whole = with_answers(find_backbone(model), inputs, tokens.tolist())
+    with torch.no_grad():
+        found = model(**whole, use_cache=False, logits_to_keep=4).logits[:, -4:]  # some return all
+    assert (found - logits).abs().max() < rounding_bound(model, whole)
 
 
 def test_a_part_of_the_samples_is_the_first_of_them() -> None:
@@ -73,8 +167,17 @@ def a_model_of(name: str) -> tuple[PreTrainedModel, Inputs]:
     if name in FAMILIES:
         return FAMILIES[name].build(), FAMILIES[name].batch((2, 1))
     if name in FAMILIES_A:
+        if not FAMILIES_A[name].available:
+            pytest.skip(f"this release of transformers has no {FAMILIES_A[name].class_name}")
         return FAMILIES_A[name].build(), FAMILIES_A[name].batch((2, 1))
+    if FAMILIES_B[name].missing:
+        pytest.skip(FAMILIES_B[name].missing)
     return FAMILIES_B[name].build(), FAMILIES_B[name].batch((2, 1))
+
+
+def answer_kl_length(answer_kl: AnswerKL) -> int:
+    """Positions behind the prompts of the first batch."""
+    return answer_kl._batches[0].answer_length
 
 
 @pytest.mark.parametrize(
@@ -96,6 +199,8 @@ def test_layers_before_a_stage_do_not_run_again() -> None:
     tiny = FAMILIES["llava"]
     model = tiny.build()
     answer_kl = answer_kl_of(model, [tiny.batch((1,))])
+    given = answer_kl_length(answer_kl)
+    assert given > 0
     ran: list[int] = []
     attention = [block.self_attn for block in find_backbone(model).layers]
     for layer, module in enumerate(attention):
@@ -105,7 +210,7 @@ def test_layers_before_a_stage_do_not_run_again() -> None:
     list(measured)
     assert ran == [*range(6), *range(3, 6)]
     # One pass to save the states; then layer 3 in full and two layers with half of the vision tokens.
-    tokens = tiny.batch((1,))["input_ids"].shape[1]
+    tokens = tiny.batch((1,))["input_ids"].shape[1] + given
     assert answer_kl.forwards - before == pytest.approx(1 + (tokens + 2 * (tokens - 8)) / (6 * tokens))
 
 
@@ -149,7 +254,9 @@ def test_what_is_stored_is_what_is_measured_and_is_not_measured_again(tmp_path: 
     reference = again.forwards
     assert everything_of(again) == expected
     assert again.forwards == reference
-    # Batches of other samples are not taken for these.
+    # Neither answers of another length nor batches of other samples are taken for these.
+    longer = answer_kl_of(model, batches, UnitStore(tmp_path, {}), answer_tokens=5)
+    assert everything_of(longer) == everything_of(answer_kl_of(model, batches, answer_tokens=5)) != expected
     other = [tiny.batch((1, 2), seed=5), tiny.batch((1,), seed=6)]
     found = everything_of(answer_kl_of(model, other, UnitStore(tmp_path, {})))
     assert found == everything_of(answer_kl_of(model, other)) != expected

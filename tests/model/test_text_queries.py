@@ -20,7 +20,7 @@ from schedule_finder.evaluation.methods import Method
 from schedule_finder.models.loading import load_backbone
 from schedule_finder.samples import choose_samples, open_data
 from schedule_finder.search import measured_layers
-from tests.model.test_answer_kl import POLICY, a_model_of, answer_kl_of
+from tests.model.test_answer_kl import POLICY, a_model_of, answer_kl_length, answer_kl_of
 from tests.model.test_command_line import call
 from tests.support.schedules import schedule_for
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
@@ -68,7 +68,7 @@ def test_before_the_decoder_is_measured_as_a_whole_schedule_is_and_its_look_is_c
     found = dict(answer_kl.measure_single([-1, 4], (0.5,), POLICY))
     single = answer_kl.forwards
     assert found[-1][0].tolist() == answer_kl.measure((Stage(layer=-1, keep_ratio=0.5),), POLICY).tolist()
-    tokens = inputs["input_ids"].shape[1]
+    tokens = inputs["input_ids"].shape[1] + answer_kl_length(answer_kl)
     half = (tokens - VISION / 2) / tokens
     whole_schedule = half + pre_decoder_share(find_backbone(tiny.build()).shape) / LAYERS
     assert answer_kl.forwards - single == pytest.approx(whole_schedule)

@@ -32,6 +32,7 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.plan import show_plan
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
+from schedule_finder.measuring.token_policy import ANSWER_TOKENS
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.numbers import run_numbers
 
@@ -58,6 +59,7 @@ def run(
     solver: opt.Solver = SOLVER_NAMES[0],
     scorer: opt.Scorer = AUTO,
     dropped_tokens: opt.DroppedTokensOption = AUTO,
+    answer_tokens: opt.AnswerTokens = None,
     detector: opt.Detector = None,
     out: opt.Out = None,
     device: opt.Device = "auto",
@@ -101,7 +103,7 @@ def run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
         out=out, check=check, write=not dry_run,
     )  # fmt: skip
-    opened = Opened(current, running, data, model, batches, max_new_tokens)
+    opened = Opened(current, running, data, model, batches, max_new_tokens, answer_tokens)
     if dry_run:
         methods = _number_of_methods(baselines) if eval_samples else 0
         share = parsing.fraction("--budget", budget) if kind == "processed" else None
@@ -121,6 +123,7 @@ class Opened:
     model: BackboneOptions
     batches: EngineOptions
     max_new_tokens: int
+    answer_tokens: int | None
 
 
 def _checks(
@@ -169,7 +172,8 @@ def _find_schedule(
     """Step 4, with its table."""
     from schedule_finder import pipeline
 
-    with open_search(opened.run, (loaded, opened.data), opened.batches.batch_size) as search:
+    model = loaded, opened.data
+    with open_search(opened.run, model, opened.batches.batch_size, opened.answer_tokens) as search:
         fraction = parsing.budget_fraction(budget, search)
         found = pipeline.schedule_step(opened.run, search, budget=fraction, kind=kind, **asked)
     show_schedule(found.schedule)
@@ -205,7 +209,11 @@ def _plan(opened: Opened, planned: Sequence[SampleEntry], **work: Any) -> dict[s
     assert loaded is not None  # the local engine's
     limits = BatchLimits(samples=opened.batches.batch_size, tokens=opened.batches.batch_tokens)
     with status("timing a few batches"):
-        plan = plan_run(loaded, opened.data, planned, limits, max_new_tokens=opened.max_new_tokens, **work)
+        work |= {
+            "max_new_tokens": opened.max_new_tokens,
+            "answer_tokens": opened.answer_tokens or ANSWER_TOKENS,
+        }
+        plan = plan_run(loaded, opened.data, planned, limits, **work)
     show_plan(plan)
     return {"dry_run": True, **plan}
 

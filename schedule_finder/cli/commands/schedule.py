@@ -44,6 +44,7 @@ def schedule(
     solver: opt.Solver = SOLVER_NAMES[0],
     scorer: opt.Scorer = AUTO,
     dropped_tokens: opt.DroppedTokensOption = AUTO,
+    answer_tokens: opt.AnswerTokens = None,
     name: opt.ScheduleName = None,
     out: opt.ScheduleCopy = None,
     select: opt.Select = None,
@@ -80,7 +81,7 @@ def schedule(
 
     measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency")
     backbone = load_again(current, device, dtype, threads, trust_remote_code) if measures else None
-    with open_search(current, backbone, batch_size) as search:
+    with open_search(current, backbone, batch_size, answer_tokens) as search:
         if pareto:
             table = pipeline.pareto_step(current, search, kind=kind, **asked)
         else:

@@ -20,6 +20,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     counted = (
         "not known before the search" if search is None else f"at most {search} forward passes of one sample"
     )
+    if plan["search_answers"]:
+        counted += f", {plan['search_answers']} answers"
     table.add_row("search", counted, _time(seconds["search"]))
     table.add_row(
         "evaluate",

@@ -153,6 +153,11 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
         on = f" on {solver.chosen_on_samples}" if solver.chosen_on_samples else ""
         tried = solver.measured_schedules
         reasons.append(f"KL {_nats(solver.measured_kl)} measured{on}, best of {tried} schedules")
+    if solver.answer_tokens is not None:
+        first = solver.answer_tokens == 1
+        reasons.append(
+            "KL of the first token" if first else f"KL over up to {solver.answer_tokens} answer tokens"
+        )
     reasons += [solver.source] if solver.source else []
     yield f"solver {solver.solver}: {'; '.join(reasons) or 'no reasons given'}"
     by_number = ", ".join(
