@@ -21,7 +21,10 @@ NAMES = (
     "adaptinfer/qwen2-vl-2b-10",
     "adaptinfer/qwen2-vl-2b-30",
     "adaptinfer/qwen2-vl-2b-50",
+    *(f"cdpruner/llava-1.5-7b-{kept}" for kept in (128, 32, 64)),
+    *(f"divprune/llava-1.5-7b-{kept}" for kept in (128, 192, 32, 64)),
     "fastv/llava-1.5-7b",
+    *(f"mmtok/llava-1.5-7b-{kept}" for kept in (128, 192, 64)),
     "pyramiddrop/llava-1.5-7b",
     "sparsevlm-plus/llava-1.5-7b-128",
     "sparsevlm-plus/llava-1.5-7b-192",
@@ -32,6 +35,8 @@ NAMES = (
     "sparsevlm/llava-1.5-7b-64",
     "sparsevlm/llava-1.5-7b-96",
 )
+
+BEFORE_THE_DECODER = ("cdpruner", "divprune", "mmtok")
 
 # Mean vision tokens per layer of 576, processed and by the published count, to the printed digit.
 MEAN_TOKENS = {
@@ -74,6 +79,7 @@ KEPT = {
     "sparsevlm-plus/llava-1.5-7b-128": [(2, 238), (6, 108), (15, 60)],
     "sparsevlm-plus/llava-1.5-7b-96": [(2, 246), (6, 54), (15, 28)],
     "sparsevlm-plus/llava-1.5-7b-64": [(2, 66), (6, 34), (15, 20)],
+    **{name: [(-1, int(name.rsplit("-")[-1]))] for name in NAMES if name.startswith(BEFORE_THE_DECODER)},
 }
 SHAPES = {
     "llava-hf/llava-1.5-7b-hf": DecoderShape(32, 4096, 32, 32, 128, 11008, 32064),
@@ -81,13 +87,14 @@ SHAPES = {
     "Qwen/Qwen2-VL-2B-Instruct": DecoderShape(28, 1536, 12, 2, 128, 8960, 151936),
 }
 # Families whose own code numbers kept tokens anew; the others keep the original positions.
-RENUMBERED = ("adaptinfer/llava", "sparsevlm/", "pyramiddrop/")
+RENUMBERED = ("adaptinfer/llava", "sparsevlm/", "pyramiddrop/", *BEFORE_THE_DECODER)
 SCORERS = {
     "adaptinfer": "text_guided",
     "fastv": "last_token",
     "pyramiddrop": "last_token",
-    "sparsevlm": "uniform_text",
-    "sparsevlm-plus": "uniform_text",
+    "sparsevlm": "sparsevlm",
+    "sparsevlm-plus": "sparsevlm",
+    **{name: name for name in BEFORE_THE_DECODER},
 }
 
 
@@ -167,6 +174,7 @@ def test_a_preset_states_rule_positions_source_and_cost(name: str) -> None:
         prompt["other_tokens"],
         kind=schedule.budget.kind,
         target=schedule.budget.target,
+        scorer=schedule.scorer.name,
     )
     assert schedule.budget.model_dump() == pytest.approx(expected.model_dump())
 
