@@ -20,7 +20,7 @@ from pruning_runtime.preflight import check_answer
 from pruning_runtime.record import Record, StageRecord
 from pruning_runtime.renumbering import TABLE
 from pruning_runtime.scorers import AttentionScorer
-from pruning_runtime.scoring import PromptCounts, StageScoring
+from pruning_runtime.scoring import PromptCounts, StageScoring, find_frame_problems
 from pruning_runtime.selection import StagePlan, gather_positions, plan_stages, select_kept
 from pruning_runtime.sequence import PrunedPrompt, Segment, once, restore_length
 from pruning_runtime.setup import PruningSetup
@@ -74,7 +74,7 @@ class Prefill:
     ) -> Prefill:
         """Count the tokens of a prompt and fix what every stage keeps.
 
-        This is the only transfer to the host: six counts per row. All shapes of the prefill follow from them.
+        This is the only transfer to the host: six or seven numbers per row. All shapes of the prefill follow from them.
 
         Args:
             setup: of the ``with``.
@@ -86,8 +86,10 @@ class Prefill:
         text_queries = find_text_queries(vision, valid, answer_length)
         counted = vision, valid, text_queries, vision[:, max(length - answer_length, 0) :]
         sums = [mask.sum(1) for mask in counted]
-        counts = torch.stack([*sums, *image_counts(vision, image_numbers(vision))]).tolist()
-        num_vision, num_valid, num_text_queries, in_answer, num_images, largest = counts
+        images = image_numbers(vision)
+        frames = find_frame_problems(setup, vision, images)
+        counts = torch.stack([*sums, *image_counts(vision, images), *frames]).tolist()
+        num_vision, num_valid, num_text_queries, in_answer, num_images, largest, *frame_problems = counts
         check_answer(answer_length, length, in_answer)
         num_other = [every - count for every, count in zip(num_valid, num_vision, strict=True)]
         plan = plan_stages(setup.stages, num_vision, num_other)
@@ -98,6 +100,7 @@ class Prefill:
         host = PromptCounts(max(num_text_queries), max(num_vision), max(num_images), max(largest))
         scoring = StageScoring(setup, prompt, record.prefills - 1, vision, text_queries, host)
         scoring.check_text(num_text_queries, num_vision)
+        scoring.check_frames(frame_problems)
         return cls(
             setup=setup,
             prompt=prompt,

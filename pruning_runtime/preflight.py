@@ -14,7 +14,7 @@ from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackb
 from pruning_runtime.model_quirks.attention_temperature import find_temperature
 from pruning_runtime.renumbering import find_rotary, problem_of_table, rope_types, table_index
 from pruning_runtime.schedule import Schedule
-from pruning_runtime.scorers import FeatureScorer, Scorer
+from pruning_runtime.scorers import FeatureScorer, FrameScorer, Scorer
 
 # ---- the model and the schedule, before anything is installed
 
@@ -57,6 +57,11 @@ def _check_scorer(schedule: Schedule, layer: int, scorer: Scorer) -> None:
         raise ScheduleError(
             f"stages: layer -1 is before the decoder, and scorer {scorer.name!r} reads a decoder layer; use it from "
             "layer 0 on"
+        )
+    if isinstance(scorer, FrameScorer) and layer != schedule.stages[0].layer:
+        raise ScheduleError(
+            f"stages: scorer {scorer.name!r} compares whole frames, and tokens have left before layer {layer}; use it "
+            "at the first stage only"
         )
     if scorer.joins is not None and schedule.dropped_tokens == "merge":
         raise ScheduleError(

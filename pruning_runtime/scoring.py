@@ -12,11 +12,24 @@ from pruning_runtime.attention_rows import attention_rows, padded_indices
 from pruning_runtime.attention_tap import AttentionInputs
 from pruning_runtime.errors import PruningError
 from pruning_runtime.merging import join_dropped
-from pruning_runtime.scorers import AttentionScorer, FeatureScorer, PositionScorer, Scorer, VisionTokens
+from pruning_runtime.scorers import (
+    AttentionScorer,
+    FeatureScorer,
+    FrameScorer,
+    PositionScorer,
+    Scorer,
+    VisionTokens,
+)
 from pruning_runtime.selection import StagePlan
 from pruning_runtime.sequence import PrunedPrompt, Segment
 from pruning_runtime.setup import PruningSetup
-from pruning_runtime.token_groups import TokenGroups, image_numbers
+from pruning_runtime.token_groups import (
+    FrameProblem,
+    TokenGroups,
+    frame_problems,
+    image_counts,
+    image_numbers,
+)
 
 
 class _LayerStopped(Exception):
@@ -82,6 +95,23 @@ class StageScoring:
                 "text after its first vision token; put the question after the image, or use a scorer without text"
             )
 
+    def check_frames(self, problems: list[list[int]]) -> None:
+        """Raise `PruningError` if a scorer compares frames and a row has none; ``problems``: `find_frame_problems`."""
+        scorer = self.setup.frame_scorer
+        if scorer is None or not any(map(any, problems)):
+            return
+        row, problem = next((row, found) for row, found in enumerate(problems[0]) if found)
+        if problem == FrameProblem.TOO_FEW:
+            what = f"needs {scorer.fewest_frames} frames or more, and a video of row {row} has fewer"
+        elif scorer.frame_tokens is None:
+            what = f"takes every image of a row as a frame, and those of row {row} differ in size"
+        else:
+            what = f"has frame_tokens {scorer.frame_tokens}, which does not divide a video of row {row}"
+        raise PruningError(
+            f"scorer {scorer.name!r} {what}; set its option frame_tokens to the vision tokens of a frame, or use "
+            "a scorer without frames"
+        )
+
     # ---- before a layer
 
     def choose_text(self, embeddings: Tensor) -> None:
@@ -113,7 +143,8 @@ class StageScoring:
             text=_rows_at(embeddings, rows, real),
             is_text=real,
         )
-        chosen = scorer.choose_text(tokens)
+        with _full_precision(embeddings):
+            chosen = scorer.choose_text(tokens)
         # A padding entry repeats a position that is not a text query.
         return torch.zeros_like(self.text_queries).scatter_(1, rows, chosen) & self.text_queries
 
@@ -237,7 +268,8 @@ class StageScoring:
             return torch.zeros(before.index.shape, device=vision.device)
         groups, most_kept = self._groups(scorer, stage, before, vision, keep)
         tokens = self._vision_tokens(scorer, groups, most_kept, before, hidden)
-        scores = scorer.score(tokens)
+        with _full_precision(hidden):
+            scores = scorer.score(tokens)
         self.previous = self.key_norms = None
         self.joining = (scorer, groups, tokens) if scorer.joins else None
         if tokens.groups_per_row > 1:
@@ -259,7 +291,8 @@ class StageScoring:
         (scorer, groups, tokens), self.joining = self.joining, None
         kept = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device).scatter_(1, index, valid)
         in_groups = groups.gather(kept.float()) > 0
-        features = join_dropped(tokens.features, in_groups, scorer.join(tokens, in_groups), scorer.joins)
+        with _full_precision(hidden):
+            features = join_dropped(tokens.features, in_groups, scorer.join(tokens, in_groups), scorer.joins)
         return groups.put(hidden, features.to(hidden.dtype), in_groups)
 
     def _groups(
@@ -291,6 +324,12 @@ class StageScoring:
             states = norm(hidden)
         previous = None if self.previous is None else _states(self.previous).to(device)
         keys = None if self.key_norms is None else self.key_norms.to(device)
+        images = None
+        if isinstance(scorer, FrameScorer):
+            images = groups.is_token.any(2).long().flatten()
+            if number == 1:
+                vision = self.vision.to(device)
+                images = image_counts(vision, image_numbers(vision))[0]
         return VisionTokens(
             features=groups.gather(states).float(),
             is_token=groups.is_token.flatten(0, 1),
@@ -302,7 +341,28 @@ class StageScoring:
             previous=None if previous is None else groups.gather(previous).float(),
             key_norms=None if keys is None else groups.gather(keys),
             text_key_norms=None if keys is None else keys.gather(1, rows).repeat_interleave(number, 0),
+            images=images,
         )
+
+
+def find_frame_problems(setup: PruningSetup, vision: Tensor, images: Tensor) -> list[Tensor]:
+    """`frame_problems` of a prompt, if the schedule's scorer compares frames; else none.
+
+    Args:
+        setup: of the ``with``.
+        vision: bool ``[batch, length]``.
+        images: result of `image_numbers`.
+    """
+    scorer = setup.frame_scorer
+    if scorer is None:
+        return []
+    newlines = bool(setup.image_newlines)
+    return [frame_problems(vision, images, scorer.frame_tokens, scorer.fewest_frames, newlines)]
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Similarities are float32 even where the model runs under autocast."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _states(hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pruning_runtime.masks import MaskBuilder
 from pruning_runtime.model_quirks.image_newline import ImageNewline, find_image_newlines
 from pruning_runtime.renumbering import Renumbering
 from pruning_runtime.schedule import Schedule, Stage
-from pruning_runtime.scorers import AttentionScorer, FeatureScorer, Scorer
+from pruning_runtime.scorers import AttentionScorer, FeatureScorer, FrameScorer, Scorer
 from pruning_runtime.timing import Stopwatch
 
 
@@ -69,6 +69,12 @@ class PruningSetup:
             watch=Stopwatch(next(backbone.text_model.parameters()).device, timing),
             lease=Lease(),
         )
+
+    @property
+    def frame_scorer(self) -> FrameScorer | None:
+        """The scorer of the first stage, if it compares frames; no other stage can have such a scorer."""
+        scorer = self.scorers[self.stages[0].layer] if self.stages else None
+        return scorer if isinstance(scorer, FrameScorer) else None
 
     @property
     def reads_attention(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -32,6 +33,42 @@ def image_counts(vision: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     number = torch.where(vision.any(1), images.masked_fill(~vision, 0).amax(1) + 1, 0)
     sizes = torch.zeros_like(images).scatter_add_(1, images, vision.long())
     return number, sizes.amax(1)
+
+
+class FrameProblem(IntEnum):
+    """Why the vision tokens of a row are no frames; see `frame_problems`."""
+
+    NONE = 0
+    UNEQUAL = 1
+    TOO_FEW = 2
+
+
+def frame_problems(
+    vision: Tensor, images: Tensor, frame_tokens: int | None, fewest: int, newlines: bool
+) -> Tensor:
+    """`FrameProblem` of each row, long ``[batch]``; rows without a vision token have none.
+
+    Args:
+        vision: bool ``[batch, length]``.
+        images: result of `image_numbers`.
+        frame_tokens: tokens of a frame; every image is then a video. None: every image is a frame of one video.
+        fewest: frames of a video.
+        newlines: a video may end with an image-newline token, which is in no frame.
+    """
+    sizes = torch.zeros_like(images).scatter_add_(1, images, vision.long())
+    is_image = sizes > 0
+    if frame_tokens is None:
+        frames = is_image.sum(1, keepdim=True)
+        unequal = sizes != sizes.amax(1, keepdim=True)
+    else:
+        frames = sizes // frame_tokens
+        unequal = sizes % frame_tokens > int(newlines and frame_tokens > 1)
+    problem = torch.where(frames < fewest, int(FrameProblem.TOO_FEW), int(FrameProblem.NONE))
+    problem = torch.where(unequal, int(FrameProblem.UNEQUAL), problem)
+    problem = problem.masked_fill(~is_image, int(FrameProblem.NONE))
+    # A row with both shows the sizes first.
+    first = (problem == FrameProblem.UNEQUAL).any(1)
+    return torch.where(first, int(FrameProblem.UNEQUAL), problem.amax(1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Scorers: rules that give each vision token a score at a stage. One rule per file; higher scores are kept.
 
 The base class of a rule says what it needs: `AttentionScorer` attention rows of the stage's layer, `FeatureScorer`
-hidden states at the stage, `PositionScorer` positions only. To add a rule, add its file and its class to `SCORERS`.
+hidden states at the stage (`FrameScorer`: of whole frames), `PositionScorer` positions only. To add a rule, add its
+file and its class to `SCORERS`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pruning_runtime.scorers.base import AttentionScorer, FeatureScorer, Positio
 from pruning_runtime.scorers.cdpruner import CDPruner
 from pruning_runtime.scorers.dart import Dart
 from pruning_runtime.scorers.divprune import DivPrune
+from pruning_runtime.scorers.evs import EVS
+from pruning_runtime.scorers.frames import FrameScorer
 from pruning_runtime.scorers.last_token import LastToken
 from pruning_runtime.scorers.mmtok import MMTok
 from pruning_runtime.scorers.random_tokens import RandomTokens
@@ -20,6 +23,7 @@ from pruning_runtime.scorers.strided import Strided
 from pruning_runtime.scorers.text_guided import TextGuided
 from pruning_runtime.scorers.uniform_text import UniformText
 from pruning_runtime.scorers.v2drop import V2Drop
+from pruning_runtime.scorers.vidcom2 import VidCom2
 
 Scorer = AttentionScorer | FeatureScorer | PositionScorer
 
@@ -28,6 +32,7 @@ SCORERS: dict[str, type[AttentionScorer] | type[FeatureScorer] | type[PositionSc
     for scorer in (
         *(TextGuided, UniformText, LastToken, SparseVLM),
         *(DivPrune, CDPruner, MMTok, Dart, V2Drop),
+        *(EVS, VidCom2),
         *(RandomTokens, Strided),
     )
 }
@@ -36,6 +41,7 @@ __all__ = [
     "SCORERS",
     "AttentionScorer",
     "FeatureScorer",
+    "FrameScorer",
     "PositionScorer",
     "Scorer",
     "VisionTokens",

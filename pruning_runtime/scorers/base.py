@@ -95,6 +95,7 @@ class VisionTokens:
         previous: ``features`` before the stage's layer; None unless the scorer ``needs_layer``.
         key_norms, text_key_norms: sum of the absolute entries of each token's key at the stage's layer, over all heads,
             ``[groups, slots]`` and ``[groups, text]``; None unless the scorer ``needs_keys``.
+        images: images of each group, ``[groups]``; 1 where a group is an image.
     """
 
     features: Tensor
@@ -107,6 +108,7 @@ class VisionTokens:
     previous: Tensor | None = None
     key_norms: Tensor | None = None
     text_key_norms: Tensor | None = None
+    images: Tensor | None = None
 
 
 class FeatureScorer(ABC):

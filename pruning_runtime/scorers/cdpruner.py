@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SMALL = 1e-6
-_EXHAUSTED = 1e-6
-"""Residual, as a share of the largest entry of the kernel, below which the chosen tokens span all others: what float32
-rounding leaves of 0."""
+_ROUNDING = 2.0**-22
+"""Twice the rounding error of float32. After ``i`` choices up to about half of ``i`` times this share of the kernel's
+largest entry is left where the exact residual is 0: below ``i`` times it, the chosen tokens span all others."""
 
 
 def relevance(tokens: VisionTokens) -> Tensor:
@@ -57,14 +57,17 @@ class CDPruner(FeatureScorer):
         quality = (relevant * self.weight / (2 * (1 - self.weight))).exp()
         kernel = quality[:, :, None] * cosine(tokens.features, tokens.features) * quality[:, None]
         residual = kernel.diagonal(dim1=1, dim2=2).clone().clamp(min=0)
-        exhausted = _EXHAUSTED * residual.amax(1, keepdim=True)
+        largest = residual.amax(1, keepdim=True)
         steps = min(tokens.most_kept, residual.shape[1])
         basis = torch.zeros(len(kernel), steps, kernel.shape[2], device=kernel.device)
         step = 0
 
+        def exhausted() -> Tensor:
+            return _ROUNDING * max(step, 8) * largest
+
         def gains() -> Tensor:
             # Any relevance minus 2 is below all residuals, so it decides among exhausted tokens only.
-            return torch.where(residual > exhausted, residual, relevant - 2)
+            return torch.where(residual > exhausted(), residual, relevant - 2)
 
         def choose(slot: Tensor) -> None:
             nonlocal residual, step
@@ -72,7 +75,7 @@ class CDPruner(FeatureScorer):
             row = kernel.gather(1, slot[..., None].expand(-1, 1, kernel.shape[2])).squeeze(1)
             row = row - (basis.gather(2, whole) * basis).sum(1)
             own = residual.gather(1, slot)
-            row = torch.where(own > exhausted, row / own.clamp(min=1e-30).sqrt(), 0.0)
+            row = torch.where(own > exhausted(), row / own.clamp(min=1e-30).sqrt(), 0.0)
             basis[:, step] = row
             residual = (residual - row**2).clamp(min=0)
             step += 1

@@ -39,9 +39,9 @@ def greedy_scores(
     scores = torch.full(is_token.shape, lowest, device=is_token.device)
     is_open = is_token.clone()
     for step in range(min(steps, is_token.shape[1])):
-        # Padding is chosen only where no token is left; it is never kept.
+        # In a group without a token left, any slot is found again and must keep its score.
         slot = gains().clamp(min=lowest).masked_fill(~is_open, float("-inf")).argmax(1, keepdim=True)
-        scores.scatter_(1, slot, torch.where(is_open.gather(1, slot), -float(step), lowest))
+        scores.scatter_(1, slot, torch.where(is_open.gather(1, slot), -float(step), scores.gather(1, slot)))
         is_open.scatter_(1, slot, False)
         choose(slot)
     return scores

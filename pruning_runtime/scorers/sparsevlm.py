@@ -9,6 +9,8 @@ from pruning_runtime.scorers.base import AttentionScorer, VisionTokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ROUNDING = 1e-5
+
 
 class SparseVLM(AttentionScorer):
     """Attention from the text queries that relate to the image, summed over heads and queries (arXiv 2410.04417).
@@ -32,4 +34,5 @@ class SparseVLM(AttentionScorer):
             min=1
         )
         level = mean.sum(1, keepdim=True) / tokens.is_text.sum(1, keepdim=True).clamp(min=1)
-        return tokens.is_text & (mean >= level)  # with equal shares all count
+        # With equal shares all count, whatever rounding did to their mean.
+        return tokens.is_text & (mean >= level * (1 - _ROUNDING))
