@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 
 from pruning_runtime.errors import ScheduleError, UnsupportedBackbone
 from pruning_runtime.preflight import check_setup
@@ -275,6 +276,11 @@ def report(out: Path, compared: Sequence[Compared]) -> None:
     write_text(out / "methods.csv", table.to_csv(index=False, float_format="%.6g"))
     for suffix in ("png", "pdf"):
         rules_figure(table).savefig(out / f"methods.{suffix}", dpi=200)
+    for budget, some in table[table.budget < 1].groupby("budget"):
+        rank = spearmanr(-some.kl, some.right).statistic
+        print(
+            f"{budget:.0%}, {len(some)} methods: rank correlation of answer KL with right answers {rank:.2f}"
+        )
 
 
 def _row(one: Compared, key: str, own: str, kl: pd.DataFrame, right: pd.DataFrame) -> dict[str, object]:
