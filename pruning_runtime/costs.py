@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
-from pruning_runtime.scorers import SCORERS, FeatureScorer, make_scorer
+from pruning_runtime.scorers import FeatureScorer, find_scorer
 
 Kept = TypeVar("Kept")
 
@@ -50,7 +50,7 @@ def scores_before_decoder(stages: Sequence[Stage], scorer: str) -> bool:
     if not stages or stages[0].layer != -1 or stages[0].keep_ratio >= 1:
         return False
     own = stages[0].scorer
-    return make_scorer(scorer if own is None else own.name).needs_attention
+    return find_scorer(scorer if own is None else own.name).needs_attention
 
 
 def feature_scoring_flops(
@@ -66,7 +66,7 @@ def feature_scoring_flops(
     """
     total, reaching = 0.0, 1.0
     for stage in stages:
-        rule = SCORERS[scorer if stage.scorer is None else stage.scorer.name]
+        rule = find_scorer(scorer if stage.scorer is None else stage.scorer.name)
         if issubclass(rule, FeatureScorer) and stage.keep_ratio < reaching:
             total += rule.flops(
                 reaching * num_vision, stage.keep_ratio * num_vision, shape.hidden_size, num_other

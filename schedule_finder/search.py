@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
-from pruning_runtime.scorers import SCORERS
+from pruning_runtime.scorers import SCORERS, find_scorer
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import (
     AnswerQuality,
@@ -356,7 +356,7 @@ def measured_layers(backbone: Backbone, scorer: str = AUTO) -> list[int]:
     The first is -1 (before the decoder) unless ``scorer`` reads attention and layer 0 has none.
     """
     usable = [layer for layer in range(backbone.shape.num_layers - 1) if backbone.has_own_attention(layer)]
-    reads_attention = scorer != AUTO and SCORERS[scorer].needs_attention
+    reads_attention = scorer != AUTO and find_scorer(scorer).needs_attention
     return spread_layers(usable, before_decoder=not reads_attention or usable[0] == 0)
 
 

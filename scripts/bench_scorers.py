@@ -23,7 +23,7 @@ import torch
 from pruning_runtime import PruningError, Schedule, ScheduleError, UnsupportedBackbone, find_backbone, pruned
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
-from pruning_runtime.scorers import SCORERS, FeatureScorer
+from pruning_runtime.scorers import SCORERS, FeatureScorer, find_scorer
 from schedule_finder.models.shapes import build_shape
 
 TEXT_TOKENS = 40
@@ -92,7 +92,7 @@ def measure(backbone: Backbone, batch: int, tokens: int, keep: int, repeats: int
 
 def schedule(backbone: Backbone, scorer: str, ratio: float) -> Schedule:
     """One stage with ``scorer``, as early as the rule allows."""
-    rule = SCORERS[scorer]
+    rule = find_scorer(scorer)
     inside = rule.needs_attention or (issubclass(rule, FeatureScorer) and rule.needs_layer)
     return Schedule(
         backbone=BackboneIdentity(

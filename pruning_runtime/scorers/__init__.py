@@ -7,6 +7,7 @@ file and its class to `SCORERS`.
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import Any
 
 from pruning_runtime.scorers.base import AttentionScorer, FeatureScorer, PositionScorer, VisionTokens
@@ -27,7 +28,10 @@ from pruning_runtime.scorers.vidcom2 import VidCom2
 
 Scorer = AttentionScorer | FeatureScorer | PositionScorer
 
-SCORERS: dict[str, type[AttentionScorer] | type[FeatureScorer] | type[PositionScorer]] = {
+ENTRY_POINTS = "adaptinfer.scorers"
+"""Group of entry points by which other packages register scorers; a schedule names them like ours."""
+
+SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
     for scorer in (
         *(TextGuided, UniformText, LastToken, SparseVLM),
@@ -45,16 +49,34 @@ __all__ = [
     "PositionScorer",
     "Scorer",
     "VisionTokens",
+    "find_scorer",
     "make_scorer",
 ]
 
 
+def find_scorer(name: str) -> type[Scorer]:
+    """The class of the scorer ``name``: ours, or one that an installed package registers as `ENTRY_POINTS`.
+
+    Raises ValueError where there is none, or where the registered object is not a scorer.
+    """
+    if name in SCORERS:
+        return SCORERS[name]
+    others = entry_points(group=ENTRY_POINTS)
+    if name not in others.names:
+        known = ", ".join(sorted({*SCORERS, *others.names}))
+        raise ValueError(f"unknown scorer {name!r}; known: {known}")
+    found = others[name].load()
+    if not (isinstance(found, type) and issubclass(found, Scorer)) or found.name != name:
+        raise ValueError(
+            f"scorer {name!r} of the entry point {others[name].value!r} is not a subclass of a scorer class with this "
+            "name; correct the package that registers it"
+        )
+    return found
+
+
 def make_scorer(name: str, options: dict[str, Any] | None = None) -> Scorer:
     """Build the scorer ``name``. Raises ValueError for an unknown scorer or option."""
-    try:
-        scorer = SCORERS[name]
-    except KeyError:
-        raise ValueError(f"unknown scorer {name!r}; known: {', '.join(sorted(SCORERS))}") from None
+    scorer = find_scorer(name)
     try:
         return scorer(**(options or {}))
     except TypeError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from pruning_runtime import Schedule, ScheduleError, UnsupportedBackbone
 from pruning_runtime.preflight import check_setup
 from pruning_runtime.schedule import ScorerChoice, Stage
-from pruning_runtime.scorers import SCORERS
+from pruning_runtime.scorers import SCORERS, find_scorer
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.measuring.token_policy import CONTROLS
 from schedule_finder.models.loading import LoadedBackbone
@@ -100,7 +100,7 @@ def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
     if all((stage.scorer or schedule.scorer).name == name for stage in schedule.stages):
         return
     changed = schedule.with_scorer(ScorerChoice(name=name))
-    if getattr(SCORERS[name], "joins", None):  # merges by its own rule
+    if getattr(find_scorer(name), "joins", None):  # merges by its own rule
         changed = changed.model_copy(update={"dropped_tokens": "discard"})
     with suppress(ScheduleError, UnsupportedBackbone):
         check_setup(comparison.loaded.backbone, changed)

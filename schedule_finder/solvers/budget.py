@@ -18,7 +18,7 @@ from pruning_runtime.costs import (
 )
 from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Budget, BudgetKind, Stage
-from pruning_runtime.scorers import SCORERS
+from pruning_runtime.scorers import find_scorer
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.measuring.latency_model import LatencyModel
 from schedule_finder.measuring.token_policy import PAPER_POLICY, TokenPolicy
@@ -59,7 +59,7 @@ class BudgetTarget:
         """
         layers = range(self.shape.num_layers) if self.scoring_layers is None else self.scoring_layers
         usable = [layer for layer in layers if earliest <= layer <= self.shape.num_layers - 2]
-        reads_attention = SCORERS[self.policy.before_decoder].needs_attention
+        reads_attention = find_scorer(self.policy.before_decoder).needs_attention
         return [-1, *usable] if earliest < 0 and (0 in layers or not reads_attention) else usable
 
     def under(self, policy: TokenPolicy) -> BudgetTarget:

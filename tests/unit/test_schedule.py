@@ -156,7 +156,7 @@ def test_an_unknown_version_is_refused(version: Any) -> None:
         (
             "scorer.name",
             "text_guide",
-            ["`scorer`", "'text_guide'", "last_token, random, strided, text_guided"],
+            ["`scorer`", "'text_guide'", "known: cdpruner, dart, divprune"],
         ),
         ("scorer.options", {"sead": 1}, ["`scorer`", "'text_guided'", "{'sead': 1}"]),
         ("scorer", {"name": "random", "options": {"seed": "x"}}, ["'random'", "integer", "'x'"]),
