@@ -6,10 +6,11 @@ callback and then the kernel that the user chose. It is set on the decoder only;
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -81,7 +82,7 @@ def attention_tap(backbone: Backbone, callback: AttentionCallback) -> Iterator[N
                     sliding_window=kwargs.get("sliding_window"),
                 )
             )
-        return _kernel(chosen, module)(module, query, key, value, mask, *args, **kwargs)
+        return attention_kernel(chosen, module)(module, query, key, value, mask, *args, **kwargs)
 
     # The name must not contain the name of a kernel: transformers matches them as substrings.
     name = f"adaptinfer_tap_{next(_serial)}"
@@ -99,8 +100,14 @@ def attention_tap(backbone: Backbone, callback: AttentionCallback) -> Iterator[N
         del AttentionMaskInterface._global_mapping[name]
 
 
-def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
-    """The attention function ``name``; eager attention is defined in the module of the layer's class."""
-    if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]
+def attention_kernel(name: str, module: nn.Module) -> Callable[..., Any]:
+    """The attention function ``name`` of an attention module."""
+    return _eager_of(type(module)) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+
+
+@cache
+def _eager_of(kind: type[nn.Module]) -> Callable[..., Any]:
+    """The eager attention function that a class's forward falls back to; some files have several."""
+    forward = inspect.unwrap(kind.forward)
+    names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
+    return forward.__globals__[names[0] if names else "eager_attention_forward"]

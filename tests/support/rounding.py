@@ -7,6 +7,7 @@ errors. So the bound of a comparison is measured on the model and the inputs of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,7 +42,12 @@ def rounding_effect(model: PreTrainedModel, inputs: Inputs) -> tuple[float, floa
     Both are maxima over valid positions, the second over `DRAWS` seeded draws of signs.
     """
     valid = inputs["attention_mask"].bool()
-    exact = _logits(model, inputs)[valid]
+    return effect_on(lambda: _logits(model, inputs)[valid], find_layers(model))
+
+
+def effect_on(measure: Callable[[], Tensor], layers: Iterable[nn.Module]) -> tuple[float, float]:
+    """As `rounding_effect`, of any measurement and any layers whose first input are hidden states."""
+    exact, layers = measure(), list(layers)
     moved = []
     for seed in range(DRAWS):
         generator = torch.Generator().manual_seed(seed)
@@ -55,11 +61,12 @@ def rounding_effect(model: PreTrainedModel, inputs: Inputs) -> tuple[float, floa
         ) -> Any:
             if args:
                 return (nudge(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": nudge(kwargs["hidden_states"])}
+            name = next(iter(kwargs))  # hidden states come first, under a name of the family's
+            return args, {**kwargs, name: nudge(kwargs[name])}
 
-        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in find_layers(model)]
+        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
         try:
-            moved.append(float((_logits(model, inputs)[valid] - exact).abs().max()))
+            moved.append(float((measure() - exact).abs().max()))
         finally:
             for one in hooks:
                 one.remove()
