@@ -102,11 +102,12 @@ def attention_tap(backbone: Backbone, callback: AttentionCallback) -> Iterator[N
 
 def attention_kernel(name: str, module: nn.Module) -> Callable[..., Any]:
     """The attention function ``name`` of an attention module."""
-    return _eager_of(type(module)) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    kind: type = type(module)
+    return _eager_of(kind) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
 
 
 @cache
-def _eager_of(kind: type[nn.Module]) -> Callable[..., Any]:
+def _eager_of(kind: type) -> Callable[..., Any]:
     """The eager attention function that a class's forward falls back to; some files have several."""
     forward = inspect.unwrap(kind.forward)
     names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
