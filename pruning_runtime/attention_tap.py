@@ -102,7 +102,7 @@ def attention_tap(backbone: Backbone, callback: AttentionCallback) -> Iterator[N
 
 def attention_kernel(name: str, module: nn.Module) -> Callable[..., Any]:
     """The attention function ``name`` of an attention module."""
-    kind: type = type(module)
+    kind: Any = type(module)  # mypy takes the class's `__hash__` for that of its instances
     return _eager_of(kind) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
 
 
