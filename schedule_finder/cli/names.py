@@ -17,7 +17,7 @@ from schedule_finder.measuring.token_policy import CONTROLS
 AUTO = "auto"
 """Samples, scorer and dropped tokens: chosen by measurement. `schedule_finder.search.AUTO`."""
 
-SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "grid")
+SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "dop", "grid")
 """`schedule_finder.solvers.SOLVERS`; the first is the default."""
 DETECTOR_NAMES = ("attention_shift", "token_curve")
 """`schedule_finder.change_points.DETECTORS`; the first is the default."""
