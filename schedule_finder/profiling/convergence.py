@@ -13,11 +13,8 @@ from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 from schedule_finder.intervals import band
-from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.profiling.store import Profile, ProfileStore
 from schedule_finder.signals import carried_by_best, tokens_to_carry
-from schedule_finder.solvers import BudgetTarget, Problem
-from schedule_finder.solvers.retained import Retained
 
 FIRST_CHECK = 128
 """Samples at the first check; each further check is at twice as many."""
@@ -160,6 +157,11 @@ def _change_points(profile: Profile, seed: int) -> list[int]:
 
 
 def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:
+    # Here: the figures import this module for its names only.
+    from schedule_finder.measuring.token_policy import TokenPolicy
+    from schedule_finder.solvers import BudgetTarget, Problem
+    from schedule_finder.solvers.retained import Retained
+
     budget = BudgetTarget(
         "processed",
         SHOWN_BUDGET,

@@ -144,6 +144,20 @@ def test_commands_that_need_no_model_do_not_import_torch(tmp_path: Path) -> None
     assert (tmp_path / "6_figures" / "4_schedule.png").exists()
 
 
+def test_figures_import_neither_solvers_nor_numerics() -> None:
+    """Most of the start of ``plot`` is matplotlib and pandas; nothing else there may be heavy."""
+    code = "import sys, schedule_finder.figures; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    unwanted = {"schedule_finder.solvers", "schedule_finder.search", "scipy", "ruptures", "torch", "datasets"}
+    assert unwanted.isdisjoint(done.stdout.split())
+
+
 def write_profile(folder: Path) -> None:
     """A run with a profile of three samples, written without a model."""
     generator = np.random.default_rng(0)
