@@ -107,7 +107,7 @@ def attention_kernel(name: str, module: nn.Module) -> Callable[..., Any]:
 
 
 @cache
-def _eager_of(kind: type) -> Callable[..., Any]:
+def _eager_of(kind: Any) -> Callable[..., Any]:
     """The eager attention function that a class's forward falls back to; some files have several."""
     forward = inspect.unwrap(kind.forward)
     names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
