@@ -44,7 +44,7 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
         shown.add_row(
             f"{row.method} x{row.draws:.0f}" if row.draws == row.draws else row.method,
             _exact_match(row),
-            f"{100 * row.agreement:.1f}",
+            f"{100 * row.agreement:.0f}",
             f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",
             f"{100 * row.processed:.1f}",
             f"{100 * row.published:.1f}",
