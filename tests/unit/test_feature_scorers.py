@@ -33,9 +33,7 @@ def batches(name: str) -> Iterator[list[Case]]:
         generator = np.random.default_rng([number, *name.encode()])
         kind, width = KINDS[number % len(KINDS)], WIDTHS[number // len(KINDS) % len(WIDTHS)]
         frame = int(generator.integers(2, 9)) if compares_frames(name) else 1
-        yield [
-            random_case(generator, width=width, kind=kind, frame=frame) for _ in range(GROUPS)
-        ]
+        yield [random_case(generator, width=width, kind=kind, frame=frame) for _ in range(GROUPS)]
 
 
 def compares_frames(name: str) -> bool:
@@ -77,7 +75,10 @@ def test_other_rules_keep_the_reference_s_set(name: str) -> None:
             expected = REFERENCES[name](case)
             same += kept == expected
             if kept != expected:
-                assert any(REFERENCES[name](case.nudged(seed)) != expected for seed in range(20)), (case, kept)
+                assert any(REFERENCES[name](case.nudged(seed)) != expected for seed in range(20)), (
+                    case,
+                    kept,
+                )
     assert same >= 0.98 * BATCHES * GROUPS
 
 
