@@ -150,11 +150,8 @@ def mmtok_rows(
 ) -> Array:
     """What is to be covered, ``[t + n, n]``: text over vision, and vision over vision times ``alpha``."""
     vision = unit(features)
-    rows = []
-    for row in unit(text):
-        rows.append(softmax(vision @ row / text_temperature) / len(text))
-    for row in vision:
-        rows.append(alpha * softmax(vision @ row / vision_temperature) / len(vision))
+    rows = [softmax(vision @ row / text_temperature) / len(text) for row in unit(text)]
+    rows += [alpha * softmax(vision @ row / vision_temperature) / len(vision) for row in vision]
     return np.array(rows)
 
 
