@@ -98,6 +98,7 @@ class Prefill:
         host = PromptCounts(max(num_text_queries), max(num_vision), max(num_images), max(largest))
         scoring = StageScoring(setup, prompt, record.prefills - 1, vision, text_queries, host)
         scoring.check_text(num_text_queries, num_vision)
+        scoring.vision_counts = num_vision
         return cls(
             setup=setup,
             prompt=prompt,

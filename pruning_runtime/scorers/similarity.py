@@ -39,9 +39,32 @@ def greedy_scores(
     scores = torch.full(is_token.shape, lowest, device=is_token.device)
     is_open = is_token.clone()
     for step in range(min(steps, is_token.shape[1])):
-        # Padding is chosen only where no token is left; it is never kept.
+        # A group without a token left gets some slot, whose score must stay.
         slot = gains().clamp(min=lowest).masked_fill(~is_open, float("-inf")).argmax(1, keepdim=True)
-        scores.scatter_(1, slot, torch.where(is_open.gather(1, slot), -float(step), lowest))
+        scores.scatter_(1, slot, torch.where(is_open.gather(1, slot), -float(step), scores.gather(1, slot)))
         is_open.scatter_(1, slot, False)
         choose(slot)
     return scores
+
+
+def ranks(values: Tensor, is_token: Tensor) -> Tensor:
+    """Rank of every slot among its group's tokens, 0 for the highest value; ties by index, padding behind all tokens.
+
+    ``values``, ``is_token``: ``[groups, slots]``.
+    """
+    ordered = values.masked_fill(~is_token, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    return ordered.argsort(1)
+
+
+def nearest(similarity: Tensor, candidates: Tensor) -> Tensor:
+    """The candidate slot of highest similarity, or the own slot where there is none, long ``[groups, slots]``.
+
+    Args:
+        similarity: of every token with every token, ``[groups, slots, slots]``.
+        candidates: bool ``[groups, slots]``.
+    """
+    import torch
+
+    best = similarity.masked_fill(~candidates[:, None], float("-inf")).argmax(2)
+    own = torch.arange(best.shape[1], device=best.device).expand_as(best)
+    return torch.where(candidates.any(1, keepdim=True), best, own)
