@@ -17,6 +17,7 @@ from schedule_finder.change_points.base import (
     Regime,
     ShiftEvidence,
 )
+from schedule_finder.change_points.confirmation import ABRUPT, abruptness, gain_beside_noise
 from schedule_finder.change_points.distances import LayerDistances, layer_distances
 from schedule_finder.change_points.isolated import (
     find_candidates,
@@ -30,6 +31,7 @@ from schedule_finder.change_points.noise_model import (
     estimate_dimensions,
     estimate_own,
     largest_drift,
+    raw_own,
 )
 from schedule_finder.change_points.permutation import chance_levels, tested_breaks
 from schedule_finder.change_points.regimes import (
@@ -181,7 +183,7 @@ class AttentionShift:
             )
         best = min(choices, key=lambda one: one[0])[1]
         sure = range(len(distance)) if best.model.drift == 0 else [one.layer for one in tested]
-        return replace(best, breaks=_large_enough(distance, best.breaks, sure))
+        return replace(best, breaks=_confirmed(distance, best, sure))
 
     def _evidence(
         self,
@@ -253,15 +255,24 @@ def _isolated(
     return isolated
 
 
-def _large_enough(distance: np.ndarray, breaks: dict[int, float], sure: Collection[int]) -> dict[int, float]:
-    """Drop changes, the smallest first, until all are large enough; those near ``sure`` need no clear effect."""
-    kept = dict(breaks)
+def _confirmed(distance: np.ndarray, found: Segmentation, sure: Collection[int]) -> dict[int, float]:
+    """Drop changes, the least certain first, until each meets every condition.
+
+    A change has to be large enough, abrupt, and more than noise of another size makes (`confirmation`); unless it
+    is near one that is ``sure``, its effect must be clear too.
+    """
+    amplitude = np.sqrt(raw_own(distance[None])[0])
+    kept = dict(found.breaks)
     while kept:
         bounds = [0, *kept, len(distance)]
         room = {}
         for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False):
             first, second = np.arange(a, b), np.arange(b, c)
-            room[b] = unbiased_distance(distance, first, second) / SMALLEST_CHANGE
+            room[b] = min(
+                unbiased_distance(distance, first, second) / SMALLEST_CHANGE,
+                abruptness(distance, found.model.own, a, b, c) / ABRUPT,
+                gain_beside_noise(distance, found.model, amplitude, a, b, c) / kept[b],
+            )
             if not any(abs(b - one) <= 1 for one in sure):
                 room[b] = min(room[b], effect_size(distance, first, second) / CLEAR_EFFECT)
         least = min(room, key=room.__getitem__)

@@ -53,12 +53,21 @@ class NoiseModel:
 
 
 def estimate_own(distances: np.ndarray) -> np.ndarray:
+    """Each layer's own part as segmentation weighs it, ``[n, num_layers]``; arguments of `raw_own`.
+
+    A layer with less than the median own part counts as the median layer: weights that rest on one small estimate
+    would make its neighbours look noisy.
+    """
+    own = raw_own(distances)
+    return np.maximum(own, np.median(own, axis=1, keepdims=True))
+
+
+def raw_own(distances: np.ndarray) -> np.ndarray:
     """Each layer's own part, ``[n, num_layers]``, from distances ``[n, num_layers, num_layers]``.
 
     For ``i < l < k`` half of ``B[i, l] + B[l, k] - B[i, k]`` has the expectation ``own[l]``, whatever the drift and
     with a change on either side of ``l``; the median over pairs near ``l`` is taken. The first and the last layer
-    have neighbours on one side only. A layer with less than the median own part counts as the median layer: weights
-    that rest on one small estimate would make its neighbours look noisy.
+    have neighbours on one side only. The least is `SMALLEST_OWN`.
     """
     number, num_layers = distances.shape[:2]
     own = np.empty((number, num_layers))
@@ -73,7 +82,7 @@ def estimate_own(distances: np.ndarray) -> np.ndarray:
         else:
             values = pairs[:, *np.triu_indices(len(near), 1)]
         own[:, layer] = np.median(values, axis=1)
-    return np.maximum(own, np.maximum(SMALLEST_OWN, np.median(own, axis=1, keepdims=True)))
+    return np.maximum(own, SMALLEST_OWN)
 
 
 def estimate_dimensions(distance: np.ndarray) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS
+from schedule_finder.change_points import DEFAULT_DETECTOR, get_detector
+from schedule_finder.change_points.base import USED_SUPPORT
 from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 from schedule_finder.intervals import band
@@ -27,8 +28,7 @@ SHOWN_BUDGET = 0.35
 _DTYPES = {
     "samples": int,
     "change_points": str,
-    "first_half": str,
-    "second_half": str,
+    "support": str,
     "stable": bool,
     "ratio_error": float,
     "converged": bool,
@@ -36,7 +36,7 @@ _DTYPES = {
 }
 _TEXTS = [name for name, kind in _DTYPES.items() if kind is str]
 _OLD_COLUMNS = {"standing": "stable", "enough": "converged"}
-"""Names in files of earlier releases."""
+"""Names in files of earlier releases, which have the change points of two halves of the samples in place of support."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Check:
 
     Attributes:
         samples: number of samples.
-        change_points: by the default detector, on all samples.
-        halves: the same on two random halves.
+        change_points: by the default detector.
+        support: of each change point, in [0, 1].
         ratio_error: half the width of the 95 % interval (bootstrap over samples) of the share of tokens that a
             layer needs, at the layer where it is widest.
         stages: by the solver ``retained`` at a budget of 35 %; empty where that is out of reach.
@@ -54,35 +54,26 @@ class Check:
 
     samples: int
     change_points: list[int]
-    halves: tuple[list[int], list[int]]
+    support: list[float]
     ratio_error: float
     stages: tuple[Stage, ...] = ()
 
     @property
     def stable(self) -> bool:
-        """Whether both halves have the change points of the whole, to within a layer."""
-        return all(
-            len(half) == len(self.change_points)
-            and all(abs(a - b) <= 1 for a, b in zip(half, self.change_points, strict=True))
-            for half in self.halves
-        )
+        """Whether every reported change point has the support that schedules ask for (`USED_SUPPORT`)."""
+        return all(one >= USED_SUPPORT for one in self.support)
 
     @property
     def converged(self) -> bool:
-        """Whether change points and ratios are within the tolerance."""
+        """Whether change points are stable and ratios within the tolerance."""
         return self.stable and self.ratio_error <= TOLERANCE
 
     def row(self) -> dict[str, object]:
         """As a row of the CSV file."""
-
-        def plain(points: list[int]) -> str:
-            return " ".join(map(str, points))
-
         return {
             "samples": self.samples,
-            "change_points": plain(self.change_points),
-            "first_half": plain(self.halves[0]),
-            "second_half": plain(self.halves[1]),
+            "change_points": " ".join(map(str, self.change_points)),
+            "support": " ".join(f"{one:.3f}" for one in self.support),
             "stable": self.stable,
             "ratio_error": round(self.ratio_error, 5),
             "converged": self.converged,
@@ -118,30 +109,28 @@ class Convergence:
         if self._table is None or not len(self._table):
             return f"fewer than {FIRST_CHECK} samples: not checked"
         last = self._table.iloc[-1]
-        agree = "the same" if last.stable else "not the same"
+        support = f" with support {last.support}" if last.support else ""
         return (
-            f"{last.samples} samples: change points {last.change_points or 'none'}, {agree} in both halves; ratios "
-            f"known to +-{last.ratio_error:.3f} (tolerance {TOLERANCE})"
+            f"{last.samples} samples: change points {last.change_points or 'none'}{support} "
+            f"({USED_SUPPORT} asked for); ratios known to +-{last.ratio_error:.3f} (tolerance {TOLERANCE})"
         )
 
 
 def _read(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False)
-    return table.rename(columns=_OLD_COLUMNS).astype(_DTYPES)
+    table = table.rename(columns=_OLD_COLUMNS)
+    return table.reindex(columns=list(_DTYPES), fill_value="").astype(_DTYPES)
 
 
 def check_profile(profile: Profile, *, seed: int = 0) -> Check:
-    """Change points, their stability, and the error of the ratios."""
-    order = np.random.default_rng(seed).permutation(len(profile))
-    middle = len(order) // 2
-    first, second = (
-        _change_points(profile.subset(np.sort(some)), seed) for some in (order[:middle], order[middle:])
-    )
+    """Change points, their support, and the error of the ratios."""
+    changes = get_detector(DEFAULT_DETECTOR).detect(profile.maps, layers=profile.layers, seed=seed).changes
+    points = [change.layer for change in changes]
     needed = band(np.stack([tokens_needed(sample) for sample in profile.maps]), seed=seed)
     return Check(
         samples=len(profile),
-        change_points=(points := _change_points(profile, seed)),
-        halves=(first, second),
+        change_points=points,
+        support=[1.0 if change.support is None else change.support for change in changes],
         ratio_error=float((needed.high - needed.low).max() / 2),
         stages=_stages(profile, points),
     )
@@ -150,10 +139,6 @@ def check_profile(profile: Profile, *, seed: int = 0) -> Check:
 def tokens_needed(sample: np.ndarray) -> np.ndarray:
     """Share of the vision tokens that carry `CARRIED` of each layer's attention on vision, ``[layers]``."""
     return tokens_to_carry(carried_by_best(sample), CARRIED) / sample.shape[1]
-
-
-def _change_points(profile: Profile, seed: int) -> list[int]:
-    return DETECTORS[DEFAULT_DETECTOR]().detect(profile.maps, seed=seed).change_points
 
 
 def _stages(profile: Profile, change_points: list[int]) -> tuple[Stage, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schedule_finder.change_points.placement import candidate_layers
 from schedule_finder.evidence import SolverEvidence
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.shapes import scaled_to_budget
@@ -25,7 +26,7 @@ class Paper(Solver):
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
         depth = problem.budget.shape.num_layers
-        turns = [point - 1 for point in problem.change_points if 2 <= point <= depth - 1]
+        turns = candidate_layers([point for point in problem.change_points if 2 <= point < depth], depth)
         found = len(turns) >= 2
         layers, of = ([1, *turns[:2]], depth) if found else (PUBLISHED_LAYERS, PUBLISHED_DEPTH)
         depths = [(layer + 1) / of for layer in layers]

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.change_points.placement import without_isolated
+from schedule_finder.change_points.placement import candidate_layers, without_isolated
 from schedule_finder.evidence import Alternative, SolverEvidence
 from schedule_finder.profiling.store import Profile
 from schedule_finder.signals import layer_shift
@@ -22,16 +22,18 @@ REPLAYED_SAMPLES = 64
 RATIO_GRID = (0.8, 0.6, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03)
 """Ratios tried at every stage but the last, which spends what the budget leaves."""
 LEAST_GAIN = 0.002
-"""What one stage more must add to the share that is retained; every stage costs a scoring pass."""
+"""What one stage more must add to the share that is retained, as every stage costs a scoring pass; and what a stage
+inside a regime must retain more than one at the end of a regime."""
 BEAM = 3
 """Choices of layers that are carried over to one stage more."""
 
 
 class RetainedEvidence(SolverEvidence):
-    """What each profiled layer counted, and how many samples the search replayed."""
+    """What each profiled layer counted, how many samples the search replayed, and the best stages at regimes' ends."""
 
     layer_weights: list[float]
     replayed_samples: int
+    at_regime_ends: Alternative | None = None
 
 
 class Retained(Solver):
@@ -43,6 +45,10 @@ class Retained(Solver):
     repeats itself brings the text little that is new. On the demo backbone that second half is what
     tells layers that need vision from layers that do not (docs/log.md); without a change point there is
     nothing that moves, all layers count the same, and the budget alone places the stages.
+
+    With change points, the same search also runs over the ends of regimes alone (`candidate_layers`), and its stages
+    are taken where no other layers retain `LEAST_GAIN` more. An end need not win: its scores are those of the regime
+    that ends, and where the next one attends to other tokens the replay counts them as lost.
 
     Layers are searched by a beam: every single layer, then one layer more beside the best choices so
     far; for each choice every falling sequence of ratios on a grid, the last ratio spending the rest of
@@ -56,25 +62,17 @@ class Retained(Solver):
         """See `Solver.solve`; evidence holds the objective and the best choice per number of stages."""
         profile, change_points, budget = problem.profile, problem.change_points, problem.budget
         deepest = budget.deepest_layer()
-        candidates = without_isolated(budget.stage_layers(), problem.isolated)
-        if not any(layer <= deepest for layer in candidates):
-            candidates = budget.stage_layers()  # the budget is met by isolated layers only
+        candidates = _regular(problem, deepest)
         replay = Replay(profile, problem.policy.scorer, layer_weights(profile, moving=bool(change_points)))
-
-        best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
-        choices: list[tuple[int, ...]] = [(layer,) for layer in candidates if layer <= deepest]
-        for number in range(1, MAX_STAGES + 1):
-            found = sorted(_best_spendings(budget, replay, choices), key=lambda one: -one[0])
-            if not found:
-                break
-            best[number] = found[0]
-            kept = [tuple(stage.layer for stage in stages) for _, stages in found[:BEAM]]
-            longer = {tuple(sorted({*layers, layer})) for layers in kept for layer in candidates}
-            choices = [layers for layers in sorted(longer) if len(layers) > number and layers[0] <= deepest]
-        value, stages = best[1]
-        for one_more in list(best.values())[1:]:
-            if one_more[0] > value + LEAST_GAIN:
-                value, stages = one_more
+        best = _search(budget, replay, candidates, deepest)
+        value, stages = _cheapest_of_the_best(best)
+        ends = _regime_ends(problem, candidates)
+        at_ends = _search(budget, replay, ends, deepest) if ends and ends[0] <= deepest else {}
+        placed_by = "attention shifts" if change_points else "budget"
+        if at_ends:
+            end_value, end_stages = _cheapest_of_the_best(at_ends)
+            if end_value >= value - LEAST_GAIN:
+                value, stages, placed_by = end_value, end_stages, "ends of regimes"
         return Solution(
             stages,
             problem.policy,
@@ -84,14 +82,61 @@ class Retained(Solver):
                 "layers weighted half evenly and half by how far their attention moves",
                 retained=value,
                 by_number_of_stages={
-                    str(number): Alternative(stages=list(chosen), retained=found_value)
+                    str(number): _alternative(found_value, chosen)
                     for number, (found_value, chosen) in sorted(best.items())
                 },
                 layer_weights=[round(float(weight), 5) for weight in replay.weights],
-                placed_by="attention shifts" if change_points else "budget",
+                placed_by=placed_by,
+                at_regime_ends=_alternative(*_cheapest_of_the_best(at_ends)) if at_ends else None,
                 replayed_samples=replay.num_samples,
             ),
         )
+
+
+def _regular(problem: Problem, deepest: int) -> list[int]:
+    """Layers that are not isolated; all usable ones where the budget is met by isolated layers only."""
+    usable = problem.budget.stage_layers()
+    regular = without_isolated(usable, problem.isolated)
+    return regular if any(layer <= deepest for layer in regular) else usable
+
+
+def _regime_ends(problem: Problem, candidates: Sequence[int]) -> list[int]:
+    """The last of the ``candidates`` in every regime but the last; none without change points."""
+    depth = problem.budget.shape.num_layers
+    others = set(range(depth)) - set(candidates)
+    return candidate_layers(problem.change_points, depth, others)
+
+
+def _search(
+    budget: BudgetTarget, replay: Replay, candidates: Sequence[int], deepest: int
+) -> dict[int, tuple[float, tuple[Stage, ...]]]:
+    """Share retained and stages of the best choice of each number of the ``candidates``."""
+    best: dict[int, tuple[float, tuple[Stage, ...]]] = {}
+    choices: list[tuple[int, ...]] = [(layer,) for layer in candidates if layer <= deepest]
+    for number in range(1, MAX_STAGES + 1):
+        found = sorted(_best_spendings(budget, replay, choices), key=lambda one: -one[0])
+        if not found:
+            break
+        best[number] = found[0]
+        kept = [tuple(stage.layer for stage in stages) for _, stages in found[:BEAM]]
+        longer = {tuple(sorted({*layers, layer})) for layers in kept for layer in candidates}
+        choices = [layers for layers in sorted(longer) if len(layers) > number and layers[0] <= deepest]
+    return best
+
+
+def _cheapest_of_the_best(
+    best: dict[int, tuple[float, tuple[Stage, ...]]],
+) -> tuple[float, tuple[Stage, ...]]:
+    """The fewest stages to which no further one adds `LEAST_GAIN`."""
+    value, stages = best[1]
+    for one_more in list(best.values())[1:]:
+        if one_more[0] > value + LEAST_GAIN:
+            value, stages = one_more
+    return value, stages
+
+
+def _alternative(retained: float, stages: tuple[Stage, ...]) -> Alternative:
+    return Alternative(stages=list(stages), retained=retained)
 
 
 def layer_weights(profile: Profile, *, moving: bool) -> np.ndarray:

@@ -8,13 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from schedule_finder.change_points.base import REPORTED_SUPPORT, USED_SUPPORT
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
 from schedule_finder.profiling.store import ProfileStore
+from tests.support.planted_maps import planted_maps
 from tests.unit.test_solvers import shape_of
 
 LAYERS = 8
 TOKENS = 20
+FEW = 5
+"""Of 128 samples: so few that resamples often have too little of the change."""
 
 
 def rows_of(count: int, seed: int, spread: float) -> list[ProfileRow]:
@@ -30,14 +34,14 @@ def rows_of(count: int, seed: int, spread: float) -> list[ProfileRow]:
     return rows
 
 
-def store_in(folder: Path) -> ProfileStore:
-    shape = shape_of(LAYERS)
+def store_in(folder: Path, layers: int = LAYERS) -> ProfileStore:
+    shape = shape_of(layers)
     store = ProfileStore(folder)
     store.open(
         {
-            "backbone": {"name": "planted", "num_layers": LAYERS},
+            "backbone": {"name": "planted", "num_layers": layers},
             "shape": {name: getattr(shape, name) for name in shape.__slots__},
-            "layers": list(range(LAYERS)),
+            "layers": list(range(layers)),
             "dtype": "float32",
             "prompt_digest": "",
         }
@@ -58,7 +62,7 @@ def grow(store: ProfileStore, convergence: Convergence, spread: float, until: in
 def test_like_samples_are_soon_enough(tmp_path: Path) -> None:
     store, convergence = store_in(tmp_path / "profile"), Convergence(tmp_path / "checks.csv")
     assert grow(store, convergence, 0.0, 128) == [128]
-    assert "128 samples: change points none, the same in both halves" in str(convergence)
+    assert "128 samples: change points none (0.9 asked for)" in str(convergence)
 
 
 def test_unlike_samples_take_more_and_checks_double(tmp_path: Path) -> None:
@@ -104,16 +108,40 @@ def test_the_tokens_that_a_layer_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("halves", "stable"),
-    [(([4, 9], [4, 9]), True), (([5, 9], [4, 8]), True), (([4], [4, 9]), False), (([6, 9], [4, 9]), False)],
+    ("support", "stable"), [([1.0, 0.9], True), ([], True), ([1.0, 0.895], False), ([0.5, 1.0], False)]
 )
-def test_change_points_stand_where_both_halves_have_them(
-    halves: tuple[list[int], list[int]], stable: bool
+def test_change_points_are_stable_with_the_support_that_schedules_ask_for(
+    support: list[float], stable: bool
 ) -> None:
-    check = Check(100, [4, 9], halves, ratio_error=0.001)
+    check = Check(100, [4, 9][: len(support)], support, ratio_error=0.001)
     assert check.stable is stable
     assert check.converged is stable
-    assert not Check(100, [4, 9], halves, ratio_error=TOLERANCE * 1.01).converged
+    assert not Check(100, [4, 9][: len(support)], support, ratio_error=TOLERANCE * 1.01).converged
+
+
+def planted_store(folder: Path, second_regime: int, samples: int) -> ProfileStore:
+    """A profile of 14 layers; the first ``second_regime`` of the samples change at layer 7, the others nowhere."""
+    store = store_in(folder, 14)
+    changing = planted_maps(14, (7,), noise=0.3, num_samples=samples)
+    steady = planted_maps(14, (), noise=0.3, num_samples=samples)
+    maps = [changing[i] if i < second_regime else steady[i] for i in range(samples)]
+    curves = {name: np.zeros(14, np.float32) for name in CURVE_FIELDS}
+    rows = [
+        ProfileRow(m.shape[1], 5, 8, dict.fromkeys(SCORE_FIELDS, m.astype(np.float32)), curves) for m in maps
+    ]
+    store.append([f"{i:05d}" for i in range(samples)], rows)
+    return store
+
+
+def test_a_change_in_all_samples_converges_and_one_in_a_few_does_not(tmp_path: Path) -> None:
+    everywhere = Convergence(tmp_path / "all.csv")
+    assert everywhere(planted_store(tmp_path / "all", 128, 128))
+    assert "change points 7 with support 1.000" in str(everywhere)
+    check = check_profile(planted_store(tmp_path / "few", FEW, 128).read())
+    assert check.change_points == [7]
+    assert REPORTED_SUPPORT <= check.support[0] < USED_SUPPORT
+    assert check.ratio_error <= TOLERANCE
+    assert not check.converged
 
 
 def test_a_check_is_about_the_whole_profile(tmp_path: Path) -> None:
@@ -134,4 +162,5 @@ def test_checks_of_an_earlier_release_are_continued(tmp_path: Path) -> None:
     assert grow(store, Convergence(path), 0.0, 256) == [256]
     checks = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert checks[["samples", "stable", "converged"]].iloc[0].tolist() == ["128", "True", "False"]
+    assert "first_half" not in checks
     assert checks.samples.tolist() == ["128", "256"]

@@ -171,6 +171,8 @@ def test_pruning_waits_for_the_regime_it_serves(change: int) -> None:
     assert solution.stages[0].layer >= change
     assert solution.evidence.retained > 0.9
     assert solution.evidence.placed_by == "attention shifts"
+    assert {stage.layer for stage in solution.evidence.at_regime_ends.stages} == {change - 1}
+    assert solution.evidence.at_regime_ends.retained < 0.6
     early = target.spend_rest([0], ())
     replay = Replay(profile, "text_guided", layer_weights(profile, moving=True))
     assert replay.retained(early) < 0.6
@@ -189,10 +191,23 @@ def test_isolated_layers_score_only_where_the_budget_leaves_no_other() -> None:
     assert forced == free
 
 
+def test_stages_stand_at_ends_of_regimes_where_nothing_else_retains_more() -> None:
+    """The same attention in all layers: any layer scores as well, and the budget alone would take the first."""
+    rng = np.random.default_rng(0)
+    attention = rng.dirichlet(np.full(40, 0.1), 9)
+    profile = profile_of([np.tile(row, (12, 1)).astype(np.float32) for row in attention])
+    target = target_for(profile, "processed", 0.6)
+    solution = Retained().solve(Problem(profile, [5, 8], target, POLICY, isolated=[4]))
+    assert {stage.layer for stage in solution.stages} <= {3, 7}
+    assert solution.evidence.placed_by == "ends of regimes"
+    assert solution.evidence.at_regime_ends.stages == list(solution.stages)
+
+
 def test_without_change_points_the_budget_alone_decides_and_says_so() -> None:
     profile = planted_profile(6)
     solution = Retained().solve(Problem(profile, [], target_for(profile, "processed", 0.3), POLICY))
     assert solution.evidence.placed_by == "budget"
+    assert solution.evidence.at_regime_ends is None
     assert len(set(solution.evidence.layer_weights)) == 1
 
 
