@@ -1,0 +1,56 @@
+"""What the terminal says of a schedule's evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+from schedule_finder.cli.terminal.schedule import _better_controls, _compared_rules
+from schedule_finder.evidence import Alternative, Asked, Evidence, PolicyResult, RuleResult, SolverEvidence
+
+
+def evidence(scorer: str, **worse_by: tuple[float, float]) -> Evidence:
+    policies = {name: PolicyResult(measured_kl=1.0, worse_by=interval) for name, interval in worse_by.items()}
+    return Evidence(
+        asked=Asked(solver="sensitivity", scorer=scorer, dropped_tokens="auto"),
+        solver=SolverEvidence(policies=policies),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scorer", "interval", "warns"),
+    [
+        ("text_guided", (-0.5, -0.1), True),
+        ("text_guided", (-0.5, 0.1), False),
+        ("text_guided", (0.1, 0.5), False),
+        ("auto", (-0.5, -0.1), False),
+    ],
+)
+def test_a_warning_names_a_control_that_is_better_than_the_scorer_that_was_asked_for(
+    scorer: str, interval: tuple[float, float], warns: bool
+) -> None:
+    lines = list(_better_controls(evidence(scorer, strided=interval, last_token=(-9.0, -8.0))))
+    assert len(lines) == int(warns)
+    if warns:
+        assert "strided tokens on these stages have a lower KL than --scorer text_guided" in lines[0]
+        assert "by 0.1 to 0.5 nats" in lines[0]
+
+
+def test_rules_are_listed_best_first_and_those_of_the_first_round_after_them() -> None:
+    rules = [
+        RuleResult(place="decoder", scorer="strided", kl=2.0, samples=24),
+        RuleResult(place="decoder", scorer="last_token", kl=0.5, samples=8),
+        RuleResult(place="decoder", scorer="mmtok", dropped_tokens="merge", kl=1.0, samples=24),
+    ]
+    tried = Alternative(policy="mmtok", measured_kl=0.25, samples=48, worse_by=(0.0, 0.5))
+    few = Alternative(policy="random", measured_kl=0.1, samples=8)
+    lines = list(
+        _compared_rules(
+            SolverEvidence(compared_rules=rules, refused_rules={"evs": "no frames"}, candidates=[few, tried])
+        )
+    )
+    assert lines[0] == (
+        "scorers in the decoder, KL of single stages on 24 samples: mmtok (merge) 1, strided 2, last_token 0.5 (on 8)"
+    )
+    assert lines[1] == "not usable here: evs: no frames"
+    assert lines[2].startswith("whole schedules that were tried")
+    assert lines[3:] == ["  , mmtok: 0.25 (0 to 0.5)"]
