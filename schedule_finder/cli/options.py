@@ -15,6 +15,7 @@ from schedule_finder.cli.names import (
     DROPPED_TOKENS,
     DTYPE_NAMES,
     ENGINE_NAMES,
+    METRIC_NAMES,
     SCORER_NAMES,
     SOLVER_NAMES,
     data_presets,
@@ -139,6 +140,13 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own."),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help=f"How answers are judged: {listed(METRIC_NAMES)}; default the preset's, else {METRIC_NAMES[0]}.",
+    ),
+]
 Baselines = Annotated[
     str | None,
     typer.Option(
