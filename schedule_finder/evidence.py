@@ -250,7 +250,9 @@ class AnswerQuality(_Document):
     Attributes:
         samples: number of answers.
         judged: number of those with a reference answer.
-        exact_match: share of the judged answers that match, in [0, 1].
+        exact_match: share of the judged answers that match, in [0, 1]; None where another metric judged them.
+        metric: what judged them; ``mixed`` where several did.
+        score: mean of their scores, in [0, 1].
         empty: number of empty answers.
         warning: what is suspicious, None where nothing is.
         examples: up to three suspicious answers; empty without a warning.
@@ -261,6 +263,8 @@ class AnswerQuality(_Document):
     samples: int
     judged: int = 0
     exact_match: float | None = None
+    metric: str | None = None
+    score: float | None = None
     empty: int = 0
     warning: str | None = None
     examples: list[AnswerExample] = []
@@ -279,14 +283,20 @@ class AnswerQuality(_Document):
 class HeldOutResult(_Facts):
     """One method on the held-out samples: shares in [0, 1], ``ci_*`` the 95 % interval, ``kl`` in nats.
 
-    For a random baseline the values are means over ``draws`` draws, and ``draw_*`` is the range of exact match over
-    them (of agreement where no sample has a reference answer).
+    ``score`` is by ``metric``, ``exact_match`` and ``ci_*`` are by exact match whatever the metric. For a random
+    baseline the values are means over ``draws`` draws, and ``draw_*`` is the range of the score over them (of
+    agreement where no sample has a reference answer).
     """
 
     n: int
     exact_match: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
+    metric: str | None = None
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    f1: float | None = None
     agreement: float | None = None
     kl: float | None = None
     draws: int | None = None

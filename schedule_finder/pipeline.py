@@ -71,7 +71,7 @@ def first_answers_step(
         samples = first_samples(data, entries)
         if not samples:
             return  # the profile refuses a data set that cannot be read
-        quality = ask_full_model(loaded, samples, batch_size, max_new_tokens)
+        quality = ask_full_model(loaded, samples, batch_size, max_new_tokens, options.get("metric"))
         quality.save(run.first_answers)
     for line in quality.lines():
         report(line)
@@ -237,6 +237,7 @@ def evaluate_step(
     report: Report = lambda _line: None,
     schedules: Sequence[NamedSchedule] = (),
     most_samples: int | None = None,
+    metric: str | None = None,
 ) -> pd.DataFrame:
     """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
@@ -252,6 +253,7 @@ def evaluate_step(
         report: called with the number of generations, and with the expected time once a batch was timed.
         schedules: evaluated under their names, each with baselines; empty: the selected one, as ``schedule``.
         most_samples: use the first held-out samples only; None: all.
+        metric: judges the answers; None: the run's (``--metric`` of `run`), else that of each sample's data set.
     """
     from schedule_finder.evaluation.example import write_example
     from schedule_finder.evaluation.held_out import held_out_batches
@@ -273,6 +275,7 @@ def evaluate_step(
                     loaded, chosen, samples, search, baselines, sweep, own_names=bool(schedules)
                 )
                 evaluation = _evaluation(run, loaded, methods, max_new_tokens, wanted, progress, report)
+                evaluation.metric = metric or run.options.get("metric")
                 write_example(run.folder, loaded, first.schedule, samples[0], max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before

@@ -12,6 +12,7 @@ from typing import get_args
 
 from pruning_runtime.schedule import BudgetKind, DroppedTokens
 from pruning_runtime.scorers import SCORERS
+from schedule_finder.evaluation.metrics import METRICS
 from schedule_finder.measuring.token_policy import CONTROLS
 
 AUTO = "auto"
@@ -31,6 +32,8 @@ BASELINE_NAMES = (
     "smaller-images",
 )
 """`schedule_finder.evaluation.methods.BASELINES`."""
+METRIC_NAMES = tuple(METRICS)
+"""`schedule_finder.evaluation.metrics.METRICS`."""
 DTYPE_NAMES = (AUTO, "float32", "bfloat16", "float16")
 """`schedule_finder.models.loading.DTYPES` and `AUTO`."""
 

@@ -15,6 +15,7 @@ from schedule_finder.cli.names import (
     DROPPED_TOKENS,
     DTYPE_NAMES,
     ENGINE_NAMES,
+    METRIC_NAMES,
     SCORER_NAMES,
     SOLVER_NAMES,
     data_presets,
@@ -147,6 +148,13 @@ AnswerTokens = Annotated[
         min=1,
         help="Measure on the first tokens of the unpruned answer, at most so many; 1: the first token alone. "
         f"Default {ANSWER_TOKENS}.",
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help=f"How answers are judged: {listed(METRIC_NAMES)}; default the preset's, else {METRIC_NAMES[0]}.",
     ),
 ]
 Baselines = Annotated[

@@ -130,6 +130,7 @@ def begin_run(
     seed: int,
     columns: dict[str, Any],
     out: Path | None,
+    metric: str | None = None,
     check: Callable[[Run, Engine, DataSet], None] = lambda _run, _engine, _data: None,
     write: bool = True,
 ) -> tuple[Run, Engine, DataSet]:
@@ -158,6 +159,8 @@ def begin_run(
         "seed": seed,
         "columns": _stored_columns(columns, rows),
     }
+    if metric is not None:
+        options["metric"] = metric
     if loading := backbone.options.stored():
         options["loading"] = loading
     _check_not_among_data(folder, dataset)

@@ -70,6 +70,7 @@ def evaluate_schedule(
     sweep: bool,
     schedules: Sequence[NamedSchedule] = (),
     most_samples: int | None = None,
+    metric: str | None = None,
 ) -> pd.DataFrame:
     """Step 5; returns its table."""
     from schedule_finder import pipeline
@@ -88,6 +89,7 @@ def evaluate_schedule(
             report=note,
             schedules=schedules,
             most_samples=most_samples,
+            metric=metric,
         )
 
 

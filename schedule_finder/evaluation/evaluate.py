@@ -19,9 +19,10 @@ from pruning_runtime.costs import (
     published_ratios,
 )
 from pruning_runtime.schedule import ScorerChoice
-from schedule_finder.evaluation.answers import quality_of, write_answers
+from schedule_finder.evaluation.answers import metric_of, quality_of, write_answers
 from schedule_finder.evaluation.methods import Method, scaled
-from schedule_finder.evaluation.metrics import Outcome, same_answer, summarize
+from schedule_finder.evaluation.metrics import METRICS, same_answer
+from schedule_finder.evaluation.outcomes import Outcome, summarize
 from schedule_finder.evidence import AnswerQuality
 from schedule_finder.measuring.answer_kl import answer_kl
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest
@@ -43,6 +44,7 @@ class Evaluation:
         loaded: the backbone.
         methods: what is compared with the full model.
         max_new_tokens: longest answer.
+        metric: name of the metric; None: each sample's own.
         store: keeps finished units, one method on one batch; its context must identify the model.
         after_unit: called with the number of samples after each unit, and with the seconds that the full model took
             for the batch, None where all of it came from the store so far.
@@ -52,6 +54,7 @@ class Evaluation:
     methods: Sequence[Method]
     max_new_tokens: int = 16
     store: UnitStore = field(default_factory=lambda: UnitStore(None, {}))
+    metric: str | None = None
     after_unit: Callable[[int, float | None], None] = lambda _samples, _seconds: None
 
     def __post_init__(self) -> None:
@@ -91,7 +94,10 @@ class _Batch:
         self._reference: _Answer | None = None
         self.full_seconds: float | None = None
         """What the full model took; None until it had to run."""
-        known = [(sample.id, sample.question_type, sample.answer) for sample in samples]
+        known = [
+            (sample.id, sample.question_type, sample.all_references, metric_of(sample, evaluation.metric))
+            for sample in samples
+        ]
         self._key = {"inputs": inputs_digest(self._inputs), "samples": known}
 
     def outcomes(self, method: Method) -> list[Outcome]:
@@ -112,7 +118,8 @@ class _Batch:
                 answer = self._answer(schedule, self._inputs)
             store.put(key, stored := [_to_store(one) for one in self._judge(schedule, answer, reference)])
         return [
-            Outcome(**one, reference=sample.answer) for one, sample in zip(stored, self._samples, strict=True)
+            Outcome(**one, reference=sample.answer, references=sample.all_references)
+            for one, sample in zip(stored, self._samples, strict=True)
         ]
 
     def _full(self) -> _Answer:
@@ -178,13 +185,14 @@ class _Batch:
             full_flops = prefill_flops(shape, [whole + reference.num_other[row]] * shape.num_layers)
             own = (schedule.stages, schedule.scorer.name, shape, vision, other)
             flops += feature_scoring_flops(*own)
+            metric, references = metric_of(sample, self._evaluation.metric), sample.all_references
             computed = sum(per_layer) + (answer.pre_decoder_cost + feature_scoring_share(*own)) * vision
             found.append(
                 Outcome(
                     id=sample.id,
                     question_type=sample.question_type,
                     answer=answer.texts[row],
-                    correct=None if sample.answer is None else same_answer(answer.texts[row], sample.answer),
+                    correct=_same_as_any(answer.texts[row], references),
                     agrees=same_answer(answer.texts[row], reference.texts[row]),
                     kl=kl[row],
                     processed=computed / (shape.num_layers * whole),
@@ -192,16 +200,21 @@ class _Batch:
                     flops=flops / full_flops,
                     kv_bytes=answer.kv_bytes,
                     prefill_ms=answer.prefill_ms,
+                    metric=metric,
+                    score=METRICS[metric].score(answer.texts[row], references) if references else None,
                 )
             )
         return found
 
 
 def _to_store(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON-able fields; the reference answer is the sample's and is not stored again."""
-    fields = asdict(outcome)
-    del fields["reference"]
-    return fields
+    """An outcome as JSON-able fields; the reference answers are the sample's and are not stored again."""
+    return {name: value for name, value in asdict(outcome).items() if not name.startswith("reference")}
+
+
+def _same_as_any(text: str, references: Sequence[str]) -> bool | None:
+    """Exact match; None where there are no references."""
+    return any(same_answer(text, reference) for reference in references) if references else None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,9 +34,15 @@ def _summary_of(named: NamedSchedule, table: pd.DataFrame, quality: AnswerQualit
         full_model=quality,
         methods={
             "schedule" if row["method"] == named.name else row["method"]: HeldOutResult.model_validate(
-                {"n": row["n"]}
-                | {name: None if pd.isna(row[name]) else round(float(row[name]), 6) for name in names}
+                {"n": row["n"]} | {name: _fact(row[name]) for name in names}
             )
             for row in own.to_dict("records")
         },
     )
+
+
+def _fact(value: Any) -> str | float | None:
+    """A cell of the table as the summary keeps it."""
+    if pd.isna(value):
+        return None
+    return value if isinstance(value, str) else round(float(value), 6)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from schedule_finder.evaluation.metrics import DEFAULT_METRIC, metric_label
 from schedule_finder.figures.style import GREY
 from schedule_finder.intervals import wilson_interval
 
@@ -37,11 +38,15 @@ class HeldOut:
 
 
 def held_out_results(data: RunData) -> HeldOut | None:
-    """Exact match, or agreement with the full model if the data set has no answers."""
+    """The metric's score, or agreement with the full model if the data set has no answers."""
     if data.evaluation is None:
         return None
     table = data.evaluation.copy()
     label, centre = "Exact match (%)", "exact_match"
+    if "metric" in table and set(table.metric.dropna()) - {DEFAULT_METRIC}:
+        name = metric_label(table.metric.iloc[0])
+        label, centre = f"{name[0].upper()}{name[1:]} (%)", "score"
+        table[["ci_low", "ci_high"]] = table[["score_low", "score_high"]]
     if table.exact_match.isna().all():
         label, centre = "Agreement with full model (%)", "agreement"
         bounds = [

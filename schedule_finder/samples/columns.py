@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 import string
@@ -152,14 +153,18 @@ class Columns:
         value = row[self.answer] if self.answer else None
         if self.answer_form == "choice" and self.choices:
             return _letter_of(value, as_list(row[self.choices]))
-        if isinstance(value, (list, tuple)):
-            given = [text for text in map(_text, value) if text]
+        if (given := _several(value)) is not None:
             if not given:
                 return None
             return Counter(given).most_common(1)[0][0] if self.answer_form == "most_common" else given[0]
         if self.answer_form == "letter" and isinstance(value, int) and 0 <= value < 26:
             return string.ascii_uppercase[value]
         return _text(value) or None
+
+    def references_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """All reference answers of a row that lists several, in its order; else none: `answer_of` is the only one."""
+        given = _several(row[self.answer]) if self.answer and self.answer_form != "choice" else None
+        return tuple(given) if given and len(given) > 1 else ()
 
     def type_of(self, row: Mapping[str, Any]) -> str:
         """The question type of a row."""
@@ -265,6 +270,20 @@ def as_list(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         return value["text"]
     return value
+
+
+def _several(value: Any) -> list[str] | None:
+    """The texts of a list of answers, also of a JSON list of texts; None for any other cell.
+
+    An answer may be a dictionary with the text in ``answer``, as VQA v2 and VizWiz publish them.
+    """
+    if isinstance(value, str) and value.startswith('["'):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, (list, tuple)):
+        return None
+    texts = (_text(item.get("answer") if isinstance(item, Mapping) else item) for item in value)
+    return [text for text in texts if text]
 
 
 def _letter_of(answer: Any, choices: Any) -> str | None:

@@ -37,6 +37,8 @@ class Sample:
 
     All images are RGB and upright; a video is its frames, in order. ``regions``: vision tokens (row-major) that
     the answer depends on, where the data set states them. ``repairs``: changes that made the sample usable.
+    ``references``: all reference answers, where there are several; ``answer`` is one of them. ``metric``: of
+    `schedule_finder.evaluation.metrics`, where the data set has its own.
     """
 
     id: str
@@ -47,6 +49,13 @@ class Sample:
     regions: tuple[int, ...] = ()
     videos: tuple[tuple[Image.Image, ...], ...] = ()
     repairs: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    metric: str | None = None
+
+    @property
+    def all_references(self) -> tuple[str, ...]:
+        """Every reference answer; empty where none is known."""
+        return self.references or (() if self.answer is None else (self.answer,))
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class SampleEntry:
     """A line of ``1_samples.jsonl``: origin, use and status of a sample.
 
     ``source`` names its data set and ``row`` its row there; images are not copied. ``reason`` says why a
-    sample was skipped, or what was repaired on one that was not.
+    sample was skipped, or what was repaired on one that was not. ``references``: all answers, where there are several.
     """
 
     id: str
@@ -66,6 +75,7 @@ class SampleEntry:
     question_type: str = "all"
     status: Literal["pending", "done", "skipped"] = "pending"
     reason: str | None = None
+    references: tuple[str, ...] | None = None
 
 
 class DataSet(Protocol):
@@ -91,6 +101,7 @@ def describe(entry: SampleEntry, sample: Sample) -> SampleEntry:
         answer=sample.answer,
         question_type=sample.question_type,
         reason=reason,
+        references=sample.references or None,
     )
 
 
@@ -141,4 +152,6 @@ def _line(entry: SampleEntry) -> str:
 def _entry(line: str) -> SampleEntry:
     fields = json.loads(line)
     fields["use"] = _OLD_USES.get(fields["use"], fields["use"])
+    if fields.get("references") is not None:
+        fields["references"] = tuple(fields["references"])
     return SampleEntry(**fields)

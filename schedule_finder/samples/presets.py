@@ -25,7 +25,8 @@ class ImagesElsewhere:
 class Preset:
     """One benchmark in ``presets.json``; the fields mean what the options of the same names mean.
 
-    ``hub`` is None where no hub copy with questions and videos in one row is known.
+    ``hub`` is None where no hub copy with questions and videos in one row is known. ``metric``: the benchmark's own,
+    of `schedule_finder.evaluation.metrics`.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Preset:
     split: str | None
     question_template: str
     answer: str
+    metric: str
     image: str | None = None
     video: str | None = None
     answer_form: AnswerForm = "text"

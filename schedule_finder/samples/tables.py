@@ -59,6 +59,7 @@ class TableData:
         preset_name, preset, location = resolve_source(given)
         table, self._folder, split = open_table(location, preset, options)
         self._elsewhere = None
+        self._metric = preset.metric if preset else None
         image, video = options.image_column, options.video_column
         if preset and not (image or video):
             image, video = preset.image, preset.video
@@ -143,6 +144,8 @@ class TableData:
             question_type=self._columns.type_of(row),
             videos=tuple(videos),
             repairs=tuple(dict.fromkeys(repairs)),
+            references=self._columns.references_of(row),
+            metric=self._metric,
         )
 
     def _named(self, row: dict[str, Any]) -> dict[str, Any]:

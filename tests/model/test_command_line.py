@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
 from schedule_finder.cli.commands import app
-from schedule_finder.evaluation.metrics import COLUMNS
+from schedule_finder.evaluation.outcomes import COLUMNS
 from schedule_finder.evidence import HeldOutSummary, digest
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 

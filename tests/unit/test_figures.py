@@ -21,7 +21,7 @@ from schedule_finder import figures
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
-from schedule_finder.evaluation.metrics import COLUMNS
+from schedule_finder.evaluation.outcomes import COLUMNS
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.accuracy import accuracy
 from schedule_finder.figures.attention_map import ranked_attention

@@ -11,7 +11,7 @@ import typer
 from pruning_runtime.schedule import Schedule
 from schedule_finder.cli import options as opt
 from schedule_finder.cli import parsing
-from schedule_finder.cli.names import RESERVED_NAMES
+from schedule_finder.cli.names import METRIC_NAMES, RESERVED_NAMES
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, load_again, open_run
 from schedule_finder.cli.steps import draw_figures, evaluate_schedule, note_stale
@@ -39,6 +39,7 @@ def evaluate(
     sweep: opt.Sweep = False,
     schedule: opt.ChosenSchedules = None,
     eval_samples: opt.FewerSamples = None,
+    metric: opt.Metric = None,
     trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
     """Step 5: schedules and their baselines against the full model, on held-out samples.
@@ -46,9 +47,12 @@ def evaluate(
     adaptinfer-profile evaluate outputs/demo --baselines all
 
     adaptinfer-profile evaluate outputs/demo --schedule 25pct-processed-paper --schedule other.json
+
+    adaptinfer-profile evaluate outputs/mine --metric anls
     """
     current = open_run(folder)
     parsing.check_baselines(baselines)
+    metric = metric and parsing.choice("--metric", metric, METRIC_NAMES)
     chosen = current.schedules.several(schedule or (), RESERVED_NAMES)
     if not chosen:
         Schedule.load(current.schedule)  # before the backbone is loaded
@@ -63,6 +67,7 @@ def evaluate(
         sweep=sweep,
         schedules=chosen,
         most_samples=eval_samples,
+        metric=metric,
     )
     show_evaluation(table, current)
     return {

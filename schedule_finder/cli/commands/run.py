@@ -14,6 +14,7 @@ from schedule_finder.cli.names import (
     BUDGET_KINDS,
     DETECTOR_NAMES,
     DRAWN_BASELINES,
+    METRIC_NAMES,
     NUM_DEFAULT_BASELINES,
     RANDOM_DRAWS,
     SOLVER_NAMES,
@@ -74,6 +75,7 @@ def run(
     max_new_tokens: opt.MaxNewTokens = 16,
     baselines: opt.Baselines = None,
     sweep: opt.Sweep = False,
+    metric: opt.Metric = None,
     dry_run: opt.DryRun = False,
     *,
     columns: dict[str, Any],
@@ -90,6 +92,7 @@ def run(
     kind = parsing.budget_kind(budget_kind)
     parsing.check_budget(budget, kind)
     detector = detector and parsing.choice("--detector", detector, DETECTOR_NAMES)
+    metric = metric and parsing.choice("--metric", metric, METRIC_NAMES)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
     parsing.check_baselines(baselines)
@@ -101,7 +104,7 @@ def run(
     )
     current, running, data = begin_run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
-        out=out, check=check, write=not dry_run,
+        out=out, check=check, write=not dry_run, metric=metric,
     )  # fmt: skip
     opened = Opened(current, running, data, model, batches, max_new_tokens, answer_tokens)
     if dry_run:

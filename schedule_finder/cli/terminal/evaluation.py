@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli.terminal import make_table, screen, show_table
+from schedule_finder.evaluation.metrics import metric_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ def show_evaluation(table: pd.DataFrame, current: Run) -> None:
         own = ours[(ours.budget - target).abs() < 1e-9]
         _show_methods(pd.concat([overall[overall.method == "full"], own]), name)
     screen.print(
-        "exact match in % with its 95 % interval; same: same answer as the full model; KL of the first answer token; "
+        "score in % with its 95 % interval; same: same answer as the full model; KL of the first answer token; "
         "proc. and publ.: vision tokens, processed and by the published count; KV: cache bytes; time: decoder prefill"
     )
     if overall.draws.notna().any():
@@ -38,12 +39,12 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
     full = own.iloc[0]
     shown = make_table(
         f"{name}: {int(own.n.max())} held-out samples; costs in % of full",
-        *("method", "exact match", "same", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
+        *("method", metric_label(full.metric), "same", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
     )
     for row in own.itertuples():
         shown.add_row(
             f"{row.method} x{row.draws:.0f}" if row.draws == row.draws else row.method,
-            _exact_match(row),
+            _score(row),
             f"{100 * row.agreement:.0f}",
             f"{row.kl:.2f}" if row.kl < 10 else f"{row.kl:.1f}",
             f"{100 * row.processed:.1f}",
@@ -55,8 +56,9 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
     show_table(shown)
 
 
-def _exact_match(row: Any) -> str:
-    """Exact match in percent with its interval, or with the range over random draws."""
-    several = row.draws == row.draws and row.exact_match == row.exact_match  # neither is missing
-    low, high = (row.draw_low, row.draw_high) if several else (row.ci_low, row.ci_high)
-    return f"{100 * row.exact_match:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+def _score(row: Any) -> str:
+    """The score in percent with its interval, or with the range over random draws; F1 where the metric has it."""
+    several = row.draws == row.draws and row.score == row.score  # neither is missing
+    low, high = (row.draw_low, row.draw_high) if several else (row.score_low, row.score_high)
+    text = f"{100 * row.score:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    return f"{text}, F1 {100 * row.f1:.1f}" if row.f1 == row.f1 else text

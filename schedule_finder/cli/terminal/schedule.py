@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from schedule_finder.cli.names import AUTO
 from schedule_finder.cli.terminal import make_table, screen, show_table
+from schedule_finder.evaluation.metrics import metric_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         Alternative,
         AnswerQuality,
         Evidence,
+        HeldOutResult,
         HeldOutSummary,
         PolicyChoice,
         SolverEvidence,
@@ -92,9 +94,9 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
     # Version 1 kept the results in the schedule file.
     found = own.methods if own is not None else evidence.held_out
     results = [
-        f"{name} {100 * result.exact_match:.1f} % ({_percents(result.ci_low, result.ci_high)})"
-        for method, name in (("schedule", "exact match"), ("full", "full model"))
-        if (result := found.get(method)) is not None and result.exact_match is not None
+        f"{'full model' if method == 'full' else metric_label(result.metric)} {score}"
+        for method in ("schedule", "full")
+        if (result := found.get(method)) is not None and (score := _score(result)) is not None
     ]
     if results:
         screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
@@ -120,6 +122,15 @@ def _show_quality(quality: AnswerQuality | None) -> None:
     """The warning about the full model's answers, if there is one."""
     for line in quality.lines() if quality is not None else ():
         screen.print(escape(line), soft_wrap=True)
+
+
+def _score(result: HeldOutResult) -> str | None:
+    """A score with its interval, in percent; None without references. Older files have exact match only."""
+    if result.score is not None:
+        return f"{100 * result.score:.1f} % ({_percents(result.score_low, result.score_high)})"
+    if result.exact_match is not None:
+        return f"{100 * result.exact_match:.1f} % ({_percents(result.ci_low, result.ci_high)})"
+    return None
 
 
 def _percents(*shares: float | None) -> str:

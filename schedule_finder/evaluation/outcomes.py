@@ -1,9 +1,8 @@
-"""What is reported of each method: exact match, agreement, answer KL and costs, with intervals."""
+"""What is reported of each method: the metric's score, agreement, answer KL and costs, with intervals."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,13 @@ import numpy as np
 import pandas as pd
 
 from schedule_finder.evaluation.methods import Method
+from schedule_finder.evaluation.metrics import DEFAULT_METRIC, METRICS, Metric
 from schedule_finder.intervals import mean_interval, wilson_interval
 
+DETAILS = ("precision", "recall", "f1", "yes_share")
+"""What the metrics report besides their score."""
+MIXED = "mixed"
+"""The metric of a row whose samples have several."""
 COLUMNS = (
     "method",
     "budget",
@@ -22,6 +26,11 @@ COLUMNS = (
     "exact_match",
     "ci_low",
     "ci_high",
+    "metric",
+    "score",
+    "score_low",
+    "score_high",
+    *DETAILS,
     "difference",
     "difference_low",
     "difference_high",
@@ -50,7 +59,7 @@ class Outcome:
         id: of the sample.
         question_type: of the sample.
         answer: the generated text.
-        correct: whether it matches the reference answer; None where there is none.
+        correct: whether it is the same as a reference answer; None where there is none.
         agrees: whether it matches the full model's answer.
         kl: answer KL in nats.
         processed: vision tokens that the layers computed, as a share of the full model's.
@@ -59,6 +68,9 @@ class Outcome:
         kv_bytes: cache bytes after the prefill.
         prefill_ms: milliseconds of the decoder's prefill, the batch's divided by its rows.
         reference: the sample's own answer; None where there is none.
+        references: all reference answers.
+        metric: what ``score`` is by.
+        score: of the answer, in [0, 1]; None where there is no reference answer.
     """
 
     id: str
@@ -73,14 +85,18 @@ class Outcome:
     kv_bytes: float
     prefill_ms: float
     reference: str | None = None
+    references: tuple[str, ...] = ()
+    metric: str = DEFAULT_METRIC
+    score: float | None = None
 
 
 def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
     """One row per method and question type (``all`` first), with the columns `COLUMNS`.
 
     Draws of a random method share a row: values are means over the draws, intervals are those of the mean over
-    samples, and ``draw_low`` and ``draw_high`` are the least and the highest exact match of a draw (agreement where
-    no sample has a reference answer).
+    samples, and ``draw_low`` and ``draw_high`` are the least and the highest score of a draw (agreement where no
+    sample has a reference answer). The column ``metric`` is `MIXED` where the samples have several metrics;
+    `DETAILS` are then missing.
     """
     own = {(method.of, method.budget): found for method, found in outcomes.items() if method.is_schedule}
     rows = []
@@ -119,11 +135,11 @@ def _by_method(outcomes: Mapping[Method, Sequence[Outcome]]) -> list[list[_Draw]
 
 
 def _difference(draws: Sequence[Sequence[Outcome]], own: Sequence[Outcome]) -> dict[str, float]:
-    """Exact match less that of the schedule for the same budget, with a paired bootstrap interval."""
+    """Score less that of the schedule for the same budget, with a paired bootstrap interval."""
     pairs = [
-        sum(float(bool(one.correct)) for one in drawn) / len(drawn) - float(other.correct)
+        sum(one.score or 0.0 for one in drawn) / len(drawn) - other.score
         for *drawn, other in zip(*draws, own, strict=False)
-        if other.correct is not None and all(one.correct is not None for one in drawn)
+        if other.score is not None and all(one.score is not None for one in drawn)
     ]
     names = ("difference", "difference_low", "difference_high")
     if not pairs:
@@ -137,8 +153,9 @@ def _summary(draws: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
     judged = [[outcome.correct for outcome in drawn if outcome.correct is not None] for drawn in draws]
     correct, count = sum(map(sum, judged)) / len(draws), len(judged[0])
     low, high = wilson_interval(correct, count)
+    scored = _scores(draws)
     if count:
-        of_draw = [sum(drawn) / len(drawn) for drawn in judged]
+        of_draw = [float(row.mean()) for row in scored]
     else:
         of_draw = [sum(outcome.agrees for outcome in drawn) / len(drawn) for drawn in draws]
 
@@ -150,6 +167,7 @@ def _summary(draws: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
         "exact_match": correct / count if count else math.nan,
         "ci_low": low,
         "ci_high": high,
+        **_metric_summary(draws, scored),
         "agreement": mean(lambda outcome: outcome.agrees),
         "kl": mean(lambda outcome: outcome.kl),
         "processed": mean(lambda outcome: outcome.processed),
@@ -163,11 +181,32 @@ def _summary(draws: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
     }
 
 
-def same_answer(found: str, expected: str) -> bool:
-    """Exact match after lower-casing and dropping articles, punctuation and surplus space."""
-    return _normalized(found) == _normalized(expected)
+def _scores(draws: Sequence[Sequence[Outcome]]) -> np.ndarray:
+    """Scores of the samples that have references, ``[draws, samples]``."""
+    return np.array([[one.score for one in drawn if one.score is not None] for drawn in draws], float)
 
 
-def _normalized(text: str) -> str:
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+def _metric_summary(draws: Sequence[Sequence[Outcome]], scored: np.ndarray) -> dict[str, Any]:
+    """The metric, its mean with a 95 % interval, and its details where all samples have the same metric."""
+    names = {one.metric for drawn in draws for one in drawn}
+    name = names.pop() if len(names) == 1 else MIXED
+    found: dict[str, Any] = {"metric": name, "score": math.nan, "score_low": math.nan, "score_high": math.nan}
+    if not scored.size:
+        return found
+    found["score"] = float(scored.mean())
+    if np.isin(scored, (0, 1)).all():
+        found["score_low"], found["score_high"] = wilson_interval(
+            float(scored.sum()) / len(scored), scored.shape[1]
+        )
+    else:
+        found["score_low"], found["score_high"] = mean_interval(scored.mean(axis=0))
+    return found | (_details(METRICS[name], draws) if name in METRICS else {})
+
+
+def _details(metric: Metric, draws: Sequence[Sequence[Outcome]]) -> dict[str, float]:
+    """The metric's `Metric.details`, each a mean over the draws."""
+    of_draw = []
+    for drawn in draws:
+        judged = [one for one in drawn if one.references]
+        of_draw.append(metric.details([one.answer for one in judged], [one.references for one in judged]))
+    return {name: sum(each[name] for each in of_draw) / len(of_draw) for name in of_draw[0]}
