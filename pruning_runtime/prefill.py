@@ -101,6 +101,7 @@ class Prefill:
         scoring = StageScoring(setup, prompt, record.prefills - 1, vision, text_queries, host)
         scoring.check_text(num_text_queries, num_vision)
         scoring.check_frames(frame_problems)
+        scoring.vision_counts = num_vision
         return cls(
             setup=setup,
             prompt=prompt,

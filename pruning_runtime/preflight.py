@@ -14,7 +14,8 @@ from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackb
 from pruning_runtime.model_quirks.attention_temperature import find_temperature
 from pruning_runtime.renumbering import find_rotary, problem_of_table, rope_types, table_index
 from pruning_runtime.schedule import Schedule
-from pruning_runtime.scorers import FeatureScorer, FrameScorer, Scorer
+from pruning_runtime.scorers import FeatureScorer, FrameScorer, Scorer, TowerScorer
+from pruning_runtime.tower import find_tower
 
 # ---- the model and the schedule, before anything is installed
 
@@ -31,6 +32,8 @@ def check_setup(backbone: Backbone, schedule: Schedule) -> None:
     for layer, scorer in schedule.scorers().items():
         _check_scorer(schedule, layer, scorer)
         _check_scored_layer(backbone, max(layer, 0), scorer)
+        if isinstance(scorer, TowerScorer):
+            find_tower(backbone)  # refuses a model without one
 
 
 def _check_model(backbone: Backbone) -> None:
@@ -132,8 +135,11 @@ def why_not_static(backbone: Backbone, scorers: Iterable[Scorer]) -> str | None:
         return "its decoder is spread over several devices or offloaded"
     if text.config.output_hidden_states or text.config.output_attentions:
         return "its configuration requests more than the last hidden states"
-    if any(scorer.name == "random" for scorer in scorers):
-        return "scorer 'random' draws on the host"
+    for scorer in scorers:
+        if scorer.name == "random":
+            return "scorer 'random' draws on the host"
+        if isinstance(scorer, TowerScorer):
+            return f"scorer {scorer.name!r} reads the vision tower, whose statistics have no static buffers"
     return None
 
 

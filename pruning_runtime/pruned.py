@@ -29,7 +29,8 @@ from pruning_runtime.preflight import check_setup
 from pruning_runtime.record import Record
 from pruning_runtime.schedule import Schedule
 from pruning_runtime.session import PruningSession
-from pruning_runtime.setup import PruningSetup
+from pruning_runtime.setup import PruningSetup, tower_needs
+from pruning_runtime.tower import tower_tap
 
 _in_use: WeakSet[nn.Module] = WeakSet()
 _in_use_lock = threading.Lock()
@@ -82,7 +83,9 @@ def pruned(
     backbone = find_backbone(model)
     check_setup(backbone, schedule)
     with _exclusive(model), ExitStack() as undo:
-        setup = PruningSetup.prepare(backbone, schedule, keep_scores=keep_scores, timing=timing)
+        needs = tower_needs(schedule)
+        tower = None if needs is None else undo.enter_context(tower_tap(backbone, needs, vision_mask))
+        setup = PruningSetup.prepare(backbone, schedule, keep_scores=keep_scores, timing=timing, tower=tower)
         session = PruningSession(setup, vision_mask, fast, answer_length)
         undo.callback(session.close)
         for hook in _install(backbone, session, original_positions=schedule.positions == "original"):

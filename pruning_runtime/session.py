@@ -100,6 +100,8 @@ class PruningSession:
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Arguments | None:
         """Pre-hook of the text model."""
+        if self._setup.tower is not None and self._setup.tower.probing:
+            return None
         call = self._call
         if call is None:
             raise PruningError("call the whole model inside `pruned`, not a part of it")

@@ -13,8 +13,9 @@ from pruning_runtime.masks import MaskBuilder
 from pruning_runtime.model_quirks.image_newline import ImageNewline, find_image_newlines
 from pruning_runtime.renumbering import Renumbering
 from pruning_runtime.schedule import Schedule, Stage
-from pruning_runtime.scorers import AttentionScorer, FeatureScorer, FrameScorer, Scorer
+from pruning_runtime.scorers import AttentionScorer, FeatureScorer, FrameScorer, Scorer, TowerScorer
 from pruning_runtime.timing import Stopwatch
+from pruning_runtime.tower import TowerNeeds, TowerTap
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class PruningSetup:
         image_newlines: learned vectors whose tokens are protected.
         masks: builds the masks of all layers.
         watch: measures time.
+        tower: collects statistics of the vision tower; None unless a scorer reads it.
         lease: closed when the ``with`` ends.
     """
 
@@ -45,13 +47,20 @@ class PruningSetup:
     image_newlines: tuple[ImageNewline, ...]
     masks: MaskBuilder
     watch: Stopwatch
+    tower: TowerTap | None
     lease: Lease
 
     @classmethod
     def prepare(
-        cls, backbone: Backbone, schedule: Schedule, *, keep_scores: bool, timing: bool
+        cls,
+        backbone: Backbone,
+        schedule: Schedule,
+        *,
+        keep_scores: bool,
+        timing: bool,
+        tower: TowerTap | None = None,
     ) -> PruningSetup:
-        """Prepare ``schedule`` for ``backbone``."""
+        """Prepare ``schedule`` for ``backbone``; ``tower`` collects what `tower_needs` names."""
         decoder = backbone.text_model, backbone.layers, backbone.layer_kinds
         protected = schedule.image_newlines == "protected"
         return cls(
@@ -67,6 +76,7 @@ class PruningSetup:
             image_newlines=find_image_newlines(backbone.model, backbone.text_model) if protected else (),
             masks=MaskBuilder.of_backbone(backbone),
             watch=Stopwatch(next(backbone.text_model.parameters()).device, timing),
+            tower=tower,
             lease=Lease(),
         )
 
@@ -83,3 +93,16 @@ class PruningSetup:
             isinstance(scorer, AttentionScorer) or (isinstance(scorer, FeatureScorer) and scorer.needs_keys)
             for scorer in self.scorers.values()
         )
+
+
+def tower_needs(schedule: Schedule) -> TowerNeeds | None:
+    """What the schedule's scorers read of the vision tower; None if none does."""
+    rules = [scorer for scorer in schedule.scorers().values() if isinstance(scorer, TowerScorer)]
+    if not rules:
+        return None
+    return TowerNeeds(
+        saliency=frozenset(name for rule in rules for name in rule.saliency),
+        states=any(rule.needs_states for rule in rules),
+        keys=any(rule.needs_tower_keys for rule in rules),
+        places=any(rule.needs_places for rule in rules),
+    )

@@ -1,8 +1,8 @@
 """Scorers: rules that give each vision token a score at a stage. One rule per file; higher scores are kept.
 
 The base class of a rule says what it needs: `AttentionScorer` attention rows of the stage's layer, `FeatureScorer`
-hidden states at the stage (`FrameScorer`: of whole frames), `PositionScorer` positions only. To add a rule, add its
-file and its class to `SCORERS`.
+hidden states at the stage (`FrameScorer`: of whole frames), `TowerScorer` the vision tower, `PositionScorer`
+positions only. To add a rule, add its file and its class to `SCORERS`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,33 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from pruning_runtime.scorers.base import AttentionScorer, FeatureScorer, PositionScorer, VisionTokens
+from pruning_runtime.scorers.base import (
+    AttentionScorer,
+    FeatureScorer,
+    PositionScorer,
+    TowerScorer,
+    TowerTokens,
+    VisionTokens,
+)
 from pruning_runtime.scorers.cdpruner import CDPruner
 from pruning_runtime.scorers.dart import Dart
 from pruning_runtime.scorers.divprune import DivPrune
 from pruning_runtime.scorers.evs import EVS
+from pruning_runtime.scorers.fastervlm import FasterVLM
 from pruning_runtime.scorers.frames import FrameScorer
+from pruning_runtime.scorers.hiprune import HiPrune
 from pruning_runtime.scorers.last_token import LastToken
 from pruning_runtime.scorers.mmtok import MMTok
 from pruning_runtime.scorers.random_tokens import RandomTokens
+from pruning_runtime.scorers.scope import SCOPE
 from pruning_runtime.scorers.sparsevlm import SparseVLM
 from pruning_runtime.scorers.strided import Strided
 from pruning_runtime.scorers.text_guided import TextGuided
 from pruning_runtime.scorers.uniform_text import UniformText
 from pruning_runtime.scorers.v2drop import V2Drop
 from pruning_runtime.scorers.vidcom2 import VidCom2
+from pruning_runtime.scorers.visionzip import VisionZip
+from pruning_runtime.scorers.vscan import VScan
 
 Scorer = AttentionScorer | FeatureScorer | PositionScorer
 
@@ -37,6 +49,7 @@ SCORERS: dict[str, type[Scorer]] = {
         *(TextGuided, UniformText, LastToken, SparseVLM),
         *(DivPrune, CDPruner, MMTok, Dart, V2Drop),
         *(EVS, VidCom2),
+        *(FasterVLM, HiPrune, VisionZip, SCOPE, VScan),
         *(RandomTokens, Strided),
     )
 }
@@ -48,6 +61,8 @@ __all__ = [
     "FrameScorer",
     "PositionScorer",
     "Scorer",
+    "TowerScorer",
+    "TowerTokens",
     "VisionTokens",
     "find_scorer",
     "make_scorer",

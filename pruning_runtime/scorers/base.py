@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Scope = Literal["sample", "image"]
+Scope = Literal["sample", "image", "tile"]
 Joining = Literal["mean", "add_mean"]
 
 
@@ -78,6 +78,32 @@ class PositionScorer(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class TowerTokens:
+    """What a vision tower says of the tokens of `VisionTokens`; means over the patches of a token.
+
+    Attributes:
+        saliency: by name, see `TowerScorer.saliency`, ``[groups, slots]`` float32; 0 without a patch.
+        has_patch: False at padding and at tokens that no patch makes (image newlines), ``[groups, slots]``.
+        states: output of the block that feeds the decoder, ``[groups, slots, width]``; None unless needed.
+        keys: of that block, mean over heads, ``[groups, slots, head_dim]``; None unless needed.
+        row, column: place in the token's image; ``rows``, ``columns``: size of that image in tokens; ``image``: its
+            number in the batch. Long ``[groups, slots]``.
+        has_cls: whether the tower has a CLS token.
+    """
+
+    saliency: dict[str, Tensor]
+    has_patch: Tensor
+    states: Tensor | None
+    keys: Tensor | None
+    row: Tensor
+    column: Tensor
+    rows: Tensor
+    columns: Tensor
+    image: Tensor
+    has_cls: bool
+
+
+@dataclass(frozen=True, slots=True)
 class VisionTokens:
     """The vision tokens that reach a stage, by group: all tokens of a sample, or those of one image.
 
@@ -96,6 +122,7 @@ class VisionTokens:
         key_norms, text_key_norms: sum of the absolute entries of each token's key at the stage's layer, over all heads,
             ``[groups, slots]`` and ``[groups, text]``; None unless the scorer ``needs_keys``.
         images: images of each group, ``[groups]``; 1 where a group is an image.
+        tower: statistics of the vision tower; None unless the rule is a `TowerScorer`.
     """
 
     features: Tensor
@@ -109,6 +136,7 @@ class VisionTokens:
     key_norms: Tensor | None = None
     text_key_norms: Tensor | None = None
     images: Tensor | None = None
+    tower: TowerTokens | None = None
 
 
 class FeatureScorer(ABC):
@@ -163,3 +191,32 @@ class FeatureScorer(ABC):
         The default is one product of all pairs, from which the rules here choose.
         """
         return 2 * tokens * tokens * width
+
+
+class TowerScorer(FeatureScorer):
+    """Scores vision tokens by the vision tower: attention, and states or keys of its blocks (`VisionTokens.tower`).
+
+    Needs a model whose tower positions belong to one vision token each; other models are refused by name. Tokens that no
+    patch makes (image newlines) rank below all others.
+
+    Attributes:
+        scope: also "tile": every image, tile and video frame gets a share in proportion to its tokens; the default.
+    """
+
+    saliency: ClassVar[tuple[str, ...]] = ("deep",)
+    """Blocks whose attention the rule reads: ``deep``, ``middle``, ``shallow`` (`block_at`). The attention of the CLS
+    token where the tower has one, else what a patch receives; always the latter with ``_received`` behind the name."""
+    needs_states: ClassVar[bool] = False
+    needs_tower_keys: ClassVar[bool] = False
+    needs_places: ClassVar[bool] = False
+    """Whether the rule reads rows and columns."""
+
+    def __init__(self, scope: Scope = "tile") -> None:
+        if scope != "tile":
+            super().__init__(scope)
+        self.scope = scope
+
+    @classmethod
+    def flops(cls, tokens: float, kept: float, width: float, text: float) -> float:
+        """None: ranking is not counted. The rules that compare tokens override this."""
+        return 0.0

@@ -45,3 +45,26 @@ def greedy_scores(
         is_open.scatter_(1, slot, False)
         choose(slot)
     return scores
+
+
+def ranks(values: Tensor, is_token: Tensor) -> Tensor:
+    """Rank of every slot among its group's tokens, 0 for the highest value; ties by index, padding behind all tokens.
+
+    ``values``, ``is_token``: ``[groups, slots]``.
+    """
+    ordered = values.masked_fill(~is_token, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    return ordered.argsort(1)
+
+
+def nearest(similarity: Tensor, candidates: Tensor) -> Tensor:
+    """The candidate slot of highest similarity, or the own slot where there is none, long ``[groups, slots]``.
+
+    Args:
+        similarity: of every token with every token, ``[groups, slots, slots]``.
+        candidates: bool ``[groups, slots]``.
+    """
+    import torch
+
+    best = similarity.masked_fill(~candidates[:, None], float("-inf")).argmax(2)
+    own = torch.arange(best.shape[1], device=best.device).expand_as(best)
+    return torch.where(candidates.any(1, keepdim=True), best, own)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,15 @@ from transformers import PreTrainedConfig
 class Places:
     """Place of each vision token: long ``[vision tokens]``, -1 where unknown.
 
-    ``row`` and ``column`` count tokens in the image; ``image`` numbers images, tiles and frames.
+    ``row`` and ``column`` count tokens in the image, which has ``rows`` and ``columns`` of them; ``image`` numbers
+    images, tiles and frames.
     ``known``: every token with a patch has a place.
     """
 
     row: Tensor
     column: Tensor
+    rows: Tensor
+    columns: Tensor
     image: Tensor
     known: bool
 
@@ -57,8 +60,7 @@ def find_places(
         config: of the tower.
         inputs: of the model.
     """
-    unknown = torch.full((members.shape[0],), -1)
-    places = Places(unknown.clone(), unknown.clone(), unknown.clone(), True)
+    places = Places(*torch.full((5, members.shape[0]), -1).unbind(), known=True)
     known, number, offset, taken = True, 0, 0, set[str]()
     for sequences, length in runs:
         patches = [position for position in range(length) if position not in set(fixed)]
@@ -72,7 +74,7 @@ def find_places(
             continue
         number, all_placed = _place(images, members, places, number, with_grid=True)
         known &= all_placed
-    return Places(places.row, places.column, places.image, known)
+    return replace(places, known=known)
 
 
 # ---- images of the tower
@@ -187,14 +189,15 @@ def _place(
             all_placed &= not with_grid
             number += 1
             continue
-        frame, places.row[tokens], places.column[tokens] = found
+        frame, places.row[tokens], places.column[tokens], size = found
+        places.rows[tokens], places.columns[tokens] = image.rows // size, image.columns // size
         places.image[tokens] += frame
         number += int(frame.max()) + 1
     return number, all_placed
 
 
-def _by_patches(image: _Image, members: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Frame, row and column of tokens that are square blocks of the image's patches, all of one size."""
+def _by_patches(image: _Image, members: Tensor) -> tuple[Tensor, Tensor, Tensor, int] | None:
+    """Frame, row, column and size in patches of tokens that are square blocks of the image's patches, all of one size."""
     index = torch.full((int(max(members.max(), image.positions.max())) + 1,), -1)
     inside = image.positions >= 0
     index[image.positions[inside]] = inside.nonzero().flatten()
@@ -216,10 +219,10 @@ def _by_patches(image: _Image, members: Tensor) -> tuple[Tensor, Tensor, Tensor]
     is_block &= (low[1] % size == 0) & (low[2] % size == 0)
     if not bool(is_block.all()):
         return None
-    return low[0] // depth, low[1] // size, low[2] // size
+    return low[0] // depth, low[1] // size, low[2] // size, size
 
 
-def _by_order(image: _Image, members: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def _by_order(image: _Image, members: Tensor) -> tuple[Tensor, Tensor, Tensor, int] | None:
     """The same where patches are not row by row: tokens are, and have equally many patches."""
     count = (members >= 0).sum(1)
     each, tokens = int(count[0]), len(members)
@@ -230,4 +233,4 @@ def _by_order(image: _Image, members: Tensor) -> tuple[Tensor, Tensor, Tensor] |
     if size is None or image.frames % (each // size**2):
         return None
     number, rows, columns = torch.arange(tokens), image.rows // size, image.columns // size
-    return number // (rows * columns), number // columns % rows, number % columns
+    return number // (rows * columns), number // columns % rows, number % columns, size

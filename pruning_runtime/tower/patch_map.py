@@ -49,8 +49,10 @@ class PatchMap:
         cls: position of the CLS token in each sequence; None for a tower without.
         positions: positions of all runs together, by block.
         members: positions of each token's patches, ``[vision tokens, most patches]``, -1 after the last.
-        row, column, image: place of each token, -1 where it has no patch or its place is unknown.
+        row, column, rows, columns, image: place of each token, see `Places`.
         has_places: whether every token with a patch has a place.
+        tile: number of each token's image in its row of the batch; a token without a patch follows the one before.
+        num_tiles, largest_tile: images of a row and tokens of an image, maxima over the rows.
     """
 
     feeding: int
@@ -60,15 +62,20 @@ class PatchMap:
     members: Tensor
     row: Tensor
     column: Tensor
+    rows: Tensor
+    columns: Tensor
     image: Tensor
     has_places: bool
+    tile: Tensor
+    num_tiles: int
+    largest_tile: int
     _on_device: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> tuple[Tensor, ...]:
-        """``members``, ``row``, ``column`` and ``image`` on ``device``; copied once."""
+        """``members``, ``row``, ``column``, ``rows``, ``columns``, ``image`` and ``tile`` on ``device``; copied once."""
         if device not in self._on_device:
-            tensors = self.members, self.row, self.column, self.image
-            self._on_device[device] = tuple(tensor.to(device) for tensor in tensors)
+            places = self.row, self.column, self.rows, self.columns, self.image, self.tile
+            self._on_device[device] = tuple(tensor.to(device) for tensor in (self.members, *places))
         return self._on_device[device]
 
     def mean(self, values: Tensor) -> Tensor:
@@ -132,6 +139,7 @@ def _make(
             "use a scorer that does not read the tower"
         )
     places = find_places(members, probed.runs, probed.fixed, tower.config, kwargs)
+    tile = _tiles(places.image, vision.sum(1).tolist())
     return PatchMap(
         feeding=probed.feeding,
         whole=_whole(probed),
@@ -140,9 +148,26 @@ def _make(
         members=members,
         row=places.row,
         column=places.column,
+        rows=places.rows,
+        columns=places.columns,
         image=places.image,
         has_places=places.known,
+        tile=torch.cat(tile),
+        num_tiles=max(int(part.max()) + 1 for part in tile if len(part)),
+        largest_tile=max(int(part.bincount().max()) for part in tile if len(part)),
     )
+
+
+def _tiles(image: Tensor, counts: list[int]) -> list[Tensor]:
+    """Number of each token's image among those of its row, for the tokens of each row."""
+    tiles = []
+    for part in image.split(counts):
+        known, number = part.unique(return_inverse=True)
+        number = number - int((known == -1).any())
+        # A token without a patch follows the last one with a patch; those before all go to the first image.
+        last = torch.where(part >= 0, torch.arange(len(part)), -1).cummax(0).values if len(part) else part
+        tiles.append(torch.where(last >= 0, number[last.clamp(min=0)], 0) if len(part) else part)
+    return tiles
 
 
 def _whole(probed: Probed) -> frozenset[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,11 @@ class TowerStatistics:
         states: output of the feeding block, float32 ``[vision tokens, width]``; NaN without a patch.
         keys: of the ``deep`` block, after RoPE, mean over heads, float32 ``[vision tokens, head_dim]``.
         row, column: place of the token in its image, in tokens, long ``[vision tokens]``; -1 where unknown.
+        rows, columns: of that image, in tokens.
         image: number of the image, tile or frame in the batch, long ``[vision tokens]``; -1 without a patch.
+        tile: its number in the row of the batch; a token without a patch belongs to the tile of the one before.
+        num_tiles, largest_tile: tiles of a row and tokens of a tile, maxima over the rows, known on the host.
+        has_cls: whether the tower has a CLS token.
     """
 
     saliency: dict[str, Tensor]
@@ -72,7 +76,13 @@ class TowerStatistics:
     keys: Tensor | None
     row: Tensor
     column: Tensor
+    rows: Tensor
+    columns: Tensor
     image: Tensor
+    tile: Tensor
+    num_tiles: int
+    largest_tile: int
+    has_cls: bool
 
 
 @dataclass
@@ -91,12 +101,17 @@ class TowerTap:
         backbone: the model and its parts.
         needs: what is collected.
         vision_mask: vision tokens of prompts, where they cannot be found by id, bool ``[batch, length]``.
+
+    Attributes:
+        patch_map: of the last prompt; None if it had no images.
+        probing: the model runs to find a patch map; its hooks should do nothing.
     """
 
     def __init__(self, backbone: Backbone, needs: TowerNeeds, vision_mask: Tensor | None = None) -> None:
         self._backbone, self._needs, self._vision_mask = backbone, needs, vision_mask
         self._tower: VisionTower = find_tower(backbone)
         self._digest = configuration_digest(backbone)
+        self.probing = False
         self._encoded = False
         self._counts: list[int] = []
         self._names: dict[int, list[str]] = {}
@@ -135,7 +150,11 @@ class TowerTap:
         self._counts = vision.sum(1).tolist()
         if not any(self._counts):
             return
-        self.patch_map = find_patch_map(self._backbone, self._tower, self._digest, vision, args, kwargs)
+        self.probing = True
+        try:
+            self.patch_map = find_patch_map(self._backbone, self._tower, self._digest, vision, args, kwargs)
+        finally:
+            self.probing = False
         self._install(self.patch_map)
 
     def _install(self, patch_map: PatchMap) -> None:
@@ -190,17 +209,19 @@ class TowerTap:
 
     # ---- results
 
-    def statistics(self, vision_mask: Tensor) -> TowerStatistics:
+    def statistics(self, vision_mask: Tensor, counts: Sequence[int] | None = None) -> TowerStatistics:
         """Statistics of the last prompt's vision tokens.
 
         Args:
             vision_mask: bool ``[batch, length]``.
+            counts: vision tokens of each row; None reads them from the device.
 
         Raises:
             PruningError: the tower did not run for these vision tokens.
             UnsupportedBackbone: a block ran without its attention kernel.
         """
-        device, patch_map, counts = vision_mask.device, self.patch_map, vision_mask.sum(1).tolist()
+        device, patch_map = vision_mask.device, self.patch_map
+        counts = vision_mask.sum(1).tolist() if counts is None else list(counts)
         if patch_map is None:
             if any(counts):
                 raise PruningError(
@@ -208,7 +229,7 @@ class TowerTap:
                     "a scorer that does not read the tower"
                 )
             return self._empty(device)
-        _, row, column, image = patch_map.to(device)
+        _, row, column, rows, columns, image, tile = patch_map.to(device)
         parts, needs = self._collected, self._needs
         statistics = TowerStatistics(
             saliency={
@@ -218,7 +239,13 @@ class TowerTap:
             keys=self._per_token(parts.keys, device) if needs.keys else None,
             row=row,
             column=column,
+            rows=rows,
+            columns=columns,
             image=image,
+            tile=tile,
+            num_tiles=patch_map.num_tiles,
+            largest_tile=patch_map.largest_tile,
+            has_cls=patch_map.cls is not None,
         )
         return statistics if counts == self._counts else self._repeated(statistics, counts)
 
@@ -231,16 +258,20 @@ class TowerTap:
             )
         rows = torch.arange(sum(self._counts), device=statistics.row.device).split(self._counts)
         index = torch.cat([row for row in rows for _ in range(times)])
-        images = (int(statistics.image.max()) + 1) if len(statistics.image) else 0
-        copies = [torch.full_like(row, images * copy) for row in rows for copy in range(times)]
+        number = torch.arange(times, device=index.device).repeat(len(rows))
+        copy = number.repeat_interleave(torch.tensor(counts, device=index.device))
         image = statistics.image[index]
-        return TowerStatistics(
+        return replace(
+            statistics,
             saliency={name: values[index] for name, values in statistics.saliency.items()},
             states=None if statistics.states is None else statistics.states[index],
             keys=None if statistics.keys is None else statistics.keys[index],
             row=statistics.row[index],
             column=statistics.column[index],
-            image=torch.where(image < 0, image, image + torch.cat(copies)),
+            rows=statistics.rows[index],
+            columns=statistics.columns[index],
+            image=torch.where(image < 0, image, image * times + copy),
+            tile=statistics.tile[index],
         )
 
     def _per_token(self, parts: list[Tensor], device: torch.device) -> Tensor:
@@ -262,7 +293,13 @@ class TowerTap:
             keys=nothing[:, None] if self._needs.keys else None,
             row=places,
             column=places,
+            rows=places,
+            columns=places,
             image=places,
+            tile=places,
+            num_tiles=1,
+            largest_tile=0,
+            has_cls=False,
         )
 
     def close(self) -> None:
