@@ -166,7 +166,7 @@ class FeatureScorer(ABC):
     def __init__(self, scope: Scope = "sample") -> None:
         if scope not in ("sample", "image"):
             raise TypeError(f"scope must be 'sample' or 'image', found {scope!r}")
-        self.scope = scope
+        self.scope: Scope = scope
 
     @abstractmethod
     def score(self, tokens: VisionTokens) -> Tensor:
