@@ -25,6 +25,7 @@ from pruning_runtime.selection import StagePlan, gather_positions, plan_stages, 
 from pruning_runtime.sequence import PrunedPrompt, Segment, once, restore_length
 from pruning_runtime.setup import PruningSetup
 from pruning_runtime.token_groups import image_counts, image_numbers
+from pruning_runtime.tower_tokens import PromptTower
 
 LayerArguments = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
 """A decoder layer's hidden states, its other positional arguments, and its keyword arguments."""
@@ -101,7 +102,8 @@ class Prefill:
         scoring = StageScoring(setup, prompt, record.prefills - 1, vision, text_queries, host)
         scoring.check_text(num_text_queries, num_vision)
         scoring.check_frames(frame_problems)
-        scoring.vision_counts = num_vision
+        if setup.tower is not None:
+            scoring.tower = PromptTower(setup.tower, vision, num_vision)
         return cls(
             setup=setup,
             prompt=prompt,

@@ -19,7 +19,6 @@ from pruning_runtime.scorers import (
     PositionScorer,
     Scorer,
     TowerScorer,
-    TowerTokens,
     VisionTokens,
 )
 from pruning_runtime.selection import StagePlan
@@ -32,7 +31,7 @@ from pruning_runtime.token_groups import (
     image_counts,
     image_numbers,
 )
-from pruning_runtime.tower import TowerStatistics
+from pruning_runtime.tower_tokens import PromptTower
 
 
 class _LayerStopped(Exception):
@@ -71,8 +70,7 @@ class StageScoring:
         layer_only: layer 0 runs for its queries and keys only.
         previous: hidden states before the layer of the next stage.
         key_norms: of that layer's keys, ``[batch, slots]``.
-        vision_counts: vision tokens of each row.
-        tower: statistics of the vision tower, once a scorer reads it.
+        tower: statistics of the vision tower; None unless a scorer reads them.
         joining: rule, groups and tokens of the stage that was scored last, if dropped tokens join kept ones there.
     """
 
@@ -87,8 +85,7 @@ class StageScoring:
     layer_only: bool = False
     previous: Tensor | None = None
     key_norms: Tensor | None = None
-    vision_counts: list[int] = field(default_factory=list)
-    tower: TowerStatistics | None = None
+    tower: PromptTower | None = None
     joining: tuple[FeatureScorer, TokenGroups, VisionTokens] | None = None
 
     def check_text(self, num_text_queries: list[int], num_vision: list[int]) -> None:
@@ -308,10 +305,10 @@ class StageScoring:
         """The groups of a stage, and the most tokens that one of them keeps."""
         counts = self.counts
         if scorer.scope == "tile":
-            tower = self._tower(vision.device)
-            tile = tower.tile[self._token_numbers(before)]
-            groups = TokenGroups.of(vision, tile, keep, tower.num_tiles, tower.largest_tile)
-            return groups, min(stage.most_kept, tower.largest_tile)
+            assert self.tower is not None
+            tile, num_tiles, largest = self.tower.tiles(before.index)
+            groups = TokenGroups.of(vision, tile, keep, num_tiles, largest)
+            return groups, min(stage.most_kept, largest)
         if scorer.scope == "sample" or counts.images <= 1:
             group = torch.zeros_like(before.index)
             return TokenGroups.of(vision, group, keep, 1, counts.vision), min(stage.most_kept, counts.vision)
@@ -354,44 +351,9 @@ class StageScoring:
             key_norms=None if keys is None else groups.gather(keys),
             text_key_norms=None if keys is None else keys.gather(1, rows).repeat_interleave(number, 0),
             images=images,
-            tower=self._tower_tokens(groups, before) if isinstance(scorer, TowerScorer) else None,
-        )
-
-    # ---- the vision tower
-
-    def _tower(self, device: torch.device) -> TowerStatistics:
-        """Statistics of all vision tokens of the prompt."""
-        if self.tower is None:
-            assert self.setup.tower is not None
-            self.tower = self.setup.tower.statistics(self.vision.to(device), self.vision_counts)
-        return self.tower
-
-    def _token_numbers(self, before: Segment) -> Tensor:
-        """Number of the vision token at each slot among those of the batch, ``[batch, slots]``; any at other slots."""
-        number = (self.vision.flatten().cumsum(0) - 1).clamp(min=0).view(self.vision.shape)
-        return number.to(before.index.device).gather(1, before.index)
-
-    def _tower_tokens(self, groups: TokenGroups, before: Segment) -> TowerTokens:
-        """What the tower says of ``groups``."""
-        tower = self._tower(before.index.device)
-        number = groups.gather(self._token_numbers(before))
-        has_patch = groups.is_token.flatten(0, 1) & (tower.image[number] >= 0)
-
-        def of(values: Tensor) -> Tensor:
-            found = values[number]
-            return found.masked_fill(~has_patch.view(*has_patch.shape, *[1] * (found.dim() - 2)), 0)
-
-        return TowerTokens(
-            saliency={name: of(values) for name, values in tower.saliency.items()},
-            has_patch=has_patch,
-            states=None if tower.states is None else of(tower.states),
-            keys=None if tower.keys is None else of(tower.keys),
-            row=of(tower.row),
-            column=of(tower.column),
-            rows=of(tower.rows),
-            columns=of(tower.columns),
-            image=of(tower.image),
-            has_cls=tower.has_cls,
+            tower=self.tower.tokens(groups, before.index)
+            if self.tower and isinstance(scorer, TowerScorer)
+            else None,
         )
 
 

@@ -1,8 +1,8 @@
 """Scorers: rules that give each vision token a score at a stage. One rule per file; higher scores are kept.
 
 The base class of a rule says what it needs: `AttentionScorer` attention rows of the stage's layer, `FeatureScorer`
-hidden states at the stage (`FrameScorer`: of whole frames), `TowerScorer` the vision tower, `PositionScorer` positions only.
-To add a rule, add its file and its class to `SCORERS`.
+hidden states at the stage (`FrameScorer`: of whole frames), `TowerScorer` the vision tower, `PositionScorer`
+positions only. To add a rule, add its file and its class to `SCORERS`.
 """
 
 from __future__ import annotations

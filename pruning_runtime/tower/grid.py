@@ -60,7 +60,8 @@ def find_places(
         config: of the tower.
         inputs: of the model.
     """
-    places = Places(*torch.full((5, members.shape[0]), -1).unbind(), known=True)
+    row, column, rows, columns, image = torch.full((5, members.shape[0]), -1).unbind()
+    places = Places(row, column, rows, columns, image, known=True)
     known, number, offset, taken = True, 0, 0, set[str]()
     for sequences, length in runs:
         patches = [position for position in range(length) if position not in set(fixed)]

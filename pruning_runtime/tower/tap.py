@@ -259,7 +259,7 @@ class TowerTap:
         rows = torch.arange(sum(self._counts), device=statistics.row.device).split(self._counts)
         index = torch.cat([row for row in rows for _ in range(times)])
         number = torch.arange(times, device=index.device).repeat(len(rows))
-        copy = number.repeat_interleave(torch.tensor(counts, device=index.device))
+        copy = torch.cat([number[row : row + 1].expand(count) for row, count in enumerate(counts)])
         image = statistics.image[index]
         return replace(
             statistics,
