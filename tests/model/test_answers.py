@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +19,23 @@ from tests.model.test_command_line import call, runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 ROOT = Path(__file__).parents[2]
-COMMAND_LINE = "import tests.conftest; from schedule_finder.cli.commands import app; app()"
+KILLED_AFTER_TWO_UNITS = """
+import os, signal
+import tests.conftest  # torchvision beside a CPU build of torch
+from schedule_finder.cli.commands import app
+from schedule_finder.measuring.unit_store import UnitStore
+
+put, left = UnitStore.put, [1, 2]
+
+def put_or_end(store, *unit):
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(store, *unit)
+    left.pop()
+
+UnitStore.put = put_or_end
+app()
+"""
 HELD_OUT, TOKENS, BATCH = 6, 2, 2
 
 
@@ -75,12 +90,9 @@ def test_answers_survive_a_kill_bit_by_bit(run: Path, tmp_path: Path) -> None:
     whole = shutil.copytree(run, tmp_path / "whole")
     evaluate(whole)
     options = ["--max-new-tokens", str(TOKENS), "--batch-size", str(BATCH)]
-    process = subprocess.Popen([sys.executable, "-c", COMMAND_LINE, "evaluate", str(run), *options], cwd=ROOT)
-    while process.poll() is None and not _units(run):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert _units(run)
+    command = [sys.executable, "-c", KILLED_AFTER_TWO_UNITS, "evaluate", str(run), *options]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert _units(run) == 2
     assert not (run / "5_answers.parquet").exists()
     evaluate(run)
     assert (run / "5_answers.parquet").read_bytes() == (whole / "5_answers.parquet").read_bytes()

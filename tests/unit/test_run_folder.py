@@ -22,7 +22,7 @@ from pathlib import Path
 from schedule_finder.run.folder import Run
 with Run(Path(sys.argv[1])).step("profile"):
     print("begun", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
