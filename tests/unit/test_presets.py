@@ -24,6 +24,7 @@ NAMES = (
     *(f"cdpruner/llava-1.5-7b-{kept}" for kept in (128, 32, 64)),
     *(f"divprune/llava-1.5-7b-{kept}" for kept in (128, 192, 32, 64)),
     "fastv/llava-1.5-7b",
+    *(f"hiprune/llava-1.5-7b-{kept}" for kept in (128, 192, 64)),
     *(f"mmtok/llava-1.5-7b-{kept}" for kept in (128, 192, 64)),
     "pyramiddrop/llava-1.5-7b",
     "sparsevlm-plus/llava-1.5-7b-128",
@@ -34,9 +35,11 @@ NAMES = (
     "sparsevlm/llava-1.5-7b-192",
     "sparsevlm/llava-1.5-7b-64",
     "sparsevlm/llava-1.5-7b-96",
+    *(f"visionzip/llava-1.5-7b-{kept}" for kept in (128, 192, 64)),
+    *(f"vscan/llava-1.5-7b-{kept}" for kept in (128, 192, 64)),
 )
 
-BEFORE_THE_DECODER = ("cdpruner", "divprune", "mmtok")
+BEFORE_THE_DECODER = ("cdpruner", "divprune", "mmtok", "hiprune", "visionzip")
 
 # Mean vision tokens per layer of 576, processed and by the published count, to the printed digit.
 MEAN_TOKENS = {
@@ -53,6 +56,7 @@ MEAN_TOKENS = {
     "sparsevlm-plus/llava-1.5-7b-96": (113.9, 96.8),
     "sparsevlm-plus/llava-1.5-7b-64": (81.8, 64.4),
     "fastv/llava-1.5-7b": (306.0, 297.0),
+    "vscan/llava-1.5-7b-64": (64.0, 62.0),
 }
 # The same as percentages, where the number of vision tokens depends on the image.
 # (1 + 9 * 0.17 + 10 * 0.102 + 8 * 0.0306) / 28 = 13.553 %.
@@ -79,6 +83,10 @@ KEPT = {
     "sparsevlm-plus/llava-1.5-7b-128": [(2, 238), (6, 108), (15, 60)],
     "sparsevlm-plus/llava-1.5-7b-96": [(2, 246), (6, 54), (15, 28)],
     "sparsevlm-plus/llava-1.5-7b-64": [(2, 66), (6, 34), (15, 20)],
+    # 1.5 times the published count enter the decoder, half of it is left after its middle.
+    "vscan/llava-1.5-7b-192": [(-1, 288), (15, 96)],
+    "vscan/llava-1.5-7b-128": [(-1, 192), (15, 64)],
+    "vscan/llava-1.5-7b-64": [(-1, 96), (15, 32)],
     **{name: [(-1, int(name.rsplit("-")[-1]))] for name in NAMES if name.startswith(BEFORE_THE_DECODER)},
 }
 SHAPES = {
@@ -87,13 +95,14 @@ SHAPES = {
     "Qwen/Qwen2-VL-2B-Instruct": DecoderShape(28, 1536, 12, 2, 128, 8960, 151936),
 }
 # Families whose own code numbers kept tokens anew; the others keep the original positions.
-RENUMBERED = ("adaptinfer/llava", "sparsevlm/", "pyramiddrop/", *BEFORE_THE_DECODER)
+RENUMBERED = ("adaptinfer/llava", "sparsevlm/", "pyramiddrop/", "vscan/", *BEFORE_THE_DECODER)
 SCORERS = {
     "adaptinfer": "text_guided",
     "fastv": "last_token",
     "pyramiddrop": "last_token",
     "sparsevlm": "sparsevlm",
     "sparsevlm-plus": "sparsevlm",
+    "vscan": "last_token",
     **{name: name for name in BEFORE_THE_DECODER},
 }
 
