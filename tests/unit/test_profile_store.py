@@ -22,12 +22,12 @@ VERSION_1 = Path(__file__).parents[1] / "data" / "profile_v1"
 META = {"backbone": {"name": "x", "num_layers": LAYERS}, "layers": list(range(LAYERS)), "dtype": "float32"}
 
 
-def rows_of(count: int, seed: int = 0) -> list[ProfileRow]:
+def rows_of(count: int, seed: int = 0, most: int = 40) -> list[ProfileRow]:
     """Rows with different numbers of vision tokens and values over eight orders of magnitude."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
-        vision = int(rng.integers(1, 40))
+        vision = int(rng.integers(1, most))
         rows.append(
             ProfileRow(
                 num_vision=vision,
@@ -87,7 +87,7 @@ def test_a_stream_is_what_read_returns(tmp_path: Path, names: Sequence[int]) -> 
 
 def test_a_stream_holds_one_shard(tmp_path: Path) -> None:
     """Twenty shards: NumPy's peak is below a third of what all samples take."""
-    rows = rows_of(400, seed=1)
+    rows = rows_of(400, seed=1, most=600)  # the samples take far more than their names
     store = store_with(tmp_path, [f"{i:03d}" for i in range(400)], rows, shard=20)
     everything = sum(sample.nbytes for sample in store.stream(SCORE_FIELDS[0]))
     tracemalloc.start()
