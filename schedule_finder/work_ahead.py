@@ -76,17 +76,7 @@ def plan_run(
     pending = [one for one in calibration if one.status == "pending"]
     held_out = sum(one.use == "held_out" and one.status != "skipped" for one in entries) if methods else 0
     timing = _time_batches(loaded, data, calibration, limits, max_new_tokens, answer_tokens)
-    parts = loaded.backbone
-    vision = sum(timing.vision_tokens)
-    other = sum(timing.other_tokens) + (answer_tokens - 1) * timing.samples
-    search = search_forwards(
-        solver,
-        measured_layers(parts),
-        parts.shape.num_layers,
-        len(calibration),
-        vision_share=vision / (vision + other),
-        budget=budget,
-    )
+    search = _search(loaded, timing, solver, budget, len(calibration), answer_tokens)
     answers = search_answers(solver, len(calibration), answer_tokens)
     forwards = {"profile": len(pending), "search": None if search is None else round(search)}
     generations = held_out * methods
@@ -109,6 +99,27 @@ def plan_run(
         "memory": _memory(loaded),
         "timed": {"samples": timing.samples, "batches": timing.batches},
     }
+
+
+def _search(
+    loaded: LoadedBackbone,
+    timing: Timing,
+    solver: str,
+    budget: float | None,
+    samples: int,
+    answer_tokens: int,
+) -> float | None:
+    """Unpruned forward passes of one sample that the search needs; None where that is not known before."""
+    vision = sum(timing.vision_tokens)
+    other = sum(timing.other_tokens) + (answer_tokens - 1) * timing.samples
+    return search_forwards(
+        solver,
+        measured_layers(loaded.backbone),
+        loaded.backbone.shape.num_layers,
+        samples,
+        vision_share=vision / (vision + other),
+        budget=budget,
+    )
 
 
 def _time_batches(

@@ -49,8 +49,7 @@ def run_benchmark(
     The first three rounds (only the first one if time is up) generate as many tokens as the longest of ``lengths``, the
     others run the prefill only, until ``rounds`` or ``seconds`` are over.
 
-    A baseline that fails is left out, with its reason in the document. Errors of the unpruned model and of the schedule
-    are raised.
+    A baseline that fails is left out with its reason; errors of the unpruned model and of the schedule are raised.
 
     Args:
         backbone: on the device and in the precision to be measured.

@@ -83,11 +83,7 @@ def run(
 ) -> dict[str, Any]:
     """All steps: profile, detect, schedule, evaluate, plot.
 
-    adaptinfer-profile run demo
-
     adaptinfer-profile run ./my-llava --dataset data.jsonl --samples 64 --out outputs/mine
-
-    adaptinfer-profile run ./my-llava --dataset pope --budget 25% --dry-run
     """
     kind = parsing.budget_kind(budget_kind)
     parsing.check_budget(budget, kind)
