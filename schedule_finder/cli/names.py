@@ -20,6 +20,8 @@ AUTO = "auto"
 
 SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "dop", "grid")
 """`schedule_finder.solvers.SOLVERS`; the first is the default."""
+MEASURING_SOLVERS = ("sensitivity", "dop", "grid")
+"""Those that measure on the model."""
 DETECTOR_NAMES = ("attention_shift", "token_curve")
 """`schedule_finder.change_points.DETECTORS`; the first is the default."""
 ENGINE_NAMES = ("local", "ray")

@@ -9,12 +9,14 @@ from schedule_finder.cli.names import (
     BASELINE_NAMES,
     BUDGET_KINDS,
     DROPPED_TOKENS,
+    MEASURING_SOLVERS,
     OLD_NAMES,
     RESERVED_NAMES,
     SCORER_NAMES,
     SOLVER_NAMES,
 )
 from schedule_finder.errors import InputError
+from schedule_finder.profiling.fields import SCORE_FIELDS
 from schedule_finder.run.schedules import check_name
 
 if TYPE_CHECKING:
@@ -44,10 +46,13 @@ def choice(option: str, text: str, names: Sequence[str]) -> str:
 
 
 def solver_options(solver: str, scorer: str, dropped_tokens: str) -> dict[str, Any]:
-    """The options of a solver by name."""
+    """The options of a solver by name. Solvers that do not measure replay the scorers of the profile only."""
+    solver = choice("--solver", solver, SOLVER_NAMES)
     return {
-        "solver": choice("--solver", solver, SOLVER_NAMES),
-        "scorer": choice("--scorer", scorer, (AUTO, *SCORER_NAMES)),
+        "solver": solver,
+        "scorer": choice(
+            "--scorer", scorer, (AUTO, *(SCORER_NAMES if solver in MEASURING_SOLVERS else SCORE_FIELDS))
+        ),
         "dropped_tokens": choice("--dropped-tokens", dropped_tokens, (AUTO, *DROPPED_TOKENS)),
     }
 

@@ -44,7 +44,8 @@ def no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         (("--solver", "magic"), "--solver 'magic': choose sensitivity"),
-        (("--scorer", "random"), "--scorer 'random': choose auto"),
+        (("--scorer", "magic"), "--scorer 'magic': choose auto, text_guided"),
+        (("--scorer", "random", "--solver", "retained"), "--scorer 'random': choose auto, uniform_text"),
         (("--detector", "eye"), "--detector 'eye': choose attention_shift"),
         (("--dropped-tokens", "burn"), "--dropped-tokens 'burn': choose auto"),
         (("--baselines", "random,best"), "--baselines 'best': choose all, none"),

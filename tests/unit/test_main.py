@@ -69,6 +69,7 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 def test_listed_names_are_those_of_the_registries() -> None:
     assert tuple(SOLVERS) == names.SOLVER_NAMES
     assert names.SOLVER_NAMES[0] == DEFAULT_SOLVER
+    assert tuple(name for name, solver in SOLVERS.items() if solver.measures) == names.MEASURING_SOLVERS
     assert tuple(DETECTORS) == names.DETECTOR_NAMES
     assert names.DETECTOR_NAMES[0] == DEFAULT_DETECTOR
     assert tuple(SCORERS) == names.SCORER_NAMES
