@@ -16,6 +16,7 @@ from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Sta
 from pruning_runtime.scorers import SCORERS
 from schedule_finder.cli.commands import app
 from schedule_finder.evidence import HeldOutResult, HeldOutSummary, RuleProbe, digest
+from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.run.folder import Run
 from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
@@ -97,6 +98,20 @@ def test_discard_or_merge_can_be_asked_for(run: Path, dropped_tokens: str) -> No
     assert schedule.dropped_tokens == dropped_tokens
     policies = schedule.evidence["solver"]["policies"]
     assert {name.endswith("merge") for name in policies} == {dropped_tokens == "merge"}
+
+
+def test_another_number_of_answer_tokens_is_measured_again(run: Path) -> None:
+    assert SensitivityTable.load(run / "4_sensitivity.parquet").answer_tokens == 16
+    assert solved(run).evidence["solver"]["answer_tokens"] == 16
+    before = times(run)
+    call("schedule", run, "--solver", "dop", "--budget", "50%", "--answer-tokens", 2)
+    assert times(run) != before
+    assert SensitivityTable.load(run / "4_sensitivity.parquet").answer_tokens == 2
+    assert solved(run).evidence["solver"]["answer_tokens"] == 2
+    # Without the model, what was measured last counts.
+    before = times(run)
+    call("schedule", run, "--solver", "dop", "--budget", "40%", "--no-model")
+    assert (times(run), solved(run).evidence["solver"]["answer_tokens"]) == (before, 2)
 
 
 def test_the_old_option_for_dropped_tokens_still_works(run: Path) -> None:

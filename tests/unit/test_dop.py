@@ -19,10 +19,11 @@ MEASURED = range(-1, LAYERS - 1)
 
 
 def planted(seed: int) -> SensitivityTable:
-    """Divergences of single stages that fall with depth and with the ratio, with one draw per layer and ratio."""
+    """Divergences of single stages: a share of the tokens may leave for nothing, a larger one at later layers."""
     rng = np.random.default_rng(seed)
-    steps = rng.gamma(0.4, 1.0, (len(MEASURED), len(RATIOS)))
-    mean = steps[::-1].cumsum(0)[::-1].cumsum(1)
+    free = np.sort(rng.uniform(0.2, 0.95, len(MEASURED)))
+    excess = np.clip(1 - np.array(RATIOS) - free[:, None], 0, None)
+    mean = rng.gamma(2.0, 5.0, (len(MEASURED), 1)) * excess**2
     return SensitivityTable(POLICY, tuple(MEASURED), RATIOS, ("0", "1"), np.stack([mean, mean], 2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,10 +274,13 @@ def test_neighbours_spend_the_same_budget(earliest: int) -> None:
 
 @pytest.mark.parametrize("earliest", [-1, 0])
 def test_a_table_survives_its_file(tmp_path: Path, earliest: int) -> None:
-    table = table_from(np.full(LAYERS, 0.5), noise=1.0, earliest=earliest)
+    table = replace(
+        table_from(np.full(LAYERS, 0.5), noise=1.0, earliest=earliest), answer_tokens=4 + earliest
+    )
     table.save(tmp_path / "table.parquet")
     again = SensitivityTable.load(tmp_path / "table.parquet")
     assert (again.kl == table.kl).all()
+    assert again.answer_tokens == table.answer_tokens
     assert (again.policy, again.layers, again.ratios, again.sample_ids) == (
         table.policy,
         table.layers,
