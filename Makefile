@@ -8,10 +8,12 @@ TEST_VENV := .venv-test
 # The oldest transformers that the runtime supports.
 OLD_TRANSFORMERS := 5.17.0
 OLD_VENV := .venv-test-$(OLD_TRANSFORMERS)
+# lmms-eval has its own: it wants an older PyAV than the tests of videos.
+LMMS_VENV := .venv-lmms
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo photo figures bench test test-model test-slow test-gpu lint format clean
+.PHONY: help demo photo figures bench test test-model test-slow test-lmms test-gpu lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -30,6 +32,16 @@ $(OLD_VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLD_VENV)
 	sed 's/^transformers==.*/transformers==$(OLD_TRANSFORMERS)/' constraints.txt > $(OLD_VENV)/constraints.txt
 	$(OLD_VENV)/bin/python -m pip install -q --disable-pip-version-check -c $(OLD_VENV)/constraints.txt -e '.[profile,test]'
+	@touch $@
+
+# torchvision's wheels are CUDA builds: beside a CPU build of torch they do not load, and transformers with them.
+# Neither lmms-eval's llava_hf nor transformers needs it; without it, transformers uses Pillow.
+$(LMMS_VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LMMS_VENV)
+	grep -v '^av==' constraints.txt > $(LMMS_VENV)/constraints.txt
+	$(LMMS_VENV)/bin/python -m pip install -q --disable-pip-version-check -c $(LMMS_VENV)/constraints.txt \
+		-e '.[profile,lmms-eval]' pytest
+	$(LMMS_VENV)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS_VENV)/bin/python -m pip uninstall -q -y torchvision
 	@touch $@
 
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
@@ -58,6 +70,9 @@ test-model: $(TEST_VENV)/.done $(OLD_VENV)/.done  ## Tests with models, on the o
 test-slow: $(TEST_VENV)/.done  ## Tests that take minutes
 	$(TEST_VENV)/bin/python -m pytest -n auto -m slow
 
+test-lmms: $(LMMS_VENV)/.done  ## lmms-eval runs local tasks on the demo backbone with and without a schedule
+	$(LMMS_VENV)/bin/python -m pytest -m slow tests/lmms
+
 test-gpu: $(TEST_VENV)/.done  ## Tests that need a CUDA device
 	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(TEST_VENV)/bin/python -m pytest -m gpu tests/gpu; \
@@ -73,5 +88,5 @@ format: $(TEST_VENV)/.done  ## Format the source
 	$(TEST_VENV)/bin/ruff format .
 
 clean:  ## Remove environments and caches; never touches outputs/
-	rm -rf $(VENV) $(TEST_VENV) $(OLD_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(TEST_VENV) $(OLD_VENV) $(LMMS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +

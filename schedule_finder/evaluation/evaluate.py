@@ -12,17 +12,13 @@ import pandas as pd
 from torch import Tensor
 
 from pruning_runtime import Schedule, pruned
-from pruning_runtime.costs import (
-    feature_scoring_flops,
-    feature_scoring_share,
-    prefill_flops,
-    published_ratios,
-)
+from pruning_runtime.costs import prefill_flops, published_ratios
 from pruning_runtime.schedule import ScorerChoice
 from schedule_finder.evaluation.answers import metric_of, quality_of, write_answers
 from schedule_finder.evaluation.methods import Method, scaled
 from schedule_finder.evaluation.metrics import METRICS, same_answer
 from schedule_finder.evaluation.outcomes import Outcome, summarize
+from schedule_finder.evaluation.prompt_cost import prompt_cost
 from schedule_finder.evidence import AnswerQuality
 from schedule_finder.measuring.answer_kl import answer_kl
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest
@@ -174,19 +170,17 @@ class _Batch:
         kl = answer_kl(reference.first_token, answer.first_token).tolist()
         found = []
         for row, sample in enumerate(self._samples):
-            vision, other = answer.num_vision[row], answer.num_other[row]
-            per_layer = [layer[row] for layer in answer.vision_per_layer]
-            whole = reference.num_vision[row]
-            flops = prefill_flops(
+            whole, others = reference.num_vision[row], reference.num_other[row]
+            cost = prompt_cost(
+                schedule,
                 shape,
-                [tokens + other for tokens in per_layer],
-                pre_decoder_tokens=vision + other if answer.pre_decoder_cost else 0,
+                [layer[row] for layer in answer.vision_per_layer],
+                answer.num_vision[row],
+                answer.num_other[row],
+                answer.pre_decoder_cost,
             )
-            full_flops = prefill_flops(shape, [whole + reference.num_other[row]] * shape.num_layers)
-            own = (schedule.stages, schedule.scorer.name, shape, vision, other)
-            flops += feature_scoring_flops(*own)
+            full_flops = prefill_flops(shape, [whole + others] * shape.num_layers)
             metric, references = metric_of(sample, self._evaluation.metric), sample.all_references
-            computed = sum(per_layer) + (answer.pre_decoder_cost + feature_scoring_share(*own)) * vision
             found.append(
                 Outcome(
                     id=sample.id,
@@ -195,9 +189,9 @@ class _Batch:
                     correct=_same_as_any(answer.texts[row], references),
                     agrees=same_answer(answer.texts[row], reference.texts[row]),
                     kl=kl[row],
-                    processed=computed / (shape.num_layers * whole),
-                    published=published * vision / whole,
-                    flops=flops / full_flops,
+                    processed=cost.computed / (shape.num_layers * whole),
+                    published=published * answer.num_vision[row] / whole,
+                    flops=cost.flops / full_flops,
                     kv_bytes=answer.kv_bytes,
                     prefill_ms=answer.prefill_ms,
                     metric=metric,

@@ -99,12 +99,18 @@ def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
     schedule = comparison.schedule
     if all((stage.scorer or schedule.scorer).name == name for stage in schedule.stages):
         return
-    changed = schedule.with_scorer(ScorerChoice(name=name))
-    if getattr(find_scorer(name), "joins", None):  # merges by its own rule
-        changed = changed.model_copy(update={"dropped_tokens": "discard"})
+    changed = scored_by(schedule, name)
     with suppress(ScheduleError, UnsupportedBackbone):
         check_setup(comparison.loaded.backbone, changed)
         yield Method(name, changed, comparison.budget)
+
+
+def scored_by(schedule: Schedule, name: str) -> Schedule:
+    """The same stages, all with the scorer ``name``; one that merges by its own rule needs no other merging."""
+    changed = schedule.with_scorer(ScorerChoice(name=name))
+    if getattr(find_scorer(name), "joins", None):
+        changed = changed.model_copy(update={"dropped_tokens": "discard"})
+    return changed
 
 
 def _random_tokens(name: str, comparison: Comparison) -> Iterator[Method]:
