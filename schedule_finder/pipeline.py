@@ -129,23 +129,24 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     """Step 3: change points by every detector; ``detector`` is the one the schedule will follow."""
     # Here: scipy and ruptures take half a second to import.
     from schedule_finder.change_points import DEFAULT_DETECTOR, DETECTORS, canonical_name
-    from schedule_finder.change_points.views import compare_views, detect_views
+    from schedule_finder.change_points.views import MAIN_VIEW, compare_views, detect_views
 
     default = canonical_name(detector or DEFAULT_DETECTOR)
     if default not in DETECTORS:
         raise InputError(f"--detector {default!r}: choose {', '.join(DETECTORS)}")
-    profile = run.profile.read()
-    layers = profile.layers
+    store, seed = run.profile, run.options["seed"]
+    mass = store.curve("vision_mass")
+    layers = list(store.meta()["layers"])
     with run.step("detect", detector=default):
-        found = {}
-        for name, make in DETECTORS.items():
-            found[name] = make().detect(profile.maps, layers=layers, seed=run.options["seed"])
-        views = detect_views(
-            profile.scores, profile.curves["vision_mass"], layers=layers, seed=run.options["seed"]
-        )
+        # Maps are read sample by sample, once for each result: a profile may be larger than the memory.
+        found = {
+            name: make().detect(store.stream(MAIN_VIEW), layers=layers, seed=seed)
+            for name, make in DETECTORS.items()
+        }
+        views = detect_views(store.stream("text_guided"), mass, layers=layers, seed=seed)
         document = {
             "default": default,
-            "samples": len(profile),
+            "samples": len(mass),
             "layers": layers,
             "detectors": {name: detection.to_json() for name, detection in found.items()},
             "views": {name: view.to_json() for name, view in views.items()},

@@ -12,19 +12,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def checked_maps(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Check maps from outside and return those that have vision tokens, as float64.
+    """All of `checked_stream` at once."""
+    return list(checked_stream(maps))
+
+
+def checked_stream(maps: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Check maps from outside and yield those that have vision tokens, as float64, one at a time.
 
     Raises:
         ValueError: no sample, no sample with vision tokens, unequal numbers of layers, or values that are
             not finite or below zero; the message names the sample.
     """
-    checked: list[np.ndarray] = []
     num_layers: int | None = None
+    number = usable = 0
     for index, raw in enumerate(maps):
+        number += 1
         sample = np.asarray(raw, dtype=np.float64)
         if sample.ndim != 2:
             raise ValueError(f"maps[{index}]: shape {sample.shape}, need [num_layers, num_vision]")
@@ -36,10 +42,10 @@ def checked_maps(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
         if (sample < 0).any():
             raise ValueError(f"maps[{index}]: lowest value {sample.min():g}, attention is >= 0")
         if sample.shape[1]:
-            checked.append(sample)
-    if not checked:
-        raise ValueError(f"maps: {len(maps)} samples, none with vision tokens; need at least one")
-    return checked
+            usable += 1
+            yield sample
+    if not usable:
+        raise ValueError(f"maps: {number} samples, none with vision tokens; need at least one")
 
 
 def vision_distribution(sample: np.ndarray) -> np.ndarray:

@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--condition", choices=CONDITIONS, help="only this one")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--old", metavar="COMMIT", help="measure the detector of 2026-11-22 too")
-    parser.add_argument("--out", type=Path, help="append rows here as JSON lines; rows that it has are not redone")
+    parser.add_argument(
+        "--out", type=Path, help="append rows here as JSON lines; rows that it has are not redone"
+    )
     parser.add_argument("--sensitivity", action="store_true", help="only: half and double of every constant")
     parser.add_argument("--time", action="store_true", help="only: seconds for the sizes that matter")
     options = parser.parse_args()
@@ -81,9 +83,7 @@ def print_recovery(options: argparse.Namespace) -> list[dict[str, Any]]:
         f"% of {options.seeds} cases: boundaries found (attention_shift, old, token_curve), isolated layers named,"
     )
     print("cases in which a layer that is not isolated is reported as such")
-    print(
-        f"{'condition':26} {'shifts':>6} {'shift':>6} {'old':>6} {'curve':>6} {'named':>6} {'falsely':>8}"
-    )
+    print(f"{'condition':26} {'shifts':>6} {'shift':>6} {'old':>6} {'curve':>6} {'named':>6} {'falsely':>8}")
     rows = []
     for name, condition in chosen.items():
         for shifts in (False, True):

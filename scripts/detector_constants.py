@@ -52,11 +52,12 @@ def print_sensitivity(first: int, seeds: int, plant_cases: Callable[..., Any]) -
         cases["found" if shifts else "false alarms"] = [
             (seed, truth, layer_distances(maps)) for seed, truth, maps in planted
         ]
-    print(f"{len(cases['found'])} cases with and {len(cases['false alarms'])} without changes: {'; '.join(WATCHED)}")
+    print(
+        f"{len(cases['found'])} cases with and {len(cases['false alarms'])} without changes: {'; '.join(WATCHED)}"
+    )
     print(f"{'constant':34} {'value':>8} {'found':>6} {'alarms':>6} {'named':>6} {'falsely':>8}")
     rows = [_measured("(default)", 0.0, cases)]
-    for chance in (0.02, 0.005):
-        rows.append(_measured("AttentionShift.level", 1 - chance, cases, level=1 - chance))
+    rows += [_measured("AttentionShift.level", level, cases, level=level) for level in (0.98, 0.995)]
     for name, values in CONSTANTS.items():
         for value in values:
             with changed(name, value):
@@ -96,6 +97,8 @@ def _measured(name: str, value: float, cases: Cases, level: float = 0.99) -> dic
                 hits["named"].append(isolated >= set(truth.isolated))
             hits["falsely"].append(bool(isolated - set(truth.isolated)))
     shares = {key: 100 * sum(some) / max(len(some), 1) for key, some in hits.items()}
-    numbers = " ".join(f"{share:{width}.0f}" for share, width in zip(shares.values(), (6, 6, 6, 8), strict=True))
+    numbers = " ".join(
+        f"{share:{width}.0f}" for share, width in zip(shares.values(), (6, 6, 6, 8), strict=True)
+    )
     print(f"{name:34} {value:8g} {numbers}", flush=True)
     return {"constant": name, "value": value} | shares

@@ -13,7 +13,7 @@ import numpy as np
 
 from schedule_finder.change_points.base import Change, ChangePoints, CurveEvidence
 from schedule_finder.change_points.segmentation import MIN_SIZE
-from schedule_finder.signals import checked_maps, top_token_curves
+from schedule_finder.signals import checked_stream, top_token_curves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ class TokenCurve:
         self, maps: Iterable[np.ndarray], *, layers: Sequence[int] | None = None, seed: int = 0
     ) -> ChangePoints:
         """See `Detector.detect`; ``seed`` draws the shuffles. Evidence is indexed by ``break - 1``."""
-        by_sample = [top_token_curves(s, self.share) for s in checked_maps(list(maps))]
+        by_sample = [top_token_curves(sample, self.share) for sample in checked_stream(maps)]
         curves = np.concatenate(by_sample)
         owner = np.repeat(np.arange(len(by_sample)), [len(c) for c in by_sample])
         num_layers = curves.shape[1]

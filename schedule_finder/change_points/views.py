@@ -8,7 +8,7 @@ from schedule_finder.change_points.attention_shift import AttentionShift
 from schedule_finder.change_points.distances import curve_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
 
@@ -18,7 +18,7 @@ MAIN_VIEW = "uniform_text"
 
 
 def detect_views(
-    scores: dict[str, list[np.ndarray]],
+    text_guided: Iterable[np.ndarray],
     vision_mass: np.ndarray,
     *,
     layers: Sequence[int] | None = None,
@@ -27,7 +27,7 @@ def detect_views(
     """Change points of the text-guided score and of the attention mass on vision tokens.
 
     Args:
-        scores: one ``[num_layers, num_vision]`` per sample and score field.
+        text_guided: the score of that name, one ``[num_layers, num_vision]`` per sample; read once.
         vision_mass: share of the text queries' attention on vision tokens, ``[num_samples, num_layers]``.
         layers: the backbone's number of each row.
         seed: draws what is random.
@@ -36,11 +36,10 @@ def detect_views(
     squared mass, and there are no isolated layers.
     """
     detector = AttentionShift()
-    views = {}
-    if "text_guided" in scores:
-        views["text_guided"] = detector.detect(scores["text_guided"], layers=layers, seed=seed)
-    views["vision_mass"] = detector.detect_in(curve_distances(vision_mass), layers=layers, seed=seed)
-    return views
+    return {
+        "text_guided": detector.detect(text_guided, layers=layers, seed=seed),
+        "vision_mass": detector.detect_in(curve_distances(vision_mass), layers=layers, seed=seed),
+    }
 
 
 def compare_views(main: Sequence[int], views: dict[str, Sequence[int]]) -> str:

@@ -6,9 +6,8 @@ them, so that small attention keeps its precision.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
+from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id, score_arrays
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.manifest import Manifest, shards
 from schedule_finder.run.schema import missing_fields, problem_of_meta
@@ -232,20 +232,49 @@ class ProfileStore:
 
     def read(self) -> Profile:
         """All samples, each once, ordered by id. Raises `StoreError` where there is nothing to read."""
+        meta = self._readable_meta()
+        profile = _from_table(meta, pa.concat_tables([self._read(path) for path in self._parts()]))
+        self._check_layers(meta, profile.curves[CURVE_FIELDS[0]])
+        return profile
+
+    def stream(self, score: str) -> Iterator[np.ndarray]:
+        """One score of each sample, ``[layers, num_vision]``, in the order and with the errors of `read`.
+
+        Holds a shard from its first to its last sample: one at a time unless the ids of shards are interleaved.
+        """
+        self._readable_meta()
+        ids = {path: self._read(path, ["id"])["id"].to_pylist() for path in self._parts()}
+        place = {name: (path, row) for path, names in ids.items() for row, name in enumerate(names)}
+        last = {path: name for name, (path, _) in sorted(place.items())}
+        held: dict[Path, list[np.ndarray]] = {}
+        for name, (path, row) in sorted(place.items()):
+            if path not in held:
+                held[path] = score_arrays(self._read(path, [score, f"{score}_max"]), score)
+            yield held[path][row]
+            if last[path] == name:
+                del held[path]
+
+    def curve(self, name: str) -> np.ndarray:
+        """One curve, ``[samples, layers]``, in the order and with the errors of `read`."""
+        meta = self._readable_meta()
+        table = pa.concat_tables([self._read(path, ["id", name]) for path in self._parts()])
+        curve = np.stack(arrays_of(table[name]))[rows_by_id(table["id"].to_pylist())]
+        self._check_layers(meta, curve)
+        return curve
+
+    def _readable_meta(self) -> dict[str, Any]:
         meta = self.meta()
         if (problem := missing_fields(meta, ("layers",))) is not None:
             raise StoreError(f"{self.meta_path}: {problem}; profile again into a new folder")
         self._manifest.check_complete()
-        tables = [self._read(path) for path in self._parts()]
-        if not tables:
+        if not self._parts():
             raise StoreError(f"{self.folder}: the profile is empty; run `adaptinfer-profile profile` first")
-        profile = _from_table(meta, pa.concat_tables(tables))
-        if profile.curves[CURVE_FIELDS[0]].shape[1] != len(profile.layers):
-            raise StoreError(
-                f"{self.folder}: {profile.curves[CURVE_FIELDS[0]].shape[1]} layers per sample, but meta.json lists "
-                f"{len(profile.layers)}; profile again into a new folder"
-            )
-        return profile
+        return meta
+
+    def _check_layers(self, meta: dict[str, Any], curve: np.ndarray) -> None:
+        if curve.shape[1] != len(meta["layers"]):
+            numbers = f"{curve.shape[1]} layers per sample, but meta.json lists {len(meta['layers'])}"
+            raise StoreError(f"{self.folder}: {numbers}; profile again into a new folder")
 
     def merge(self, stores: Sequence[ProfileStore]) -> None:
         """Add the samples of other stores unchanged, each id once. Raises `StoreError` where a meta differs."""
@@ -276,21 +305,26 @@ class ProfileStore:
             )
         self._manifest.add([path])
 
-    def _read(self, path: Path) -> pa.Table:
-        """One whole shard with the columns of version 2. Raises `StoreError`; only `recover` moves damaged files."""
+    def _read(self, path: Path, columns: Sequence[str] = ()) -> pa.Table:
+        """One whole shard with the columns of version 2, or some of them whose names never changed.
+
+        Raises `StoreError`; only `recover` moves damaged files.
+        """
         try:
-            return self._load(path)
+            return self._load(path, columns)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(
                 f"{path} is damaged ({_in_one_line(error)}); restore it, or run the same `adaptinfer-profile profile` "
                 "again, which sets it aside and does its samples again"
             ) from error
 
-    def _load(self, path: Path) -> pa.Table:
+    def _load(self, path: Path, columns: Sequence[str] = ()) -> pa.Table:
         """As `_read`, but with the errors of Arrow."""
         if self._manifest.is_changed(path):
             raise pa.ArrowInvalid("its checksum is not that in manifest.json: one of the two files changed")
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(path, columns=list(columns) or None, page_checksum_verification=True)
+        if columns:
+            return table
         table = table.rename_columns([_VERSION_1_NAMES.get(name, name) for name in table.column_names])
         return table.select(_COLUMNS)  # version 1 has curves that nothing reads
 
@@ -331,37 +365,18 @@ def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
             (row.scores[name] / top[:, None]).astype(np.float16).ravel()
             for row, top in zip(rows, largest, strict=True)
         ]
-        columns[name] = _lists(fractions, pa.float16())
-        columns[f"{name}_max"] = _lists(largest, pa.float32())
+        columns[name] = list_column(fractions, pa.float16())
+        columns[f"{name}_max"] = list_column(largest, pa.float32())
     for name in CURVE_FIELDS:
-        columns[name] = _lists([row.curves[name] for row in rows], pa.float32())
+        columns[name] = list_column([row.curves[name] for row in rows], pa.float32())
     return pa.table(columns)
-
-
-def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([array.size for array in arrays])]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays), kind))
 
 
 def _from_table(meta: dict[str, Any], table: pa.Table) -> Profile:
     ids = table["id"].to_pylist()
-    # Shards may come from several machines: the order of ids makes the result the same everywhere.
-    order = np.array(sorted(dict(zip(ids, range(len(ids)), strict=True)).values(), key=ids.__getitem__))
-    scores = {}
-    for name in SCORE_FIELDS:
-        fractions, largest = _arrays(table[name]), _arrays(table[f"{name}_max"])
-        scores[name] = [
-            fractions[i].astype(np.float32).reshape(len(largest[i]), -1) * largest[i][:, None] for i in order
-        ]
-    curves = {name: np.stack(_arrays(table[name]))[order] for name in CURVE_FIELDS}
+    order = rows_by_id(ids)
+    of_rows = {name: score_arrays(table, name) for name in SCORE_FIELDS}
+    scores = {name: [rows[i] for i in order] for name, rows in of_rows.items()}
+    curves = {name: np.stack(arrays_of(table[name]))[order] for name in CURVE_FIELDS}
     counts = {name: table[name].to_numpy()[order] for name in _COUNTS}
     return Profile(meta, [ids[i] for i in order], counts, scores, curves)
-
-
-def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
-    arrays: list[np.ndarray] = []
-    for chunk in column.chunks:
-        values = chunk.flatten().to_numpy(zero_copy_only=False)
-        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-        arrays += [values[a:b] for a, b in itertools.pairwise(offsets)]
-    return arrays

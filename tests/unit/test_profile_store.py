@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, Profil
 from schedule_finder.profiling.store import ProfileStore, StoreError
 
 LAYERS = 5
+ID_BYTES = 500
+"""Python objects of one sample's id and place, at most."""
 VERSION_1 = Path(__file__).parents[1] / "data" / "profile_v1"
 META = {"backbone": {"name": "x", "num_layers": LAYERS}, "layers": list(range(LAYERS)), "dtype": "float32"}
 
@@ -65,6 +69,34 @@ def test_round_trip(tmp_path: Path) -> None:
             assert (np.abs(found - expected) <= expected * 2**-10 + largest * 2**-24).all()
         for field in CURVE_FIELDS:
             np.testing.assert_array_equal(profile.curves[field][place], row.curves[field])
+
+
+@pytest.mark.parametrize("names", [range(9), (5, 0, 7, 2, 8, 1, 6, 3, 4), (0, 1, 2, 3, 1, 4, 5, 6, 7)])
+def test_a_stream_is_what_read_returns(tmp_path: Path, names: Sequence[int]) -> None:
+    """Shards in order, interleaved, and with a sample twice."""
+    store = store_with(tmp_path, [f"{i}" for i in names], rows_of(9), shard=3)
+    profile = store.read()
+    for field in SCORE_FIELDS:
+        streamed = list(store.stream(field))
+        assert len(streamed) == len(profile)
+        for found, expected in zip(streamed, profile.scores[field], strict=True):
+            np.testing.assert_array_equal(found, expected)
+    for field in CURVE_FIELDS:
+        np.testing.assert_array_equal(store.curve(field), profile.curves[field])
+
+
+def test_a_stream_holds_one_shard(tmp_path: Path) -> None:
+    """Twenty shards: NumPy's peak is below a third of what all samples take."""
+    rows = rows_of(400, seed=1)
+    store = store_with(tmp_path, [f"{i:03d}" for i in range(400)], rows, shard=20)
+    everything = sum(sample.nbytes for sample in store.stream(SCORE_FIELDS[0]))
+    tracemalloc.start()
+    try:
+        for _ in store.stream(SCORE_FIELDS[0]):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < everything / 3 + 400 * ID_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_shards_may_be_read_in_any_order(tmp_path: Path) -> None:
