@@ -57,9 +57,7 @@ def print_sensitivity(first: int, seeds: int, plant_cases: Callable[..., Any]) -
     )
     print(f"{'constant':34} {'value':>8} {'found':>6} {'alarms':>6} {'named':>6} {'falsely':>8}")
     rows = [_measured("(default)", 0.0, cases)]
-    rows += [
-        _measured("AttentionShift.level", 1 - chance, cases, level=1 - chance) for chance in (0.02, 0.005)
-    ]
+    rows += [_measured("AttentionShift.level", level, cases, level=level) for level in (0.98, 0.995)]
     for name, values in CONSTANTS.items():
         for value in values:
             with changed(name, value):

@@ -6,7 +6,6 @@ them, so that small attention keeps its precision.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
 from schedule_finder.files import replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
+from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id, score_arrays
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.manifest import Manifest, shards
 from schedule_finder.run.schema import missing_fields, problem_of_meta
@@ -249,7 +249,7 @@ class ProfileStore:
         held: dict[Path, list[np.ndarray]] = {}
         for name, (path, row) in sorted(place.items()):
             if path not in held:
-                held[path] = _scores(self._read(path, [score, f"{score}_max"]), score)
+                held[path] = score_arrays(self._read(path, [score, f"{score}_max"]), score)
             yield held[path][row]
             if last[path] == name:
                 del held[path]
@@ -258,7 +258,7 @@ class ProfileStore:
         """One curve, ``[samples, layers]``, in the order and with the errors of `read`."""
         meta = self._readable_meta()
         table = pa.concat_tables([self._read(path, ["id", name]) for path in self._parts()])
-        curve = np.stack(_arrays(table[name]))[_order(table["id"].to_pylist())]
+        curve = np.stack(arrays_of(table[name]))[rows_by_id(table["id"].to_pylist())]
         self._check_layers(meta, curve)
         return curve
 
@@ -306,7 +306,7 @@ class ProfileStore:
         self._manifest.add([path])
 
     def _read(self, path: Path, columns: Sequence[str] = ()) -> pa.Table:
-        """One whole shard with the columns of version 2, or some of them whose name never changed.
+        """One whole shard with the columns of version 2, or some of them whose names never changed.
 
         Raises `StoreError`; only `recover` moves damaged files.
         """
@@ -365,45 +365,18 @@ def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
             (row.scores[name] / top[:, None]).astype(np.float16).ravel()
             for row, top in zip(rows, largest, strict=True)
         ]
-        columns[name] = _lists(fractions, pa.float16())
-        columns[f"{name}_max"] = _lists(largest, pa.float32())
+        columns[name] = list_column(fractions, pa.float16())
+        columns[f"{name}_max"] = list_column(largest, pa.float32())
     for name in CURVE_FIELDS:
-        columns[name] = _lists([row.curves[name] for row in rows], pa.float32())
+        columns[name] = list_column([row.curves[name] for row in rows], pa.float32())
     return pa.table(columns)
-
-
-def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([array.size for array in arrays])]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays), kind))
 
 
 def _from_table(meta: dict[str, Any], table: pa.Table) -> Profile:
     ids = table["id"].to_pylist()
-    order = _order(ids)
-    of_rows = {name: _scores(table, name) for name in SCORE_FIELDS}
+    order = rows_by_id(ids)
+    of_rows = {name: score_arrays(table, name) for name in SCORE_FIELDS}
     scores = {name: [rows[i] for i in order] for name, rows in of_rows.items()}
-    curves = {name: np.stack(_arrays(table[name]))[order] for name in CURVE_FIELDS}
+    curves = {name: np.stack(arrays_of(table[name]))[order] for name in CURVE_FIELDS}
     counts = {name: table[name].to_numpy()[order] for name in _COUNTS}
     return Profile(meta, [ids[i] for i in order], counts, scores, curves)
-
-
-def _order(ids: list[str]) -> np.ndarray:
-    """Rows by id, each id once: shards may come from several machines, and the result is the same everywhere."""
-    return np.array(sorted(dict(zip(ids, range(len(ids)), strict=True)).values(), key=ids.__getitem__))
-
-
-def _scores(table: pa.Table, name: str) -> list[np.ndarray]:
-    fractions, largest = _arrays(table[name]), _arrays(table[f"{name}_max"])
-    return [
-        part.astype(np.float32).reshape(len(most), -1) * most[:, None]
-        for part, most in zip(fractions, largest, strict=True)
-    ]
-
-
-def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
-    arrays: list[np.ndarray] = []
-    for chunk in column.chunks:
-        values = chunk.flatten().to_numpy(zero_copy_only=False)
-        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-        arrays += [values[a:b] for a, b in itertools.pairwise(offsets)]
-    return arrays
