@@ -146,7 +146,7 @@ def _report(table: pd.DataFrame) -> None:
         print(f"| {words} | {_rank_correlation(table, name):.3f} | {low:.3f} to {high:.3f} |")
     gain = resampled["first"] - resampled["whole"]
     low, high = np.nanquantile(gain, [0.025, 0.975])
-    best = {name: table.exact_match[table[name].idxmin()] for name in OBJECTIVES}
+    best = {name: float(table.exact_match[table[name].idxmin()]) for name in OBJECTIVES}
     print(f"\nfirst minus whole: 95 % {low:.3f} to {high:.3f} (above 0: the whole answer ranks better)")
     print(f"exact match of the schedule with the least KL: {best}")
 
