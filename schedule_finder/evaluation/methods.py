@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 
-from pruning_runtime import Schedule, ScheduleError, UnsupportedBackbone
-from pruning_runtime.preflight import check_setup
+from pruning_runtime import PruningError, Schedule, ScheduleError, UnsupportedBackbone, pruned
 from pruning_runtime.schedule import ScorerChoice, Stage
 from pruning_runtime.scorers import SCORERS, find_scorer
 from schedule_finder.errors import InputError, OutOfReach
@@ -100,9 +101,21 @@ def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
     if all((stage.scorer or schedule.scorer).name == name for stage in schedule.stages):
         return
     changed = scored_by(schedule, name)
-    with suppress(ScheduleError, UnsupportedBackbone):
-        check_setup(comparison.loaded.backbone, changed)
+    if _can_run(comparison, changed):
         yield Method(name, changed, comparison.budget)
+
+
+def _can_run(comparison: Comparison, schedule: Schedule) -> bool:
+    """Whether the backbone and its prompts allow a schedule; some refusals are known in the first forward only."""
+    loaded = comparison.loaded
+    inputs = loaded.inputs(list(comparison.samples[:1]))
+    model: Any = loaded.backbone.model
+    try:
+        with torch.inference_mode(), pruned(model, schedule):
+            model(**{name: value.to(loaded.device) for name, value in inputs.items()}, use_cache=False)
+    except (PruningError, ScheduleError, UnsupportedBackbone):
+        return False
+    return True
 
 
 def scored_by(schedule: Schedule, name: str) -> Schedule:
