@@ -67,6 +67,14 @@ class Backbone:
         """Whether a decoder layer is an attention layer with keys of its own, which scoring needs."""
         return self.attends(layer) and self.kv_sources[layer] == layer
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last decoder layer. Raises `UnsupportedBackbone`."""
+        for name in ("norm", "embedding_norm"):  # LFM2 has the second
+            if isinstance(norm := getattr(self.text_model, name, None), nn.Module):
+                return norm
+        raise UnsupportedBackbone(f"{type(self.text_model).__name__} has no final norm; use another scorer")
+
     def vision_mask(self, input_ids: Tensor) -> Tensor:
         """True where ``input_ids`` (``[batch, length]``) holds a vision token."""
         # One comparison per id: `torch.isin` with a tensor from the host would synchronize.

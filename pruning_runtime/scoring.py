@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning_runtime.attention_rows import attention_rows, padded_indices
 from pruning_runtime.attention_tap import AttentionInputs
-from pruning_runtime.errors import PruningError, UnsupportedBackbone
+from pruning_runtime.errors import PruningError
 from pruning_runtime.merging import join_dropped
 from pruning_runtime.scorers import (
     AttentionScorer,
@@ -330,7 +330,7 @@ class StageScoring:
             real = torch.zeros_like(real)
         states = hidden
         if scorer.after_final_norm:
-            states = _final_norm(self.setup.backbone.text_model)(hidden)
+            states = self.setup.backbone.final_norm(hidden)
         previous = None if self.previous is None else _states(self.previous).to(device)
         keys = None if self.key_norms is None else self.key_norms.to(device)
         images = None
@@ -375,16 +375,6 @@ def find_frame_problems(setup: PruningSetup, vision: Tensor, images: Tensor) -> 
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """Similarities are float32 even where the model runs under autocast."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def _final_norm(text_model: nn.Module) -> nn.Module:
-    """The norm behind a decoder's last layer; LFM2 names it otherwise than all others."""
-    for name in ("norm", "embedding_norm"):
-        if isinstance(norm := getattr(text_model, name, None), nn.Module):
-            return norm
-    raise UnsupportedBackbone(
-        f"{type(text_model).__name__} has no final norm by a known name (norm, embedding_norm); use another scorer"
-    )
 
 
 def _states(hidden: Tensor) -> Tensor:
