@@ -91,6 +91,6 @@ def _probe(samples: int, depth: int, cost: Callable[[float], float]) -> float:
     inside = sum(at + (1 - at) * cost(rule_probe.DECODER_RATIO) for at in rule_probe.DEPTHS)
     before = sum(1 / depth + cost(ratio) for ratio in rule_probe.PRE_DECODER_RATIOS)
     return sum(
-        one * (first * len(rule_probe.applicable_scorers(layer)) + samples * (_RULES + 1))
+        one * (first * len(rule_probe.applicable_scorers(layer)) + samples * (_RULES + rule_probe.FINALISTS))
         for layer, one in ((-1, before), (0, inside))
     )

@@ -6,7 +6,6 @@ Successive halving: every rule is measured on the first samples, the best of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -46,6 +45,8 @@ def probe_rules(
 ) -> RuleProbe:
     """Measure every rule before the decoder (where ``layers`` holds -1) and inside it.
 
+    All rules with the first dropped-token setting, the best of them with every setting.
+
     Args:
         answer_kl: the samples.
         layers: of the sensitivity table, rising.
@@ -67,7 +68,8 @@ def probe_rules(
         first = _measure(answer_kl, place, stages, policies, FIRST_SAMPLES, refused)
         best = [result.scorer for result in sorted(first, key=lambda result: result.kl)][:FINALISTS]
         finalists = [TokenPolicy(name, dropped_tokens[0]) for name in names if name in (*best, *CONTROLS)]
-        finalists += [replace(TokenPolicy(best[0]), dropped_tokens=other) for other in dropped_tokens[1:]]
+        # Merging can change which rule is best, and some rules do not allow it.
+        finalists += [TokenPolicy(name, other) for name in best for other in dropped_tokens[1:]]
         results += [result for result in first if result.scorer not in {one.scorer for one in finalists}]
         results += _measure(answer_kl, place, stages, finalists, None, refused)
     return RuleProbe(samples=len(answer_kl), results=results, refused=refused)

@@ -33,7 +33,7 @@ FINALISTS = 6
 """Candidates that are measured on all samples."""
 HOPELESS = 1.5
 """Times the answer KL of the best on the first samples, above which a neighbour or a policy is not measured further."""
-REFINEMENTS = 1
+REFINEMENTS = 2
 """Rounds of trying the best stages' neighbours on the model."""
 
 Stages = tuple[Stage, ...]
