@@ -54,8 +54,11 @@ class PruningArguments:
             raise InputError(
                 f"--model_args: no schedule; give schedule=FILE or a preset, or baseline={FULL} for the unpruned model"
             )
-        paths = {name: Path(own.pop(name)) for name in ("record", "full") if name in own}
-        return cls(**own, **paths), others
+        record, full = own.pop("record", None), own.pop("full", None)
+        mine = cls(
+            **own, record=None if record is None else Path(record), full=None if full is None else Path(full)
+        )
+        return mine, others
 
     def applied(self, backbone: Backbone) -> tuple[Schedule, float]:
         """The schedule to apply, and the factor by which images are scaled.

@@ -27,7 +27,7 @@ _TASK = 4
 _MESSAGES, _DOCUMENT = 1, 3
 
 
-class AdaptInfer(lmms):
+class AdaptInfer(lmms):  # type: ignore[misc]  # lmms-eval is not installed beside mypy
     """What lmms-eval makes an instance of; `create_from_arg_string` puts it in front of the chat model ``base``."""
 
     is_simple = False
