@@ -1,6 +1,6 @@
 """Plant faults in the runtime, one at a time, and check that the tests fail.
 
-    python -m scripts.mutate_runtime              # all faults, a few minutes
+    python -m scripts.mutate_runtime              # all faults, about an hour on one core
     python -m scripts.mutate_runtime --only 3     # one of them
 
 Every fault is one replacement in a copy of the repository; the tests of the runtime run there until the first
@@ -24,6 +24,8 @@ TESTS = (
     "tests/unit/test_selection.py",
     "tests/unit/test_masks.py",
     "tests/unit/test_attention_rows.py",
+    "tests/unit/test_token_groups.py",
+    "tests/unit/test_feature_scorers.py",
     "tests/model/test_scoring.py",
     "tests/model/test_merging.py",
     "tests/model/test_pruned_contract.py",
@@ -34,7 +36,24 @@ TESTS = (
     "tests/model/test_before_the_decoder.py",
     "tests/model/test_stage_scorers.py",
     "tests/model/test_flops.py",
+    "tests/model/test_given_answers.py",
+    "tests/model/test_feature_scorers.py",
+    "tests/model/test_tower.py",
 )
+
+FIRST = {
+    "geometry.py": "tests/model/test_flops.py",
+    "pruned.py": "tests/model/test_pruned_contract.py",
+    "attention_tap.py": "tests/model/test_pruned_contract.py",
+    "session.py": "tests/model/test_pruned_contract.py",
+    "schedule.py": "tests/model/test_stage_scorers.py",
+    "scoring.py": "tests/model/test_feature_scorers.py",
+    "static_prefill/padding.py": "tests/model/test_static_prefill.py",
+    "static_prefill/runner.py": "tests/model/test_static_prefill.py",
+    "tower/kernel.py": "tests/model/test_tower.py",
+    "tower/patch_map.py": "tests/model/test_tower.py",
+}
+"""The tests most likely to see a fault of a file run first; all others follow."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +83,8 @@ FAULTS = (
     Fault(
         "DeepStack lost",
         "prefill.py",
-        "hidden = hidden + features.to(hidden.device)\n        segment = prompt.of",
-        "pass\n        segment = prompt.of",
+        "hidden = hidden + features.to(hidden.device)",
+        "pass",
     ),
     Fault("window ignored", "masks.py", "allowed & (query - key < self.window)", "allowed"),
     Fault(
@@ -84,14 +103,20 @@ FAULTS = (
     Fault(
         "padding as text query",
         "attention_rows.py",
-        "return valid & ~vision & after_vision",
-        "return ~vision & after_vision",
+        "found = valid & ~vision & after_vision",
+        "found = ~vision & after_vision",
     ),
     Fault(
         "text before the image as text query",
         "attention_rows.py",
-        "return valid & ~vision & after_vision",
-        "return valid & ~vision",
+        "found = valid & ~vision & after_vision",
+        "found = valid & ~vision",
+    ),
+    Fault(
+        "a given answer as text query",
+        "attention_rows.py",
+        "found[:, max(vision.shape[1] - answer_length, 0) :] = False",
+        "pass",
     ),
     Fault(
         "one cache length for all layers",
@@ -141,7 +166,7 @@ FAULTS = (
     ),
     Fault(
         "scoring before the decoder fills the cache",
-        "prefill.py",
+        "scoring.py",
         'run(hidden, *others, **{**kwargs, "past_key_values": None})',
         "run(hidden, *others, **kwargs)",
     ),
@@ -181,6 +206,42 @@ FAULTS = (
         "stage.scorer or self.scorer for stage",
         "self.scorer for stage",
     ),
+    Fault(
+        "a protected token among those that a rule spreads",
+        "scoring.py",
+        "vision = vision & ~protected",
+        "pass",
+    ),
+    Fault(
+        "scores of two images compared",
+        "scoring.py",
+        "scores = (rank < tokens.keep[:, None]).float()",
+        "pass",
+    ),
+    Fault(
+        "an image's share rounded down",
+        "token_groups.py",
+        "return share + ((rank < left) & (remainder > 0)).long()",
+        "return share",
+    ),
+    Fault(
+        "the vision tower's configuration not given back",
+        "tower/kernel.py",
+        'vars(module)["config"] = config\n        del ALL_ATTENTION_FUNCTIONS[name]',
+        "pass\n        del ALL_ATTENTION_FUNCTIONS[name]",
+    ),
+    Fault(
+        "a patch counted for another token",
+        "tower/patch_map.py",
+        "members[owned[order], slot] = positions[order]",
+        "members[owned[order], slot] = positions",
+    ),
+    Fault(
+        "the farthest chosen token counts",
+        "scorers/divprune.py",
+        "nearest.minimum(column)",
+        "nearest.maximum(column)",
+    ),
     Fault("a cache not refused after the with", "session.py", "self._setup.lease.is_open = False", "pass"),
     Fault(
         "all experts counted",
@@ -206,7 +267,7 @@ def survives(fault: Fault) -> tuple[bool, str]:
                 f"{fault.name}: {fault.right!r} occurs {source.count(fault.right)} times in {fault.file}"
             )
         path.write_text(source.replace(fault.right, fault.wrong), encoding="utf-8")
-        tests = [name for name in TESTS if (copy / name).exists()]
+        tests = sorted(TESTS, key=lambda name: name != FIRST.get(fault.file))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
