@@ -202,7 +202,8 @@ def test_the_front_is_a_table_and_a_figure(run: Path) -> None:
     assert table.budget.tolist() == sorted(table.budget)
     assert table.processed.tolist() == pytest.approx(table.budget.tolist(), rel=0.01)
     assert table[["predicted_kl", "measured_kl", "flops", "kv"]].notna().all(axis=None)
-    assert table.predicted_kl.tolist() == sorted(table.predicted_kl, reverse=True)
+    # A schedule is measured, not predicted: another one than the best predicted may be chosen.
+    assert table.predicted_kl.iloc[0] > table.predicted_kl.iloc[-1]
     assert sorted(path.name for path in (run / "6_figures").glob("4_pareto.*")) == [
         "4_pareto.csv",
         "4_pareto.pdf",
@@ -250,7 +251,8 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     assert all((stage.scorer or schedule.scorer).name in said for stage in schedule.stages)
     rules = RuleProbe.load(run / "4_rules.json")
     assert rules is not None
-    assert {rule.scorer for rule in rules.results if rule.place == "decoder"} == set(SCORERS)
+    assert {rule.scorer for rule in rules.results if rule.place == "decoder"} == set(SCORERS) - {"evs"}
+    assert "evs" in rules.refused  # an image is no video
     for place, words in (("pre_decoder", "before the decoder"), ("decoder", "in the decoder")):
         best = rules.ranked(place)[0]
         assert f"scorers {words}, KL of single stages on {best.samples} samples: {best.scorer}" in said
