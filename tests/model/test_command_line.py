@@ -163,7 +163,7 @@ def test_bad_input_later_on_loses_nothing(made: dict[str, Path], tmp_path: Path)
     before = (out / "4_schedule.json").read_text()
     assert "out of reach" in call("schedule", out, "--budget", "1%", "--scorer", "text_guided", code=2)
     assert "choose sensitivity, retained" in call("schedule", out, "--solver", "magic", code=2)
-    assert "--scorer 'random': choose auto," in call("schedule", out, "--scorer", "random", code=2)
+    assert "--scorer 'magic': choose auto," in call("schedule", out, "--scorer", "magic", code=2)
     assert "--detector" in call("detect", out, "--detector", "eye", code=2)
     assert (out / "4_schedule.json").read_text() == before
     assert "another samples" in call(
