@@ -141,7 +141,7 @@ def evaluation_table():
             low, high = wilson_interval(round(200 * exact * used**0.1), 200)
             rows += [
                 dict.fromkeys(COLUMNS, 0.5)
-                | {"schedule": None, "digest": None}
+                | {"schedule": None, "digest": None, "metric": "exact_match"}
                 | {"method": method, "budget": used, "question_type": kind, "n": 200, "processed": used}
                 | {"exact_match": round(200 * exact * used**0.1) / 200, "ci_low": low, "ci_high": high}
                 for kind in ("all", "where")
