@@ -42,13 +42,13 @@ os.environ.setdefault(
 )  # before the first import of huggingface_hub: names are not looked up
 
 import numpy as np
-from scripts.fuzz_options import NO_MODEL, broken_options
 from typer.testing import CliRunner
 
 from schedule_finder.cli.commands import app
 from schedule_finder.figures.style import STYLE
 from schedule_finder.models import loading
 from scripts.fuzz_damage import damaged_bytes, damaged_json, damaged_rows
+from scripts.fuzz_options import NO_MODEL, broken_options
 
 MOST_SECONDS = 60
 """CPU time of a case: other work on the machine does not count."""
