@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from schedule_finder.cli.names import SCORER_NAMES, listed
 from schedule_finder.cli.progress import note, progress_bar
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.terminal import make_table, screen, show_table
@@ -28,7 +29,8 @@ _Baselines = Annotated[
     str,
     typer.Option(
         "--baselines",
-        help="none, or names with commas between: smaller-images, or a scorer for the schedule's stages.",
+        help="none, or names with commas between: smaller-images, or a scorer for the schedule's stages: "
+        f"{listed(SCORER_NAMES)}.",
     ),
 ]
 _Limit = Annotated[
