@@ -76,6 +76,7 @@ def write_tasks(folder: Path, items: int, seed: int = 0) -> list[str]:
     """
     import datasets
 
+    datasets.disable_progress_bars()
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     text = datasets.Value("string")

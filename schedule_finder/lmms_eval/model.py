@@ -7,6 +7,8 @@ itself: ``pip install 'adaptinfer[lmms-eval]'``.
 from __future__ import annotations
 
 import functools
+import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +42,8 @@ class AdaptInfer(lmms):  # type: ignore[misc]  # lmms-eval is not installed besi
         given |= {name: value for name, value in (additional_config or {}).items() if value is not None}
         # Most models take no `max_batch_size`, and refuse what they do not know.
         given.pop("max_batch_size", None)
-        return _wrapping(own.base)(**given)
+        model = _wrapping(own.base)
+        return model(**given | _device_map(model, given))
 
     def __init__(self, **given: Any) -> None:
         self._pruning, others = PruningArguments.take(given)
@@ -100,6 +103,19 @@ class AdaptInfer(lmms):  # type: ignore[misc]  # lmms-eval is not installed besi
             "baseline": self._pruning.baseline,
             "image_scale": self._image_scale,
         }
+
+
+def _device_map(model: type[AdaptInfer], given: dict[str, Any]) -> dict[str, str]:
+    """The device as the wrapped model's ``device_map``, where it has one and the user gave none.
+
+    The default of `llava_hf` is an empty text, which transformers 5 refuses. Several processes place themselves.
+    """
+    base = next(each for each in model.__mro__ if "__init__" in vars(each) and each is not AdaptInfer)
+    parameter = inspect.signature(base).parameters.get("device_map")
+    if parameter is None or "device_map" in given or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return {}
+    device = given.get("device") or ("cuda" if parameter.default == "" else None)
+    return {"device_map": str(device)} if device else {}
 
 
 @functools.cache

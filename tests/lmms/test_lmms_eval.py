@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
 
 pytest.importorskip("lmms_eval")
 
 from pruning_runtime import Schedule
 from pruning_runtime.costs import processed_ratios
+from schedule_finder.errors import InputError
 from schedule_finder.lmms_eval.demo_tasks import GROUP, write_tasks
 from schedule_finder.lmms_eval.recording import agreement, read_records
+from schedule_finder.lmms_eval.runs import Benchmark
 
 pytestmark = pytest.mark.slow
 
@@ -35,66 +36,69 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lmms_eval(tasks: Path, out: Path, **given: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line of lmms-eval on both tasks."""
-    arguments = {"base": "llava_hf", "pretrained": BACKBONE, "dtype": "float32", **given}
+def benchmark(tasks: Path, out: Path, schedule: object, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run both tasks through `adaptinfer-profile benchmark`, which runs lmms-eval in a process of its own."""
     return subprocess.run(
         [
-            sys.executable, "-m", "lmms_eval", "--model", "adaptinfer",
-            "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items()),
-            "--include_path", str(tasks), "--tasks", ",".join(TASKS), "--device", "cpu", "--batch_size", "1",
-            "--output_path", str(out), "--log_samples",
+            sys.executable, "-m", "schedule_finder", "benchmark", str(BACKBONE), "--tasks", ",".join(TASKS),
+            "--schedule", str(schedule), "--baselines", "none", "--include-path", str(tasks), "--device", "cpu",
+            "--model-args", "dtype=float32", "--out", str(out), *options,
         ],
         capture_output=True, text=True, cwd=ROOT, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
     )  # fmt: skip
 
 
-def scores(out: Path) -> dict[str, dict[str, float]]:
-    """The results that lmms-eval wrote, by task and metric."""
-    (path,) = out.rglob("*_results.json")
-    found = json.loads(path.read_text())["results"]
-    return {
-        task: {key.partition(",")[0]: value for key, value in row.items() if isinstance(value, float)}
-        for task, row in found.items()
-    }
-
-
 def test_two_tasks_with_and_without_a_schedule(tasks: Path, tmp_path: Path) -> None:
-    full = lmms_eval(tasks, tmp_path / "full", baseline="full", record=tmp_path / "full.json")
-    assert full.returncode == 0, full.stdout + full.stderr
-    ours = lmms_eval(
-        tasks,
-        tmp_path / "ours",
-        schedule=SCHEDULE,
-        record=tmp_path / "ours.json",
-        full=tmp_path / "full.json",
+    out = tmp_path / "benchmark"
+    result = benchmark(tasks, out, SCHEDULE, "--json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = pd.read_csv(out / "benchmark.csv").set_index(["task", "metric", "method"])
+    open_task, yes_no = TASKS
+    assert table.score[open_task, "vqa_accuracy", "full"] > 0.8  # the demo backbone answers nearly everything
+    assert set(table.loc[yes_no].index.get_level_values("metric")) == {
+        "yes_no", "precision", "recall", "f1", "yes_share",
+    }  # fmt: skip
+
+    whole, pruned = (
+        read_records(out / "full" / "record.json"),
+        read_records(out / "4_schedule" / "record.json"),
     )
-    assert ours.returncode == 0, ours.stdout + ours.stderr
-
-    before, after = scores(tmp_path / "full"), scores(tmp_path / "ours")
-    assert before[TASKS[0]]["vqa_accuracy"] > 0.8  # the demo backbone answers nearly everything
-    assert {"yes_no", "precision", "recall", "f1", "yes_share"} <= set(after[TASKS[1]])
-
-    whole, pruned = read_records(tmp_path / "full.json"), read_records(tmp_path / "ours.json")
     schedule = Schedule.load(SCHEDULE)
     expected = VISION * sum(processed_ratios(schedule.stages, LAYERS)) / LAYERS
-    for task in TASKS:
+    for task, metric in zip(TASKS, ("vqa_accuracy", "yes_no"), strict=True):
         assert len(pruned[task].prompts) == len(pruned[task].answers) == ITEMS
         first, second = whole[task].means(), pruned[task].means()
         assert first["vision_tokens"] == first["computed"] == second["vision_tokens"] == VISION
-        assert second["computed"] == pytest.approx(expected, rel=0.05)  # counts are rounded, scoring is added
+        assert second["computed"] == pytest.approx(expected, rel=0.05)  # counts are rounded
         assert second["flops"] < 0.8 * first["flops"]
         assert second["kv_bytes"] < 0.8 * first["kv_bytes"]
-        assert f"adaptinfer: {task}: " in ours.stdout
-        assert f"{100 * agreement(pruned[task], whole[task]):.1f} % equal answers" in ours.stdout
+        ours, full = table.loc[task, metric, "4_schedule"], table.loc[task, metric, "full"]
+        assert ours.retention == pytest.approx(ours.score / full.score, rel=1e-4)
+        assert ours.difference == pytest.approx(ours.score - full.score, abs=1e-5)
+        assert ours.difference_low <= ours.difference <= ours.difference_high
+        assert ours.agreement == pytest.approx(agreement(pruned[task], whole[task]), rel=1e-4)
+        assert ours.processed == pytest.approx(second["computed"] / VISION, rel=1e-4)
+        line = f"adaptinfer: {task}: "
+        assert line in (out / "4_schedule" / "lmms_eval.log").read_text()
+    assert (out / "benchmark.tex").read_text().count(r"\\") == len(table) + 1
+    assert len((out / "benchmark.md").read_text().splitlines()) == len(table) + 2
+
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*_results.json")}
+    assert len(written) == 2
+    again = benchmark(tasks, out, SCHEDULE)  # finished methods are not run again
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*_results.json")} == written
 
 
-def test_what_cannot_be_run_writes_no_scores(tasks: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_run_gives_no_scores(tasks: Path, tmp_path: Path) -> None:
     """A schedule for another backbone; nothing is scored as an empty answer."""
-    result = lmms_eval(tasks, tmp_path / "out", schedule="fastv/llava-1.5-7b")
-    assert "32" in result.stdout + result.stderr
-    assert not list((tmp_path / "out").rglob("*_results.json"))
+    arguments = {"base": "llava_hf", "pretrained": str(BACKBONE), "schedule": "fastv/llava-1.5-7b"}
+    run = Benchmark(
+        tmp_path, arguments, TASKS, ["--include_path", str(tasks), "--device", "cpu"], sys.executable
+    )
+    with pytest.raises(InputError, match="wrote no results for 'full'; it said: .*32"):
+        run.run([])
 
 
 def test_the_plug_in_is_registered() -> None:

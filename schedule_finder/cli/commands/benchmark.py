@@ -1,0 +1,154 @@
+"""`benchmark`: tasks of lmms-eval with and without a schedule."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from schedule_finder.cli.progress import note, progress_bar
+from schedule_finder.cli.runner import command
+from schedule_finder.cli.terminal import make_table, screen, show_table
+from schedule_finder.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from schedule_finder.lmms_eval.runs import BenchmarkMethod
+
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub name.")]
+_Tasks = Annotated[str, typer.Option("--tasks", help="Tasks of lmms-eval, with commas between.")]
+_Schedules = Annotated[
+    list[str], typer.Option("--schedule", help="Schedule file or preset; repeat it to compare several.")
+]
+_Base = Annotated[str, typer.Option("--base", help="Chat model of lmms-eval that runs MODEL.")]
+_Baselines = Annotated[
+    str,
+    typer.Option(
+        "--baselines",
+        help="none, or names with commas between: smaller-images, or a scorer for the schedule's stages.",
+    ),
+]
+_Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="First items of each task only; default all.")
+]
+_Include = Annotated[Path | None, typer.Option("--include-path", help="Folder with tasks of your own.")]
+_ModelArgs = Annotated[
+    str, typer.Option("--model-args", help="Further arguments of the chat model: dtype=float16,...")
+]
+_Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default that of the chat model.")
+]
+_Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts in a batch.")]
+_Python = Annotated[
+    str | None,
+    typer.Option("--python", help="Python of an environment with lmms-eval; default the one that runs this."),
+]
+_Out = Annotated[Path | None, typer.Option("--out", help="Folder; default outputs/benchmark/MODEL.")]
+
+
+@command
+def benchmark(
+    model: _Model,
+    tasks: _Tasks,
+    schedule: _Schedules,
+    base: _Base = "llava_hf",
+    baselines: _Baselines = "random,strided,smaller-images",
+    limit: _Limit = None,
+    include_path: _Include = None,
+    model_args: _ModelArgs = "",
+    device: _Device = None,
+    batch_size: _Batch = 1,
+    python: _Python = None,
+    out: _Out = None,
+) -> dict[str, Any]:
+    """Published benchmarks: the full model, schedules and baselines on the same items, by lmms-eval. Resumes.
+
+    adaptinfer-profile benchmark llava-hf/llava-1.5-7b-hf --tasks pope,gqa --schedule adaptinfer/llava-1.5-7b-64
+    """
+    from schedule_finder.lmms_eval.runs import Benchmark
+    from schedule_finder.lmms_eval.table import benchmark_table, write_table
+
+    methods = _methods(schedule, baselines)
+    options = ["--batch_size", str(batch_size)]
+    for name, value in (("--limit", limit), ("--include_path", include_path), ("--device", device)):
+        options += [] if value is None else [name, str(value)]
+    folder = out or Path("outputs") / "benchmark" / Path(model).name
+    with progress_bar("benchmark") as progress:
+        run = Benchmark(
+            folder,
+            {"base": base, "pretrained": model} | _pairs(model_args),
+            [task.strip() for task in tasks.split(",")],
+            options,
+            python or sys.executable,
+            after_method=lambda done: progress(done, len(methods) + 1),
+        )
+        folders = run.run(methods)
+    table = benchmark_table(folders)
+    paths = write_table(table, folder)
+    _show(table)
+    for path in paths:
+        screen.print(str(path), soft_wrap=True)
+    if limit is not None:
+        note(f"notice: the first {limit} items of each task only; these are not the benchmarks' scores")
+    return {
+        "tables": list(map(str, paths)),
+        "rows": table.astype(object).where(table.notna(), None).to_dict("records"),
+    }
+
+
+def _methods(schedules: list[str], baselines: str) -> list[BenchmarkMethod]:
+    """Every schedule, each with its baselines; checked before anything runs. Raises `InputError`, `ScheduleError`."""
+    from pruning_runtime.scorers import SCORERS
+    from schedule_finder.lmms_eval.arguments import SMALLER_IMAGES, load_schedule
+    from schedule_finder.lmms_eval.runs import BenchmarkMethod
+
+    names = [] if baselines == "none" else [name.strip() for name in baselines.split(",")]
+    for name in names:
+        if name not in (known := (SMALLER_IMAGES, *SCORERS)):
+            raise InputError(f"--baselines {name!r}: choose none, or some of {', '.join(known)}")
+    found: dict[str, BenchmarkMethod] = {}
+    for given in schedules:
+        load_schedule(given)
+        own = Path(given).stem if Path(given).exists() else given.replace("/", "-")
+        where = str(Path(given).resolve()) if Path(given).exists() else given
+        arguments = [(own, {"schedule": where})]
+        arguments += [(f"{own}-{name}", {"schedule": where, "baseline": name}) for name in names]
+        for name, each in arguments:
+            if name in found or name == "full":
+                raise InputError(f"--schedule {given}: a method {name!r} is there already; rename the file")
+            found[name] = BenchmarkMethod(name, each)
+    return list(found.values())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """``a=1,b=2`` as a dictionary. Raises `InputError`."""
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise InputError(f"--model-args: {name!r} has no value; write NAME=VALUE with commas between")
+    return {name: value for name, _, value in pairs}
+
+
+def _show(table: pd.DataFrame) -> None:
+    """Scores and costs, in percent of the full model where they are shares."""
+    from schedule_finder.lmms_eval.table import percent
+
+    shown = make_table(
+        "lmms-eval; retention and costs in % of the full model",
+        *("task", "metric", "method", "score", "retention", "same", "proc.", "FLOPs", "KV", "time"),
+    )
+    for row in table.itertuples():
+        shares = (
+            row.score,
+            row.retention,
+            row.agreement,
+            row.processed,
+            row.flops,
+            row.kv_bytes,
+            row.prefill_ms,
+        )
+        shown.add_row(row.task, row.metric, row.method, *map(percent, shares))
+    show_table(shown)
