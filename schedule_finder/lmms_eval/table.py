@@ -49,7 +49,8 @@ def benchmark_table(folders: Sequence[Path]) -> pd.DataFrame:
                 row["processed"] = ours["computed"] / theirs["computed"] if theirs["computed"] else math.nan
                 row |= {name: ours[name] / theirs[name] for name in ("flops", "kv_bytes", "prefill_ms")}
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.sort_values(["task", "metric"], kind="stable", ignore_index=True)
 
 
 def write_table(table: pd.DataFrame, out: Path) -> list[Path]:
