@@ -85,6 +85,8 @@ def open_table(location: str, preset: Preset | None, options: DataOptions) -> tu
         return _load_file(path, options.streaming), path.parent, "train"
     location = str(path) if local else location
     offline = not local and not hub_reachable()
+    for file in path.rglob("*.json*") if local else ():
+        _refuse_null_rows(file)
     with loading(location), cache_only() if offline else nullcontext():
         config, split = _config_and_split(location, preset, options)
         return load_table(location, config, split, options.streaming), path if local else None, split
@@ -113,9 +115,25 @@ def _load_file(path: Path, streaming: bool) -> Any:
 
     with loading(str(path)):
         reader, options = FORMATS[path.suffix]
+        if reader == "json":
+            _refuse_null_rows(path)
         return datasets.load_dataset(
             reader, data_files=str(path), split="train", streaming=streaming, **options
         )
+
+
+def _refuse_null_rows(path: Path) -> None:
+    """Raise `InputError` for a line ``null`` of JSON lines: pyarrow's reader crashes where a block begins with one."""
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                return  # one array; read by another parser
+            if line.strip() == b"null":
+                raise InputError(
+                    f"{path}: line {number} is null, not an object with columns; remove the line"
+                )
 
 
 def load_table(location: str, config: str | None, split: str, streaming: bool) -> Any:

@@ -574,3 +574,21 @@ def test_lists_of_earlier_releases_name_calibration_samples_discovery(tmp_path: 
     assert [entry.use for entry in read_entries(path)] == ["calibration", "held_out", "calibration"]
     write_entries(path, read_entries(path))
     assert "discovery" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "  null\n", 'null\n{"question": "a"}\n', '{"question": "a"}\nnull\n']
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_rows_that_crash_the_reader_of_json_are_refused(tmp_path: Path, content: str, suffix: str) -> None:
+    # pyarrow 26 ends the process with a segmentation fault where a block of JSON lines begins with null.
+    path = tmp_path / f"data{suffix}"
+    path.write_text(content)
+    line = 1 if content.lstrip().startswith("null") else 2
+    with pytest.raises(InputError, match=f"line {line} is null"):
+        open_data(str(path))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path.rename(folder / path.name)
+    with pytest.raises(InputError, match=f"line {line} is null"):
+        open_data(str(folder))
