@@ -55,36 +55,49 @@ class DetectorChoice(_Facts):
 class Alternative(_Facts):
     """Stages that were considered, under which policy, and what was predicted or measured for them.
 
-    ``worse_by``: 95 % paired bootstrap interval of the answer KL less that of the schedule, in nats; None where it was
-    measured on fewer samples.
+    ``predicted_change``, ``measured_change``: answer change, in [0, 1]. ``predicted_kl``: of solvers that add KL.
+    ``worse_by``: 95 % paired bootstrap interval of the answer change less that of the schedule (nats of answer KL in
+    files without ``measured_change``); None where it was measured on fewer samples.
     """
 
     stages: list[Stage] = []
     policy: str | None = None
     samples: int | None = None
     worse_by: tuple[float, float] | None = None
+    predicted_change: float | None = None
     predicted_kl: float | None = None
+    measured_change: float | None = None
     measured_kl: float | None = None
     retained: float | None = None
 
 
 class RuleResult(_Facts):
-    """Mean answer KL (nats) of a scorer over a few single stages, ``place`` "pre_decoder" or "decoder"."""
+    """A scorer over a few single stages, ``place`` "pre_decoder" or "decoder": mean answer change and KL (nats).
+
+    Earlier releases have no ``change``.
+    """
 
     place: str
     scorer: str
     dropped_tokens: DroppedTokens = "discard"
     kl: float
+    change: float | None = None
     samples: int
+
+    @property
+    def loss(self) -> float:
+        """What rules are compared by: the answer change, or the KL of an earlier release."""
+        return self.kl if self.change is None else self.change
 
 
 class PolicyResult(_Facts):
-    """A token policy on the chosen stages: answer KL, and how much higher it is than the chosen policy's.
+    """A token policy on the chosen stages: answer change and KL, and how much more it changes than the chosen policy.
 
-    ``worse_by``: 95 % paired bootstrap interval in nats.
+    ``worse_by``: 95 % paired bootstrap interval of the answer change (nats of KL in files without ``measured_change``).
     """
 
     measured_kl: float
+    measured_change: float | None = None
     worse_by: tuple[float, float]
 
 
@@ -93,19 +106,20 @@ class PolicyChoice(_Facts):
 
     Attributes:
         preferred: the policy of the sensitivity table, which is kept unless another one is better.
-        best: the policy with the least measured answer KL.
+        best: the policy with the least measured answer change.
         chosen: the policy of the schedule.
         rule: ``preferred is best``; ``preferred within tolerance`` of the best; ``significantly better``: the 95 %
             interval of the preferred policy's excess over the chosen one excludes zero; ``beyond tolerance``: better
             by more than the tolerance, with an interval that includes zero; ``control is not worse``: evenly strided
-            or random tokens, which read nothing, have no higher answer KL than the policy that would be chosen.
-        difference: answer KL of the preferred policy less that of ``compared``, nats.
+            or random tokens, which read nothing, change no more answers than the policy that would be chosen.
+        difference: answer change of the preferred policy less that of ``compared``.
         interval: its 95 % paired bootstrap interval.
         tolerance: the difference up to which the preferred policy is kept: one standard error of the difference, or
-            1e-3 nats where that is more.
+            1e-3 where that is more.
         compared: the policy that the preferred one was compared with: the chosen one, or the best where the
             preferred one was kept.
         samples: number of samples of the comparison.
+        measure: what ``difference``, ``interval`` and ``tolerance`` are in; earlier releases compared answer KL in nats.
     """
 
     preferred: str
@@ -123,6 +137,7 @@ class PolicyChoice(_Facts):
     interval: tuple[float, float]
     tolerance: float
     samples: int
+    measure: Literal["answer change", "answer KL"] = "answer KL"
 
 
 class Confidence(_Facts):
@@ -157,9 +172,11 @@ class SolverEvidence(_Facts):
         objective: what it minimises or maximises, with the unit.
         placed_by: what decided the layers.
         retained: share of the text-to-vision attention that the stages keep in replay.
-        predicted_kl: answer KL in nats that the sensitivity table predicts.
+        predicted_change: answer change, in [0, 1], that the sensitivity table predicts.
+        predicted_kl: answer KL in nats that a solver which adds it predicts.
         measured_samples: number of samples of the sensitivity table.
-        measured_kl: answer KL in nats of the whole schedule on other samples.
+        measured_change: answer change of the whole schedule on other samples.
+        measured_kl: its answer KL in nats on them.
         chosen_on_samples: number of those.
         measured_schedules: how many schedules were measured on them.
         by_number_of_stages: the best of each number of stages.
@@ -177,8 +194,10 @@ class SolverEvidence(_Facts):
     objective: str | None = None
     placed_by: str | None = None
     retained: float | None = None
+    predicted_change: float | None = None
     predicted_kl: float | None = None
     measured_samples: int | None = None
+    measured_change: float | None = None
     measured_kl: float | None = None
     chosen_on_samples: int | None = None
     measured_schedules: int | None = Field(
@@ -233,7 +252,7 @@ class RuleProbe(_Document):
     def ranked(self, place: str) -> list[RuleResult]:
         """Rules of the final round at a place, the best first; ties go to the one listed first."""
         final = [one for one in self.results if one.place == place and one.samples == self.samples]
-        return sorted(final, key=lambda one: one.kl)
+        return sorted(final, key=lambda one: one.loss)
 
 
 class AnswerExample(_Facts):

@@ -220,7 +220,7 @@ def read_evaluation(path: Path) -> pd.DataFrame:
 
 def _read_pareto(path: Path) -> pd.DataFrame:
     """The front, checked. Raises `InputError`."""
-    numbers = ("budget", "processed", "predicted_kl", "measured_kl")
+    numbers = ("budget", "processed", "predicted_change", "measured_change")
     table = _read_table(path, ("stages",), numbers, "run `schedule --pareto` again")
     return table.assign(num_stages=[len(stages.split()) for stages in table.stages.fillna("")])
 

@@ -12,7 +12,8 @@ import numpy as np
 from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone
 from pruning_runtime.schedule import Stage
 from schedule_finder.evidence import Alternative
-from schedule_finder.intervals import mean_interval
+from schedule_finder.intervals import rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.base import Problem
 from schedule_finder.solvers.budget import BudgetTarget
@@ -21,7 +22,7 @@ from schedule_finder.solvers.policy_choice import (
     choose_policy,
     comparable,
     policy_result,
-    rounded_mean,
+    worse_by,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ FIRST_SAMPLES = 8
 FINALISTS = 6
 """Candidates that are measured on all samples."""
 HOPELESS = 1.5
-"""Times the answer KL of the best on the first samples, above which a neighbour or a policy is not measured further."""
+"""Times the answer change of the best on the first samples, above which a neighbour or a policy is not measured further."""
 REFINEMENTS = 2
 """Rounds of trying the best stages' neighbours on the model."""
 
@@ -49,7 +50,7 @@ class Candidate:
 
 @dataclass
 class WholeSchedules:
-    """Answer KL of whole schedules, measured as needed.
+    """Answer KL of whole schedules, measured as needed; they are compared by answer change.
 
     Attributes:
         problem: with the budget and the policies that may be chosen.
@@ -68,20 +69,21 @@ class WholeSchedules:
         """The best candidate after refinement under the best policy, and the fields of its evidence."""
         self._halve(candidates)
         best = self._refine(self._best())
-        simplest = [one for one in self.measured if comparable(self.measured[one], self.measured[best])]
-        best = min(simplest, key=lambda one: (len(one.stages), self.measured[one].mean()))
+        changes = {one: answer_change(kl) for one, kl in self.measured.items()}
+        simplest = [one for one in changes if comparable(changes[one], changes[best])]
+        best = min(simplest, key=lambda one: (len(one.stages), changes[one].mean()))
         by_policy = self._policies_on(best)
         values = {policy: self.measured[one] for policy, one in by_policy.items()}
         controls = [policy for policy in by_policy if policy in self.problem.controls]
-        if self.problem.may_change:
-            eligible = values
-        else:
-            eligible = {policy: kl for policy, kl in values.items() if policy not in controls}
+        eligible = {policy: answer_change(kl) for policy, kl in values.items()}
+        if not self.problem.may_change:
+            eligible = {policy: change for policy, change in eligible.items() if policy not in controls}
             controls = []
         policy, reason = choose_policy(eligible, best.policy.used_by(best.stages), controls)
         chosen = by_policy[policy]
         own = self.measured[chosen]
         facts: dict[str, Any] = {
+            "measured_change": rounded_mean(answer_change(own)),
             "measured_kl": rounded_mean(own),
             "chosen_on_samples": len(self.answer_kl),
             "measured_schedules": len(self.measured) + len(self.dropped),
@@ -99,7 +101,7 @@ class WholeSchedules:
             values = self._measure(candidate, FIRST_SAMPLES)
             if values is not None:
                 first[candidate] = values
-        ranked = sorted(first, key=lambda one: first[one].mean())
+        ranked = sorted(first, key=lambda one: _loss(first[one]))
         for candidate in ranked[:FINALISTS]:
             self._need(candidate)
         self.dropped |= {one: first[one] for one in ranked[FINALISTS:]}
@@ -119,13 +121,13 @@ class WholeSchedules:
         """Measure on all samples what is not far worse than ``best`` on the first ones."""
         if candidate in self.measured or (first := self._measure(candidate, FIRST_SAMPLES)) is None:
             return
-        if first.mean() <= HOPELESS * self.measured[best][: len(first)].mean() + NEGLIGIBLE:
+        if _loss(first) <= HOPELESS * _loss(self.measured[best][: len(first)]) + NEGLIGIBLE:
             self._need(candidate)
         else:
             self.dropped[candidate] = first
 
     def _best(self) -> Candidate:
-        return min(self.measured, key=lambda one: self.measured[one].mean())
+        return min(self.measured, key=lambda one: _loss(self.measured[one]))
 
     def _refine(self, best: Candidate) -> Candidate:
         """Try the neighbours of the best stages under its policy until none is better."""
@@ -158,17 +160,19 @@ class WholeSchedules:
     def _evidence(self, candidate: Candidate, chosen: np.ndarray) -> Alternative:
         values = self.measured.get(candidate)
         kl = self.dropped.get(candidate) if values is None else values
-        interval = None
-        if values is not None:
-            low, high = mean_interval(values - chosen)
-            interval = round(low, 5), round(high, 5)
         return Alternative(
             stages=list(candidate.stages),
             policy=str(candidate.policy.used_by(candidate.stages)),
+            measured_change=None if kl is None else rounded_mean(answer_change(kl)),
             measured_kl=None if kl is None else rounded_mean(kl),
             samples=None if kl is None else len(kl),
-            worse_by=interval,
+            worse_by=None if values is None else worse_by(values, chosen),
         )
+
+
+def _loss(kl: np.ndarray) -> float:
+    """Mean answer change of answer KL ``[samples]``."""
+    return float(answer_change(kl).mean())
 
 
 def respent(stages: Sequence[Stage], budget: BudgetTarget) -> Stages | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
-from tests.unit.test_sensitivity import table_from
+from tests.unit.test_sensitivity import UNIT, table_from
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
 TOKENS = SIDE * SIDE
@@ -55,8 +56,8 @@ PARETO = pd.DataFrame(
     {
         "budget": [0.5, 0.2, 0.35],
         "processed": [0.5, 0.21, 0.35],
-        "predicted_kl": [1e-6, 0.5, 0.02],
-        "measured_kl": [2e-6, 0.7, np.nan],
+        "predicted_change": [1e-6, 0.5, 0.02],
+        "measured_change": [2e-6, 0.7, np.nan],
         "stages": ["3:0.4", "0:0.5 1:0.3 2:0.1", "1:0.5 4:0.1"],
     }
 )
@@ -293,6 +294,30 @@ def test_shift_table_is_the_signal_and_peaks_at_the_planted_layers(drawn):
     assert rows.vision_entropy_share_mean.tolist() == pytest.approx([2 / 6] * LAYERS)  # 2 of log2(64) bits
 
 
+@pytest.mark.parametrize(
+    ("detector", "field", "value", "reason"),
+    [
+        ("attention_shift", "layers", [0.5], "layers.0"),
+        ("attention_shift", "layers", list(range(LAYERS))[::-1], "layers do not rise"),
+        (
+            "attention_shift",
+            "distance",
+            [[0.0] * LAYERS] * (LAYERS - 1) + [[0.0]],
+            r"distance\[11\] has 1 entries",
+        ),
+        ("attention_shift", "own", [0.1], "own has 1 entries"),
+        ("token_curve", "histogram", ["many"] * LAYERS, "histogram.0"),
+        ("token_curve", "histogram", [1], "1 numbers for 12 layers"),
+    ],
+)
+def test_damaged_evidence_of_a_detector_is_one_error_that_names_it(run, detector, field, value, reason):
+    document = json.loads(run.change_points.read_text())
+    document["detectors"][detector]["evidence"][field] = value
+    run.change_points.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"3_change_points.json.*{reason}.*detect again"):
+        figures.FIGURES["3_change_points"](RunData(run))
+
+
 def test_change_point_table_counts_every_break_at_the_first_layer_of_its_regime(drawn):
     rows = table(drawn, "3_change_points").set_index("first_layer_of_new_regime")
     detectors = json.loads(drawn[0].change_points.read_text())["detectors"]
@@ -368,12 +393,14 @@ def test_sensitivity_table_is_what_was_measured_and_what_layers_lose(drawn):
     rows = table(drawn, "4_sensitivity")
     tenth = rows[rows.keep_ratio == 0.1].set_index("layer")
     behind = [NEED[layer + 1 :].sum() for layer in range(LAYERS - 1)]
-    assert tenth.kl_mean.tolist() == pytest.approx([0.9 * need for need in behind], rel=1e-4)
+    changes = [UNIT * 0.9 * need for need in behind]
+    assert tenth.change_mean.tolist() == pytest.approx(changes, rel=1e-4)
+    assert tenth.kl_mean.tolist() == pytest.approx([-math.log1p(-change) for change in changes], rel=1e-4)
     losses = rows.groupby("layer")[["loss", "loss_low", "loss_high"]].first()
     assert losses.index.tolist() == list(range(LAYERS))
     assert losses.loc[0].isna().all()  # nothing was dropped before it
     for name in losses:  # the planted samples are all alike
-        assert losses[name].tolist()[1:] == pytest.approx(0.9 * NEED[1:], abs=1e-4)
+        assert losses[name].tolist()[1:] == pytest.approx(UNIT * 0.9 * NEED[1:], abs=1e-6)
 
 
 def test_a_stage_before_the_decoder_stands_on_the_left_edge(run):
@@ -383,7 +410,7 @@ def test_a_stage_before_the_decoder_stands_on_the_left_edge(run):
     (curve,) = (line for line in above.get_lines() if line.get_label() == "10% kept")
     assert curve.get_xdata()[0] == above.get_xlim()[0] == -0.5
     assert not curve.get_clip_on()  # or half of its marker is gone
-    assert rows.groupby("layer").loss.first()[0] == pytest.approx(0.9 * NEED[0])
+    assert rows.groupby("layer").loss.first()[0] == pytest.approx(UNIT * 0.9 * NEED[0])
     assert len([bar for bar in below.patches if bar.get_height() > 0]) == LAYERS - 1
 
 
@@ -437,11 +464,11 @@ def change_evidence(run, **changes):
 
 def test_pareto_table_holds_divergences_and_the_evaluated_schedules(drawn):
     rows = table(drawn, "4_pareto")
-    predicted = rows[rows.series == "predicted_kl"]
+    predicted = rows[rows.series == "predicted_change"]
     assert predicted.processed.tolist() == [0.21, 0.35, 0.5]
     assert predicted.value.tolist() == [0.5, 0.02, 1e-6]
     assert predicted.num_stages.tolist() == [3, 2, 1]
-    assert rows[rows.series == "measured_kl"].value.tolist() == [0.7, 2e-6]
+    assert rows[rows.series == "measured_change"].value.tolist() == [0.7, 2e-6]
     evaluated = rows[rows.series == "exact_match"]
     source = evaluation_table().query("question_type == 'all' and method == 'schedule'")
     assert evaluated.processed.tolist() == [0.2, 0.35, 0.5]
@@ -459,7 +486,7 @@ def test_pareto_points_bear_their_number_of_stages(run):
 
 
 def test_a_front_without_divergences_is_no_figure(run):
-    PARETO.assign(predicted_kl=np.nan, measured_kl=np.nan).to_csv(run.pareto, index=False)
+    PARETO.assign(predicted_change=np.nan, measured_change=np.nan).to_csv(run.pareto, index=False)
     assert "4_pareto" not in names_that_can_be_drawn(run)
 
 
@@ -651,7 +678,7 @@ def test_evaluation_that_is_no_table_is_an_input_error(run, content):
         ("3_change_points.json", "{", "not readable"),
         ("3_change_points.json", "[]", "no JSON object"),
         ("3_change_points.json", '{"default": "x", "detectors": {}}', "no detector 'x'"),
-        ("4_pareto.csv", "budget,stages\n0.1,0:0.1", "no processed, predicted_kl, measured_kl in it"),
+        ("4_pareto.csv", "budget,stages\n0.1,0:0.1", "no processed, predicted_change, measured_change in it"),
         ("4_sensitivity.parquet", "", "measure again"),
         ("5_example.json", '{"question": ""}', "answer: Field required"),
         ("5_example.png", "not an image", "not a readable image"),
@@ -702,7 +729,7 @@ def test_the_study_draws_every_backbone_and_method() -> None:
 
 def test_the_study_says_how_well_predictions_rank() -> None:
     table = pd.DataFrame(
-        {"backbone": "demo", "predicted_kl": [0.0, 0.1, 1.0, 2.0], "right": [0.99, 0.98, 0.4, 0.6]}
+        {"backbone": "demo", "predicted_change": [0.0, 0.1, 1.0, 2.0], "right": [0.99, 0.98, 0.4, 0.6]}
     )
     (panel,) = predictions_figure(table).axes
     assert panel.get_title() == "demo, rank correlation -0.80"

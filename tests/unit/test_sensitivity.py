@@ -22,12 +22,14 @@ from tests.unit.test_solvers import random_profile, shape_of
 
 LAYERS = 10
 POLICY = TokenPolicy("text_guided", "merge")
+UNIT = 0.02
+"""Answer change of one unit of need, so that whole decoders stay below 1."""
 
 
 def table_from(
     need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int = 0, earliest: int = 0
 ) -> SensitivityTable:
-    """A table of a backbone in which layer ``k`` loses ``need[k] * (1 - ratio)``, whatever the others see.
+    """A table of a backbone in which layer ``k`` loses ``UNIT * need[k] * (1 - ratio)``, whatever the others see.
 
     ``earliest``: -1 where a stage before the decoder was measured too.
     """
@@ -41,7 +43,7 @@ def table_from(
         tuple(layers),
         RATIOS,
         tuple(f"{i}" for i in range(samples)),
-        np.abs(values),
+        -np.log1p(-np.minimum(UNIT * np.abs(values), 0.999)),
     )
 
 
@@ -54,7 +56,7 @@ def test_what_layers_lose_is_recovered(earliest: int) -> None:
     need = np.random.default_rng(1).exponential(1.0, LAYERS)
     ratios = np.array([1.0, 0.8, 0.35, 0.2, 0.0])
     loss = table_from(need, earliest=earliest).layer_loss(LAYERS, ratios)
-    expected = need[:, None] * (1 - ratios)
+    expected = UNIT * need[:, None] * (1 - ratios)
     if earliest == 0:  # layer 0 has to see everything
         expected[0] = [0, *[np.inf] * 4]
     assert loss == pytest.approx(expected, abs=1e-9)
@@ -115,7 +117,9 @@ def test_a_prediction_is_the_sum_of_what_layers_lose() -> None:
     need = np.random.default_rng(2).exponential(1.0, LAYERS)
     stages = (Stage(layer=1, keep_ratio=0.35), Stage(layer=6, keep_ratio=0.1))
     ratios = np.array(processed_ratios(stages, LAYERS))
-    assert predict(table_from(need), target_of(0.5), stages) == pytest.approx((need * (1 - ratios)).sum())
+    assert predict(table_from(need), target_of(0.5), stages) == pytest.approx(
+        UNIT * (need * (1 - ratios)).sum()
+    )
 
 
 @pytest.mark.parametrize("needed", [3, 5])
@@ -127,7 +131,7 @@ def test_the_solver_cuts_behind_the_last_layer_that_needs_vision(needed: int) ->
         Problem(random_profile(LAYERS, 0), (), target_of(budget), POLICY, sensitivity=table_from(need))
     )
     assert solution.stages == (Stage(layer=needed, keep_ratio=0.0),)
-    assert solution.evidence.predicted_kl == pytest.approx(0)
+    assert solution.evidence.predicted_change == pytest.approx(0)
     # No doubt, whatever samples are drawn.
     assert solution.evidence.confidence.layers == {str(needed): 20}
 
@@ -149,9 +153,9 @@ def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_t
     assert target.cost(stages) == pytest.approx(0.2, abs=1e-9)
     # Two of ten layers less the scoring, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
     # layer there is one left for five.
-    assert predict(table, target, stages) == pytest.approx(5 * (1 - 0.28))
+    assert predict(table, target, stages) == pytest.approx(UNIT * 5 * (1 - 0.28))
     later = solved(table_from(need), target)
-    assert predict(table, target, later) == pytest.approx(5 * (1 - 0.2))
+    assert predict(table, target, later) == pytest.approx(UNIT * 5 * (1 - 0.2))
 
 
 @pytest.mark.parametrize("first_needs", [0.0, 1.0])
@@ -205,7 +209,7 @@ def test_a_stage_more_is_taken_where_it_saves_enough() -> None:
     # Of the three layers that need some, half of the tokens' worth, whichever of them sees it.
     assert len(solution.stages) == 2
     assert solution.stages[-1] == Stage(layer=solution.stages[-1].layer, keep_ratio=0.0)
-    assert solution.evidence.predicted_kl == pytest.approx(0.3 * 1.5)
+    assert solution.evidence.predicted_change == pytest.approx(UNIT * 0.3 * 1.5)
     # Where all layers behind the first stage need the same, one is enough.
     even = np.array([1.0] * 4 + [0.3] * 6)
     alone = SOLVERS["sensitivity"]().solve(

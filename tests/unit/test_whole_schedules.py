@@ -223,3 +223,22 @@ def test_a_policy_is_told_by_what_its_stages_use(layers: tuple[int, ...], expect
     assert policy.apply(once) == once
     own = [None if stage.scorer is None else stage.scorer.name for stage in once]
     assert own == ["divprune" if layer == -1 else None for layer in layers]
+
+
+def test_one_answer_that_is_lost_by_far_does_not_decide() -> None:
+    """Half of the answers lost by 3 nats are worse than one of 64 lost by 200, although its KL has the higher mean."""
+
+    class Outlier(PlantedKL):
+        def measure(
+            self, stages: Sequence[Stage], policy: TokenPolicy, samples: int | None = None
+        ) -> np.ndarray:
+            count = min(samples or self.samples, self.samples)
+            scorers = {scorer_at(stage, policy) for stage in stages}
+            if scorers == {"divprune"}:
+                return np.where(np.arange(count) == 40, 200.0, 0.0)
+            return np.where(np.arange(count) % 2, 3.0, 0.0)
+
+    solution = solve(Outlier(lambda _stage, _policy: 0.0))
+    assert solution.policy.used_by(solution.stages) == TokenPolicy("divprune", "merge")
+    assert solution.evidence.measured_change == pytest.approx(1 / 64, abs=1e-4)
+    assert solution.evidence.measured_kl == pytest.approx(200 / 64)
