@@ -169,6 +169,8 @@ class Schedule(_Part):
         """Parse and check a schedule; ``source`` names it in errors. Raises `ScheduleError`."""
         try:
             document = json.loads(text)
+            # Half of a surrogate pair is valid JSON, and no text that could be written again.
+            json.dumps(document, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ScheduleError(
                 f"{source}: not a complete JSON document ({error}); write it again with `adaptinfer-profile schedule`"
