@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
-from schedule_finder.files import replacing, write_json, writing
+from schedule_finder.files import parse_json, replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
 from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id, score_arrays
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
@@ -141,7 +141,7 @@ class ProfileStore:
                 if "shape" in meta and "shape" in known
                 else known
             )
-            if json.loads(self.meta_path.read_text(encoding="utf-8")) == meta:
+            if parse_json(self.meta_path.read_text(encoding="utf-8")) == meta:
                 return
         write_json(self.meta_path, meta)
 
@@ -172,7 +172,7 @@ class ProfileStore:
     def meta(self) -> dict[str, Any]:
         """The content of ``meta.json``, as version 2. Raises `StoreError` where there is no profile."""
         try:
-            meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
+            meta = parse_json(self.meta_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StoreError(
                 f"{self.folder}: no profile here; run `adaptinfer-profile profile` first"
