@@ -60,7 +60,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """The JSON document. Raises ValueError, also for half of a surrogate pair: no terminal and no file can hold such text."""
+    """The JSON document. Raises ValueError, also for half of a surrogate pair: no file can hold such text."""
     document = json.loads(text)
     json.dumps(document, ensure_ascii=False).encode()
     return document
