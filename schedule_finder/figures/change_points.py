@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from pruning_runtime.schedule import Stage
     from schedule_finder.figures.run_data import RunData
     from schedule_finder.run.reader import DetectorResult
 
@@ -143,7 +144,12 @@ def _draw_distances(
         )
         marks[0].set_label("Isolated layer")
         handles.append(marks[0])
-    for stage in data.stages:
+    return [*handles, *_mark_stages(axes, data.stages)]
+
+
+def _mark_stages(axes: Axes, stages: Sequence[Stage]) -> list[Any]:
+    """A mark below the matrix behind each stage's layer, and what the legend says of it."""
+    for stage in stages:
         axes.plot(
             stage.layer + 0.5,
             0,
@@ -154,11 +160,9 @@ def _draw_distances(
             zorder=5,
             transform=axes.get_xaxis_transform(),
         )
-    if data.stages:
-        handles.append(
-            Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")
-        )
-    return handles
+    if not stages:
+        return []
+    return [Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")]
 
 
 def _draw_shift(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schedule_finder.profiling.engines.local import LocalEngine
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 

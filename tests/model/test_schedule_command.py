@@ -20,7 +20,7 @@ from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.run.folder import Run
 from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 MEASURED = ("4_sensitivity.parquet", "4_latency.json")

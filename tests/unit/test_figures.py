@@ -37,7 +37,7 @@ from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
-from tests.unit.test_sensitivity import UNIT, table_from
+from tests.support.planted_tables import UNIT, table_from
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
 TOKENS = SIDE * SIDE

@@ -13,42 +13,12 @@ from hypothesis import strategies as st
 from pruning_runtime.costs import pre_decoder_share, processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.measuring.answer_kl import TokenPolicy
 from schedule_finder.measuring.sensitivity_table import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.sensitivity import predict
 from schedule_finder.solvers.whole_schedules import neighbours
-from tests.unit.test_solvers import random_profile, shape_of
-
-LAYERS = 10
-POLICY = TokenPolicy("text_guided", "merge")
-UNIT = 0.02
-"""Answer change of one unit of need, so that whole decoders stay below 1."""
-
-
-def table_from(
-    need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int = 0, earliest: int = 0
-) -> SensitivityTable:
-    """A table of a backbone in which layer ``k`` loses ``UNIT * need[k] * (1 - ratio)``, whatever the others see.
-
-    ``earliest``: -1 where a stage before the decoder was measured too.
-    """
-    layers = range(earliest, len(need) - 1)
-    behind = np.array([need[layer + 1 :].sum() for layer in layers])
-    mean = behind[:, None] * (1 - np.array(RATIOS))
-    rng = np.random.default_rng(seed)
-    values = mean[..., None] * (1 + noise * rng.standard_normal((*mean.shape, samples)))
-    return SensitivityTable(
-        POLICY,
-        tuple(layers),
-        RATIOS,
-        tuple(f"{i}" for i in range(samples)),
-        -np.log1p(-np.minimum(UNIT * np.abs(values), 0.999)),
-    )
-
-
-def target_of(budget: float) -> BudgetTarget:
-    return BudgetTarget("processed", budget, shape_of(LAYERS), 100, 20)
+from tests.support.planted_tables import LAYERS, POLICY, UNIT, table_from, target_of
+from tests.support.solver_profiles import random_profile, shape_of
 
 
 @pytest.mark.parametrize("earliest", [-1, 0])

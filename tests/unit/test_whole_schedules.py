@@ -18,8 +18,8 @@ from schedule_finder.measuring.token_policy import CONTROLS, TokenPolicy
 from schedule_finder.search import _alternatives
 from schedule_finder.solvers import SOLVERS, Problem, Solution
 from schedule_finder.solvers.whole_schedules import ROUNDS, Candidate, WholeSchedules
-from tests.unit.test_sensitivity import LAYERS, POLICY, table_from, target_of
-from tests.unit.test_solvers import random_profile
+from tests.support.planted_tables import LAYERS, POLICY, table_from, target_of
+from tests.support.solver_profiles import random_profile
 
 SAMPLES = 128
 Rule = Callable[[Stage, TokenPolicy], float]
