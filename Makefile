@@ -55,10 +55,8 @@ photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo
 
-bench: $(VENV)/.done  ## Speed and memory of the runtime, its baselines and profiling; detectors on planted change points
-	$(VENV)/bin/adaptinfer-profile bench shape:llava-tiny --device cpu
-	$(VENV)/bin/python -m scripts.bench_profile --repeats 3
-	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
+bench: $(VENV)/.done  ## Speed and memory of runtime, scorers, profiling and detectors, in one JSON file; scripts.compare_bench compares two
+	$(VENV)/bin/python -m scripts.bench_all --out outputs/bench/cpu.json
 
 test: $(TEST_VENV)/.done  ## Tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"
