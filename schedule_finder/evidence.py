@@ -232,6 +232,8 @@ class _Document(_Facts):
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise InputError(f"{path}: {_problem(error)}; {cls.remedy}") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); {cls.remedy}") from error
 
 
 class RuleProbe(_Document):
