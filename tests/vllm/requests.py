@@ -82,11 +82,14 @@ def qwen_requests(count: int = 10) -> list[Request]:
 
 
 def llava_next_requests(count: int = 10) -> list[Request]:
-    """Images of one tile and of two, with image-newline tokens."""
+    """Images of two tiles, some of them padded, with image-newline tokens.
+
+    No square ones: their thumbnail and their tile are equal, and rounding decides between equal tokens.
+    """
     generator = np.random.default_rng(0)
     found = []
     for number in range(count):
-        width, height = ((128, 64), (64, 128), (64, 64), (120, 50))[number % 4]
+        width, height = ((128, 64), (64, 128), (120, 50), (52, 100))[number % 4]
         image = _image(generator, height, width)
         prompt = f"<bos> user <image> what is this word{number} ? assistant"
         settings = [WHOLE, *({"keep_ratio": r, "scorer": s} for s in RULES for r in (0.5, 0.3))]
