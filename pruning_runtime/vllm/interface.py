@@ -47,9 +47,7 @@ def problem_of_release(version: tuple[Any, ...]) -> str | None:
     return f"it supports vLLM {RELEASE[0]}.{RELEASE[1]} only, and {found} is installed"
 
 
-def problem_of_signatures(
-    owners: Mapping[str, type], expected: Mapping[str, tuple[str, ...]]
-) -> str | None:
+def problem_of_signatures(owners: Mapping[str, type], expected: Mapping[str, tuple[str, ...]]) -> str | None:
     """The first method of ``expected`` (``Class.method``) that is missing or has other parameters; None if all fit."""
     for path, parameters in expected.items():
         owner, _, name = path.partition(".")

@@ -20,7 +20,6 @@ from vllm.multimodal.parse import ImageEmbeddingItems
 from pruning_runtime.vllm.model import PruningModel
 from pruning_runtime.vllm.processing import PruningProcessor, tokens_field
 
-
 NEW_TOWER_NAMES = WeightsMapper(
     orig_to_new_prefix={
         f"vision_tower.{part}": f"vision_tower.vision_model.{part}"

@@ -64,7 +64,12 @@ class PruningModel:
         return tuple(found)
 
     def place(
-        self, input_ids: Any, embeddings: Sequence[Tensor], positions: Tensor, first: int, vision_ids: list[int]
+        self,
+        input_ids: Any,
+        embeddings: Sequence[Tensor],
+        positions: Tensor,
+        first: int,
+        vision_ids: list[int],
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Split embeddings and numbers, and find the slots of the prompt that they belong to.
 

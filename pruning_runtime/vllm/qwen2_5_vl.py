@@ -33,7 +33,7 @@ class PrunedQwenProcessor(PruningProcessor, qwen.Qwen2_5_VLMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedQwenProcessor, info=qwen.Qwen2_5_VLProcessingInfo, dummy_inputs=qwen.Qwen2_5_VLDummyInputsBuilder
 )
-class PrunedQwen2_5_VL(PruningModel, qwen.Qwen2_5_VLForConditionalGeneration):
+class PrunedQwen25VL(PruningModel, qwen.Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL; every kept token carries its time, row and column."""
 
     config: Any
@@ -62,12 +62,13 @@ class PrunedQwen2_5_VL(PruningModel, qwen.Qwen2_5_VLForConditionalGeneration):
         length = len(input_tokens)
         position, parts, start = 0, [], 0
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        for feature, (offset, *grid, step) in zip(features, self.iter_mm_grid_thw(features), strict=True):
+        for feature, (offset, *sizes) in zip(features, self.iter_mm_grid_thw(features), strict=True):
             parts.append(torch.arange(position, position + offset - start))
             position += offset - start
             kept = feature.mm_position.length
             parts.append(torch.full((kept,), position))
-            position += int(grid_positions(*grid, step).max()) + 1
+            frames, rows, columns, step = sizes
+            position += int(grid_positions(frames, rows, columns, step).max()) + 1
             start = offset + kept
         parts.append(torch.arange(position, position + length - start))
         after = position + length - start

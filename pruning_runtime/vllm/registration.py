@@ -13,7 +13,7 @@ from pruning_runtime.vllm.limits import prepare_server
 CLASSES = {
     "LlavaForConditionalGeneration": "pruning_runtime.vllm.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "pruning_runtime.vllm.llava_next:PrunedLlavaNext",
-    "Qwen2_5_VLForConditionalGeneration": "pruning_runtime.vllm.qwen2_5_vl:PrunedQwen2_5_VL",
+    "Qwen2_5_VLForConditionalGeneration": "pruning_runtime.vllm.qwen2_5_vl:PrunedQwen25VL",
 }
 """Architecture -> class. Names only: importing model code in every process of vLLM may initialize CUDA too early."""
 

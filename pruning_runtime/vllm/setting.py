@@ -64,7 +64,9 @@ class Setting(BaseModel):
     def of_schedule(cls, schedule: Schedule, source: str) -> Setting:
         """The setting that runs ``schedule``. Raises `ScheduleError` where vLLM cannot run it."""
         if (reason := why_not_served(schedule)) is not None:
-            raise ScheduleError(f"{source}: vLLM cannot run this schedule: {reason}; {_find_another(schedule)}")
+            raise ScheduleError(
+                f"{source}: vLLM cannot run this schedule: {reason}; {_find_another(schedule)}"
+            )
         if not schedule.stages:
             return cls()
         (stage,) = schedule.stages
@@ -103,7 +105,9 @@ def why_not_served(schedule: Schedule) -> str | None:
     """Why vLLM cannot run ``schedule``; None where it can."""
     inside = [stage.layer for stage in schedule.stages if stage.layer != BEFORE_THE_DECODER]
     if inside:
-        return f"vLLM keeps equally many tokens in all decoder layers, and there is a stage at layer {inside[0]}"
+        return (
+            f"vLLM keeps equally many tokens in all decoder layers, and there is a stage at layer {inside[0]}"
+        )
     if not schedule.stages:
         return None
     if schedule.dropped_tokens == "merge":
@@ -135,7 +139,9 @@ def _why_features_not_served(scorer: FeatureScorer, name: str) -> str | None:
     if scorer.needs_layer or scorer.needs_keys:
         return f"{name} reads a decoder layer, and the stage is before the decoder"
     if scorer.after_final_norm:
-        return f"{name} reads features behind the decoder's final norm, which the vision encoder does not have"
+        return (
+            f"{name} reads features behind the decoder's final norm, which the vision encoder does not have"
+        )
     if scorer.joins is not None:
         return f"{name} changes kept tokens by dropped ones, which this plug-in does not do"
     return None
@@ -156,7 +162,7 @@ def _server_setting(entry: str) -> Setting:
     given = json.loads(entry)
     if not isinstance(given, dict):
         raise ScheduleError(
-            f"hf_overrides: {ENTRY!r} is {given!r}; write {{\"schedule\": FILE}}, or keep_ratio and scorer"
+            f'hf_overrides: {ENTRY!r} is {given!r}; write {{"schedule": FILE}}, or keep_ratio and scorer'
         )
     schedule = server_schedule(given)
     if schedule is None:

@@ -43,7 +43,9 @@ def write_demo_folder(folder: Path) -> Path:
     """The demo backbone with the names of its tower's tensors that stock vLLM 0.32 knows."""
     shutil.copytree(BACKBONE_FOLDER, folder, dirs_exist_ok=True)
     weights = load_file(BACKBONE_FOLDER / "model.safetensors")
-    renamed = {name.replace("vision_tower.", "vision_tower.vision_model."): one for name, one in weights.items()}
+    renamed = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): one for name, one in weights.items()
+    }
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

@@ -73,7 +73,9 @@ def qwen_requests(count: int = 10) -> list[Request]:
         ask = f"what is this word{number} ? <|im_end|><|im_start|> assistant"
         single = [_image(generator, *generator.choice((56, 84, 112, 168, 280), 2))]
         settings = [WHOLE, *({"keep_ratio": r, "scorer": s} for s in RULES for r in (0.5, 0.22))]
-        found += [Request(f"<|im_start|> user {block} {ask}", single, setting=setting) for setting in settings]
+        found += [
+            Request(f"<|im_start|> user {block} {ask}", single, setting=setting) for setting in settings
+        ]
         pair = [_image(generator, 112, 56), _image(generator, 56, 168)]
         prompt = f"<|im_start|> user {block} word1 {block} {ask}"
         found += [Request(prompt, pair, setting=setting) for setting in _by_image(0.5)]

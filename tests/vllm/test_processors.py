@@ -67,7 +67,10 @@ def test_cache_keys_contain_the_servers_setting_and_the_requests(
         keys = [processed(server, image, {}, uuid)["mm_hashes"]["image"][0] for server in servers]
         keys += [
             processed(servers[0], image, options, uuid)["mm_hashes"]["image"][0]
-            for options in ({"keep_ratio": 0.75}, {"scorer": {"name": "divprune", "options": {"scope": "image"}}})
+            for options in (
+                {"keep_ratio": 0.75},
+                {"scorer": {"name": "divprune", "options": {"scope": "image"}}},
+            )
         ]
         assert len(set(keys)) == len(keys)
         assert processed(servers[0], image, {}, uuid)["mm_hashes"]["image"][0] == keys[0]

@@ -97,7 +97,13 @@ def test_other_families_are_refused_by_name(folders: dict[str, Path], tmp_path: 
     other = shutil.copytree(folders["qwen"], tmp_path / "qwen2_vl")
     config = json.loads((other / "config.json").read_text())
     config["architectures"], config["model_type"] = ["Qwen2VLForConditionalGeneration"], "qwen2_vl"
-    config["vision_config"] = {"depth": 1, "embed_dim": 64, "num_heads": 2, "hidden_size": 128, "patch_size": 14}
+    config["vision_config"] = {
+        "depth": 1,
+        "embed_dim": 64,
+        "num_heads": 2,
+        "hidden_size": 128,
+        "patch_size": 14,
+    }
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="cannot prune Qwen2VLForConditionalGeneration in vLLM, only Llava"):
         config_of(other)

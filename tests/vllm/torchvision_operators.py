@@ -18,9 +18,7 @@ DECLARED: list[Any] = []
 class BeforeTorchvision(importlib.abc.MetaPathFinder):
     """Finds nothing; declares the operators at the first import of torchvision."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         if fullname != "torchvision":
             return
         sys.meta_path.remove(self)
