@@ -81,7 +81,7 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         screen.print(f"cost in % of unpruned: {shares}")
     for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
-    for line in _better_controls(evidence):
+    for line in (*_better_controls(evidence), *_serving_cost(evidence)):
         screen.print(escape(line))
     measured = evidence.solver is not None and bool(evidence.solver.policies)
     if evidence.asked is not None and evidence.asked.scorer == AUTO and not measured:
@@ -101,6 +101,18 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
     if results:
         screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
     _show_quality((held_out.full_model if held_out is not None else None) or evidence.full_model)
+
+
+def _serving_cost(evidence: Evidence) -> Iterator[str]:
+    """What a schedule for a serving engine costs beside the best one of its budget."""
+    found = evidence.serving
+    if found is not None:
+        low, high = map(_nats, found.worse_by)
+        yield (
+            f"for {found.engine}: KL {_nats(found.measured_kl)}; without the restriction to what it can run "
+            f"{_nats(found.unrestricted_kl)} ({found.unrestricted_policy}); difference {low} to {high} nats on "
+            f"{found.samples} samples"
+        )
 
 
 def _better_controls(evidence: Evidence) -> Iterator[str]:
