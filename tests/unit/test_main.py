@@ -54,7 +54,9 @@ def test_the_missing_extra_is_named(
 
 # ---- names and start-up
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = [
+    command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback
+]
 HEAVY = ("torch", "transformers", "datasets", "ruptures", "pandas", "pyarrow", "matplotlib", "PIL")
 RUN_AND_LIST = f"""
 import sys
