@@ -86,8 +86,9 @@ def verdicts(full: Sequence[Load], pruned: Sequence[Load]) -> list[str]:
     one, other = full[0], pruned[0]
     if one.score is not None and other.score is not None:
         low, high = mean_interval(other.scores - one.scores)
+        loss = "the schedule costs score" if high < 0 else "no loss of score is shown"
         lines.append(
-            f"score {100 * one.score:.1f} % without and {100 * other.score:.1f} % with the schedule, difference "
+            f"{loss}: {100 * one.score:.1f} % without and {100 * other.score:.1f} % with it, difference "
             f"{100 * low:.1f} to {100 * high:.1f} points; {one.prompt_tokens:.0f} and {other.prompt_tokens:.0f} prompt "
             "tokens"
         )
@@ -105,10 +106,10 @@ def _verdict(speed: float, wait: float) -> str:
     better = speed >= 1 + LEAST_GAIN or wait <= 1 - LEAST_GAIN
     worse = speed <= 1 - LEAST_GAIN or wait >= 1 + LEAST_GAIN
     if better and not worse:
-        return "pruning pays"
+        return "serving is faster"
     if better:
-        return "pruning helps one of the two and harms the other"
-    return "pruning does not pay" + (", serving gets slower" if worse else "")
+        return "one of the two is better and the other worse"
+    return "pruning does not pay, serving is " + ("slower" if worse else "not faster")
 
 
 def _load(

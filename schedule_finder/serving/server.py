@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ from schedule_finder.errors import InputError
 MODEL_NAME = "served"
 MOST_SECONDS_TO_START = 1800
 _SECONDS_TO_STOP = 30
+_ERROR = re.compile(r"^(?!.*WARNING).*?\b(\w+Error: .+)$", re.MULTILINE)
 _PROBE = """
 import json
 from importlib.metadata import entry_points
@@ -108,7 +110,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + MOST_SECONDS_TO_START
     while not _answers(f"{url}/health"):
         if process.poll() is not None:
-            raise InputError(f"vLLM did not start: {_last_error(log)} (all of it: {log})")
+            raise InputError(f"vLLM did not start: {_first_error(log)} (all of it: {log})")
         if time.monotonic() > deadline:
             raise InputError(f"vLLM did not answer within {MOST_SECONDS_TO_START} s; see {log}")
         time.sleep(0.5)
@@ -131,11 +133,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _last_error(log: Path) -> str:
-    """The last line of a log that names an error, else its last line."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if "Error" in line and "Traceback" not in line]
-    return _last_line("\n".join(errors or lines))
+def _first_error(log: Path) -> str:
+    """The first error that a log names, which later ones follow from; else its last line."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = _ERROR.search(text)
+    return " ".join(found.group(1).split()) if found else _last_line(text)
 
 
 def _last_line(text: str) -> str:

@@ -193,7 +193,7 @@ def _report(
     rows = [load.row() for one in loads.values() for load in one]
     table = make_table(
         f"vLLM {installation.version} on {installation.device}",
-        *("server", "requests at a time", "score", "prompt tokens", "answers/s", "first token ms", "95 %"),
+        *("server", "at a time", "score", "tokens", "answers/s", "TTFT ms", "95 %"),
     )
     for row in rows:
         score = "" if row["score"] is None else f"{100 * row['score']:.1f} %"
@@ -206,6 +206,9 @@ def _report(
             *(f"{value:.1f}" for value in times),
         )
     show_table(table)
+    screen.print(
+        "at a time: requests; tokens: of a prompt; TTFT: time to the first token, median and 95th percentile"
+    )
     lines = verdicts(loads[FULL], loads[named.name])
     for line in lines:
         screen.print(escape(line), soft_wrap=True)
