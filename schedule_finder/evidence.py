@@ -214,6 +214,27 @@ class SolverEvidence(_Facts):
     confidence: Confidence | None = None
 
 
+class Serving(_Facts):
+    """A schedule for a serving engine beside the best one of the same budget that the engine cannot run.
+
+    Attributes:
+        engine: its name.
+        measured_change: answer change, in [0, 1].
+        unrestricted_change: that of the search without the restriction, on the same samples.
+        worse_by: 95 % paired bootstrap interval of the difference.
+        samples: number of samples.
+        unrestricted_stages: stages of the search without the restriction, under ``unrestricted_policy``.
+    """
+
+    engine: str
+    measured_change: float
+    unrestricted_change: float
+    worse_by: tuple[float, float]
+    samples: int
+    unrestricted_stages: list[Stage] = []
+    unrestricted_policy: str | None = None
+
+
 class _Document(_Facts):
     """Facts with a file of their own; ``remedy`` ends the error about a damaged one."""
 
@@ -337,6 +358,8 @@ class Evidence(_Facts):
     asked: Asked | None = None
     counts: SampleCounts | None = None
     solver: SerializeAsAny[SolverEvidence] | None = None
+    serving: Serving | None = None
+    """Of schedules that were searched for a serving engine."""
     full_model: AnswerQuality | None = None
     """A few answers of the unpruned model before the search; `run` asks for them."""
     held_out: dict[str, HeldOutResult] = {}

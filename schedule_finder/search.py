@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pruning_runtime import Schedule
-from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens
+from pruning_runtime.schedule import BackboneIdentity, BudgetKind, DroppedTokens, Stage
 from pruning_runtime.scorers import SCORERS, find_scorer
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import (
@@ -124,21 +124,27 @@ class Search:
         evidence = self._evidence(asked, detector, change_points, reasons)
         return Schedule(
             backbone=BackboneIdentity(**profile.meta["backbone"]),
-            stages=tuple(
-                stage.model_copy(update={"keep_tokens": stage.kept(round(profile.mean_vision))})
-                for stage in solution.policy.apply(solution.stages)
-            ),
+            stages=self._with_counts(solution.policy.apply(solution.stages)),
             scorer=solution.policy.choice,
             dropped_tokens=solution.policy.dropped_tokens,
             budget=target.under(solution.policy).account(solution.stages),
             evidence=evidence.model_dump(mode="json", exclude_unset=True),
-            provenance=provenance(
-                revision=profile.meta["backbone"].get("revision"),
-                profile_dtype=profile.meta["dtype"],
-                prompt_digest=profile.meta["prompt_digest"],
-                loading=self._run.options.get("loading", {}),
-                seed=self._run.options["seed"],
-            ),
+            provenance=self._provenance(),
+        )
+
+    def _with_counts(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """``stages`` with the vision tokens that a typical prompt keeps."""
+        count = round(self.profile.mean_vision)
+        return tuple(stage.model_copy(update={"keep_tokens": stage.kept(count)}) for stage in stages)
+
+    def _provenance(self) -> dict[str, Any]:
+        meta = self.profile.meta
+        return provenance(
+            revision=meta["backbone"].get("revision"),
+            profile_dtype=meta["dtype"],
+            prompt_digest=meta["prompt_digest"],
+            loading=self._run.options.get("loading", {}),
+            seed=self._run.options["seed"],
         )
 
     def _evidence(
@@ -159,10 +165,8 @@ class Search:
             counts=self._counts,
             solver=solver,
         )
-        first_answers = AnswerQuality.load(self._run.first_answers)
-        return (
-            evidence if first_answers is None else evidence.model_copy(update={"full_model": first_answers})
-        )
+        quality = AnswerQuality.load(self._run.first_answers)
+        return evidence if quality is None else evidence.model_copy(update={"full_model": quality})
 
     def _check(self, solver: str, scorer: str, dropped_tokens: str) -> None:
         """Raise `InputError` for a name that is not known, or a scorer that the solver cannot use."""
@@ -228,9 +232,8 @@ class Search:
     def _counts(self) -> SampleCounts:
         """Samples of the run: asked for and there."""
         options = self._run.options
-        asked = options["samples"]
         return SampleCounts(
-            asked=asked if isinstance(asked, int) else None,
+            asked=options["samples"] if isinstance(options["samples"], int) else None,
             profiled=len(self.profile),
             asked_held_out=options["eval_samples"],
             held_out=sum(
@@ -240,8 +243,9 @@ class Search:
 
     @property
     def _question_types(self) -> list[str]:
-        found = {self._entries[name].question_type for name in self.profile.ids if name in self._entries}
-        return sorted(found)
+        return sorted(
+            {self._entries[name].question_type for name in self.profile.ids if name in self._entries}
+        )
 
     # ---- measurements
 
@@ -279,10 +283,8 @@ class Search:
         """The best scorers on single stages, before the decoder and inside it; writes the comparison."""
         from schedule_finder.measuring.rule_probe import probe_rules
 
-        settings = (
-            get_args(DroppedTokens) if dropped_tokens == AUTO else (cast("DroppedTokens", dropped_tokens),)
-        )
-        rules = probe_rules(answer_kl, layers, settings)
+        one = (cast("DroppedTokens", dropped_tokens),)
+        rules = probe_rules(answer_kl, layers, get_args(DroppedTokens) if dropped_tokens == AUTO else one)
         rules.save(self._run.rules)
         best = rules.ranked("decoder")[0]
         before = rules.ranked("pre_decoder")
@@ -298,8 +300,7 @@ class Search:
         from schedule_finder.measuring.answer_kl import AnswerKL
 
         batch = min(self._batch_size, MEASURED_BATCH)
-        folder = self._run.measurements
-        return AnswerKL.for_samples(self._loaded, samples, batch, folder, self.answer_tokens)
+        return AnswerKL.for_samples(self._loaded, samples, batch, self._run.measurements, self.answer_tokens)
 
     @cached_property
     def _latency(self) -> LatencyModel:

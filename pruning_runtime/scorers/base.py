@@ -64,6 +64,8 @@ class PositionScorer(ABC):
     name: ClassVar[str]
     needs_attention: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
+    counts_prefills: ClassVar[bool] = False
+    """Whether the scores depend on the number of the prefill, so that equal prompts may keep different tokens."""
 
     @abstractmethod
     def score_positions(self, vision: Tensor, position: Tensor, keep: Tensor, forward: int) -> Tensor:

@@ -20,6 +20,7 @@ class RandomTokens(PositionScorer):
     """
 
     name = "random"
+    counts_prefills = True
 
     def __init__(self, seed: int = 0) -> None:
         if not isinstance(seed, int):

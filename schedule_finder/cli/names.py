@@ -39,6 +39,9 @@ METRIC_NAMES = tuple(METRICS)
 DTYPE_NAMES = (AUTO, "float32", "bfloat16", "float16")
 """`schedule_finder.models.loading.DTYPES` and `AUTO`."""
 
+SERVING_ENGINES = ("vllm",)
+"""`schedule_finder.served_search.ENGINE`."""
+
 SCORER_NAMES = tuple(SCORERS)
 """`pruning_runtime.scorers.SCORERS`."""
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)

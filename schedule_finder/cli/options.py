@@ -17,6 +17,7 @@ from schedule_finder.cli.names import (
     ENGINE_NAMES,
     METRIC_NAMES,
     SCORER_NAMES,
+    SERVING_ENGINES,
     SOLVER_NAMES,
     data_presets,
     listed,
@@ -99,6 +100,13 @@ ChosenSchedules = Annotated[
 FewerSamples = Annotated[
     int | None,
     typer.Option("--eval-samples", min=1, help="Use the first held-out samples only; default all."),
+]
+ServedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help=f"{listed(SERVING_ENGINES)}: search only what this engine can run, and say what that costs in answer KL.",
+    ),
 ]
 DryRun = Annotated[
     bool,

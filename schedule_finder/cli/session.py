@@ -212,14 +212,22 @@ def _stored_columns(columns: dict[str, Any], rows: int) -> dict[str, Any]:
 
 @contextmanager
 def open_search(
-    run: Run, model: tuple[LoadedBackbone, DataSet] | None, batch_size: int, answer_tokens: int | None
+    run: Run,
+    model: tuple[LoadedBackbone, DataSet] | None,
+    batch_size: int,
+    answer_tokens: int | None,
+    *,
+    served: bool = False,
 ) -> Iterator[Search]:
     """The search over a run, with a progress bar for what it measures on ``model``.
 
     ``answer_tokens``: longest answer that is measured; None: the default, or without a model what was measured.
+    ``served``: search what a serving engine can run.
     """
     from schedule_finder.search import Search
+    from schedule_finder.served_search import ServedSearch
 
     with progress_bar("measure") if model else nullcontext(lambda _done, _total: None) as progress:
         tokens = answer_tokens or (ANSWER_TOKENS if model else None)
-        yield Search(run, model, batch_size=batch_size, answer_tokens=tokens, progress=progress)
+        kind = ServedSearch if served else Search
+        yield kind(run, model, batch_size=batch_size, answer_tokens=tokens, progress=progress)

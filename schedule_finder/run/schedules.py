@@ -52,14 +52,16 @@ def check_name(name: str) -> str:
 def default_name(schedule: Schedule) -> str:
     """A name from budget, kind and solver, and from the scorer and dropped-token setting that were asked for.
 
-    For example ``25pct-processed-sensitivity`` or ``40pct-kv-paper-last_token``.
+    For example ``25pct-processed-sensitivity``, ``40pct-kv-paper-last_token`` or ``25pct-processed-for-vllm``.
     """
     evidence, budget = Evidence.of(schedule), schedule.budget
     solver = evidence.solver.solver if evidence.solver else None
     asked = evidence.asked
     parts = [
         f"{100 * budget.target:.4g}pct-{budget.kind}" if budget else "schedule",
-        (asked.solver if asked else solver) or "unknown",
+        f"for-{evidence.serving.engine}"
+        if evidence.serving
+        else (asked.solver if asked else solver) or "unknown",
     ]
     parts += [value for value in (asked.scorer, asked.dropped_tokens) if value != "auto"] if asked else []
     return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
 from pruning_runtime.scorers import SCORERS
+from pruning_runtime.vllm.setting import servable_scorers, why_not_served
 from schedule_finder.cli.commands import app
 from schedule_finder.evidence import HeldOutResult, HeldOutSummary, RuleProbe, digest
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
@@ -89,6 +91,43 @@ def test_every_solver_by_name(run: Path, solver: str) -> None:
     assert schedule.budget is not None
     assert schedule.budget.processed == pytest.approx(0.4, rel=0.01)
     assert json.loads((run / "run.json").read_text())["steps"]["schedule"]["solver"] == solver
+
+
+def test_a_schedule_for_vllm_says_what_the_restriction_costs(run: Path) -> None:
+    document = call("schedule", run, "--budget", "40%", "--for", "vllm")
+    assert document["name"] == "40pct-processed-for-vllm"
+    schedule = solved(run)
+    assert why_not_served(schedule) is None
+    (stage,) = schedule.stages
+    assert stage.layer == -1
+    assert schedule.budget is not None
+    assert schedule.budget.processed == pytest.approx(0.4, rel=0.01)
+    policies = schedule.evidence["solver"]["policies"]
+    assert set(policies) == set(servable_scorers())
+    serving = schedule.evidence["serving"]
+    free = Schedule.load(run / "4_schedules" / "40pct-processed-sensitivity.json")
+    assert serving["unrestricted_change"] == pytest.approx(
+        free.evidence["solver"]["measured_change"], abs=1e-5
+    )
+    assert [one["layer"] for one in serving["unrestricted_stages"]] == [one.layer for one in free.stages]
+    low, high = serving["worse_by"]
+    assert low - 1e-5 <= serving["measured_change"] - serving["unrestricted_change"] <= high + 1e-5
+    call("schedule", run, "--budget", "40%", "--for", "vllm", "--scorer", "strided")
+    assert solved(run).scorer.name == "strided"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--for", "sglang"), "--for 'sglang': choose vllm"),
+        (("--for", "vllm", "--pareto"), "leave --pareto away"),
+        (("--for", "vllm", "--no-model"), "leave --no-model away"),
+        (("--for", "vllm", "--scorer", "mmtok"), "--scorer mmtok: .* reads the text"),
+        (("--for", "vllm", "--dropped-tokens", "merge"), "--dropped-tokens merge: vllm cannot merge"),
+    ],
+)
+def test_what_vllm_cannot_run_is_refused(run: Path, options: tuple[str, ...], message: str) -> None:
+    assert re.search(message, call("schedule", run, "--budget", "40%", *options, code=2))
 
 
 @pytest.mark.parametrize("dropped_tokens", ["discard", "merge"])

@@ -31,6 +31,7 @@ from schedule_finder.run.folder import Run
 from schedule_finder.samples import SampleEntry, write_entries
 from schedule_finder.samples.presets import presets
 from schedule_finder.search import AUTO
+from schedule_finder.served_search import ENGINE
 from schedule_finder.solvers import DEFAULT_SOLVER, SOLVERS
 
 
@@ -53,7 +54,9 @@ def test_the_missing_extra_is_named(
 
 # ---- names and start-up
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = [
+    command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback
+]
 HEAVY = ("torch", "transformers", "datasets", "ruptures", "pandas", "pyarrow", "matplotlib", "PIL")
 RUN_AND_LIST = f"""
 import sys
@@ -73,6 +76,7 @@ def test_listed_names_are_those_of_the_registries() -> None:
     assert tuple(DETECTORS) == names.DETECTOR_NAMES
     assert names.DETECTOR_NAMES[0] == DEFAULT_DETECTOR
     assert tuple(SCORERS) == names.SCORER_NAMES
+    assert names.SERVING_ENGINES == (ENGINE,)
     assert tuple(BASELINES) == names.BASELINE_NAMES
     assert (NUM_DEFAULT, RANDOM_DRAWS) == (names.NUM_DEFAULT_BASELINES, names.RANDOM_DRAWS)
     assert (names.AUTO, *DTYPES) == names.DTYPE_NAMES

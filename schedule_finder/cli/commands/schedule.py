@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli import options as opt
 from schedule_finder.cli import parsing
-from schedule_finder.cli.names import AUTO, BUDGET_KINDS, DETECTOR_NAMES, SOLVER_NAMES
+from schedule_finder.cli.names import AUTO, BUDGET_KINDS, DETECTOR_NAMES, SERVING_ENGINES, SOLVER_NAMES
 from schedule_finder.cli.progress import note
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import load_again, open_run, open_search
@@ -49,6 +49,7 @@ def schedule(
     out: opt.ScheduleCopy = None,
     select: opt.Select = None,
     pareto: opt.Pareto = False,
+    served_by: opt.ServedBy = None,
     model: opt.Model = True,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -62,26 +63,29 @@ def schedule(
 
     adaptinfer-profile schedule outputs/demo --budget 15% --solver retained
 
+    adaptinfer-profile schedule outputs/demo --budget 25% --for vllm
+
     adaptinfer-profile schedule outputs/demo --pareto --no-model
 
     adaptinfer-profile schedule outputs/demo --select 25pct-processed-sensitivity
     """
     current = open_run(folder)
     if select is not None:
-        with current.step("select", schedule=select):
-            chosen = current.schedules.select(select)
-        show_schedule(chosen.schedule)
-        return _result(current, chosen)
+        return _select(current, select)
     kind = parsing.budget_kind(budget_kind)
     parsing.check_budget(budget, kind)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
     _check_names(current, name, out, pareto)
+    _check_serving(served_by, pareto, model)
     from schedule_finder import pipeline
+    from schedule_finder.served_search import servable
     from schedule_finder.solvers import SOLVERS
 
-    measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency")
+    if served_by is not None:
+        servable(scorer, asked["dropped_tokens"])
+    measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency" or served_by is not None)
     backbone = load_again(current, device, dtype, threads, trust_remote_code) if measures else None
-    with open_search(current, backbone, batch_size, answer_tokens) as search:
+    with open_search(current, backbone, batch_size, answer_tokens, served=served_by is not None) as search:
         if pareto:
             table = pipeline.pareto_step(current, search, kind=kind, **asked)
         else:
@@ -93,6 +97,14 @@ def schedule(
         show_schedule(found.schedule)
         return _result(current, found)
     return _show_front(current, table)
+
+
+def _select(current: Run, name: str) -> dict[str, Any]:
+    """Make a kept schedule the run's own and show it."""
+    with current.step("select", schedule=name):
+        chosen = current.schedules.select(name)
+    show_schedule(chosen.schedule)
+    return _result(current, chosen)
 
 
 def _show_front(current: Run, table: Any) -> dict[str, Any]:
@@ -108,6 +120,16 @@ def _show_front(current: Run, table: Any) -> dict[str, Any]:
         "pareto": table.to_dict(orient="records"),
         "figures": [str(path) for path in drawn],
     }
+
+
+def _check_serving(served_by: str | None, pareto: bool, model: bool) -> None:
+    """Refuse before the search what ``--for`` cannot be combined with. Raises `InputError`."""
+    if served_by is None:
+        return
+    parsing.choice("--for", served_by, SERVING_ENGINES)
+    if pareto or not model:
+        other = "--pareto" if pareto else "--no-model"
+        raise InputError(f"--for {served_by}: measures one budget on the backbone; leave {other} away")
 
 
 def _check_names(run: Run, name: str | None, out: Path | None, pareto: bool) -> None:

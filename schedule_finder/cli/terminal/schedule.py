@@ -82,7 +82,7 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         screen.print(f"cost in % of unpruned: {shares}")
     for line in _reasons(evidence.solver) if evidence.solver else ():
         screen.print(escape(line))
-    for line in _better_controls(evidence):
+    for line in (*_better_controls(evidence), *_serving_cost(evidence)):
         screen.print(escape(line))
     measured = evidence.solver is not None and bool(evidence.solver.policies)
     if evidence.asked is not None and evidence.asked.scorer == AUTO and not measured:
@@ -102,6 +102,17 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
     if results:
         screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
     _show_quality((held_out.full_model if held_out is not None else None) or evidence.full_model)
+
+
+def _serving_cost(evidence: Evidence) -> Iterator[str]:
+    """What a schedule for a serving engine costs beside the best one of its budget."""
+    found = evidence.serving
+    if found is not None:
+        yield (
+            f"for {found.engine}: answer change {_share(found.measured_change)}; without the restriction to what it can "
+            f"run {_share(found.unrestricted_change)} ({found.unrestricted_policy}); difference "
+            f"{_interval(found.worse_by, found.measured_change)} on {found.samples} samples"
+        )
 
 
 def _better_controls(evidence: Evidence) -> Iterator[str]:
