@@ -108,6 +108,13 @@ def test_lists_of_patches_are_placed_on_the_images_themselves() -> None:
     assert "one picture per image" in other.note
 
 
+@pytest.mark.skipif(not FAMILIES_A["minicpmv4_6"].available, reason="not in this release of transformers")
+def test_a_line_of_patches_is_not_taken_for_a_picture() -> None:
+    family = FAMILIES_A["minicpmv4_6"]
+    found = placed(family.build(), family.batch((1,)), images=1)
+    assert [panel.picture.size for panel in found.panels] == [(40, 20)]
+
+
 def test_a_tower_without_attention_is_placed_row_by_row_or_not_at_all() -> None:
     family = FAMILIES["llava"]
     model, inputs = family.build(), family.batch((1,))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from schedule_finder.report.recording import Answers
 from schedule_finder.report.viewer import Viewer
 from tests.model.test_command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
@@ -52,15 +53,20 @@ def test_run_records_every_held_out_sample_and_writes_the_report(made: Path) -> 
     assert json.loads((made / "run.json").read_text())["steps"]["viewer"]["samples"] == 6
 
 
-def test_samples_are_in_the_order_wrong_then_changed_then_right(made: Path) -> None:
-    order = [
-        (
-            0 if (sample.pruned_score or 0) < (sample.full_score or 0) else 1,
-            0 if (sample.pruned_score or 0) < 0.5 else 1,
-        )
-        for sample in viewer_of(made).samples
+def test_the_order_is_broken_then_wrong_then_changed_then_the_rest() -> None:
+    def answers(name: str, full: float | None, pruned: float | None, agrees: bool, kl: float) -> Answers:
+        return Answers(name, "", "", full, pruned, agrees, kl)
+
+    found = [
+        answers("right", 1.0, 1.0, True, 9.0),
+        answers("unknown", None, None, True, 8.0),
+        answers("changed", 1.0, 1.0, False, 0.1),
+        answers("both wrong", 0.0, 0.0, True, 0.1),
+        answers("broken, a little", 1.0, 0.0, False, 0.2),
+        answers("broken", 1.0, 0.0, False, 0.3),
     ]
-    assert order == sorted(order)
+    names = [one.id for one in sorted(found, key=lambda one: one.order)]
+    assert names == ["broken", "broken, a little", "both wrong", "changed", "right", "unknown"]
 
 
 def test_a_recorded_viewer_is_used_again_without_the_backbone(run: Path) -> None:
