@@ -1,4 +1,4 @@
-"""Short text and HTML of schedules and records, for a terminal and for notebooks. Imports nothing but the standard library."""
+"""Short text and HTML of schedules and records, for a terminal and for notebooks. Pure standard library."""
 
 from __future__ import annotations
 
