@@ -288,6 +288,20 @@ def evaluate_step(
     return table
 
 
+def viewer_step(run: Run, loaded: LoadedBackbone, data: DataSet, progress: Progress) -> int:
+    """Step 7, first part: the samples of the report's viewer; returns their number.
+
+    Writes ``7_viewer.json``. Raises `InputError` where the selected schedule was not evaluated.
+    """
+    from schedule_finder.report.recording import record_viewer
+
+    with run.step("viewer") as facts:
+        viewer = record_viewer(run, loaded, data, progress)
+        viewer.save(run.viewer)
+        facts["samples"] = len(viewer.samples)
+    return len(viewer.samples)
+
+
 def _write_evaluation(
     run: Run, evaluation: Evaluation, first: NamedSchedule, chosen: Sequence[NamedSchedule], report: Report
 ) -> pd.DataFrame:

@@ -87,8 +87,8 @@ class SensitivityTable:
             loss[0] = np.where(np.asarray(ratios) < 1, np.inf, 0.0)
         return loss
 
-    def save(self, path: Path) -> None:
-        """Write a Parquet file, one row per layer, ratio and sample."""
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per layer, ratio and sample, with the answer KL in nats and what was measured."""
         index = pd.MultiIndex.from_product(
             [self.layers, self.ratios, self.sample_ids], names=["layer", "keep_ratio", "id"]
         )
@@ -97,6 +97,11 @@ class SensitivityTable:
         table.insert(1, "dropped_tokens", self.policy.dropped_tokens)
         table.insert(2, "pre_decoder_scorer", self.policy.before_decoder)
         table.insert(3, "answer_tokens", self.answer_tokens)
+        return table
+
+    def save(self, path: Path) -> None:
+        """Write `to_pandas` as a Parquet file."""
+        table = self.to_pandas()
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
 

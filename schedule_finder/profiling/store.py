@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +24,7 @@ from schedule_finder.files import parse_json, replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
 from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id, score_arrays
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.frames import curves_table, tokens_table
 from schedule_finder.profiling.manifest import Manifest, shards
 from schedule_finder.run.schema import missing_fields, problem_of_meta
 
@@ -92,6 +94,14 @@ class Profile:
     def mean_other(self) -> float:
         """Mean number of a sample's other tokens."""
         return float(self.counts["num_other"].mean())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per sample and layer; see `frames.curves_table`."""
+        return curves_table(self)
+
+    def tokens_to_pandas(self, sample_id: str) -> pd.DataFrame:
+        """One row per layer and vision token of a sample; see `frames.tokens_table`."""
+        return tokens_table(self, sample_id)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Profile:
         """The profile of some samples, by index."""

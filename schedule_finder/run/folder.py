@@ -122,6 +122,16 @@ class Run:
         """Step 6's folder."""
         return self.folder / "6_figures"
 
+    @property
+    def viewer(self) -> Path:
+        """The samples of the report's viewer."""
+        return self.folder / "7_viewer.json"
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML file."""
+        return self.folder / "report.html"
+
     @classmethod
     def begin(cls, folder: Path, command: str, options: dict[str, Any]) -> Run:
         """Make the run, or continue one with the same options. Raises `InputError` where the options differ.
