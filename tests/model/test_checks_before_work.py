@@ -50,7 +50,7 @@ def no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--dropped-tokens", "burn"), "--dropped-tokens 'burn': choose auto"),
         (("--baselines", "random,best"), "--baselines 'best': choose all, none"),
         (("--samples", "9" * 400), "must be a whole number from 2 to 10000000, or auto"),
-        (("--eval-samples", "9" * 400), "is not in the range 0<=x<=10000000"),
+        (("--eval-samples", "9" * 400), "should be less than or equal to 10000000"),
         (("--budget", "1%"), "budget 0.01 (processed) is out of reach"),
         (("--budget", "10%", "--solver", "paper"), "scoring needs the first layer whole, which costs 0.167"),
         (("--budget", "5%", "--budget-kind", "flops"), "budget 0.05 (flops) is out of reach"),
