@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from schedule_finder.cli.terminal.schedule import _better_controls, _compared_rules, _reasons
-from schedule_finder.evidence import Alternative, Asked, Evidence, PolicyResult, RuleResult, SolverEvidence
+from pruning_runtime import Schedule
+from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
+from schedule_finder.cli.terminal.schedule import _better_controls, _compared_rules, _reasons, show_schedule
+from schedule_finder.evidence import (
+    Alternative,
+    Asked,
+    Evidence,
+    HeldOutResult,
+    HeldOutSummary,
+    PolicyResult,
+    RuleResult,
+    SolverEvidence,
+    digest,
+)
 
 
 def evidence(scorer: str, **worse_by: tuple[float, float]) -> Evidence:
@@ -71,3 +83,16 @@ def test_evidence_of_earlier_releases_is_shown_in_nats() -> None:
     assert "KL 0.25 measured" in lines[0]
     assert lines[1].endswith("KL of single stages on 24 samples: strided 2")
     assert lines[-1] == "  , mmtok: KL 0.25 (0 to 0.5 nats)"
+
+
+def test_held_out_results_of_the_full_model_alone_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged summary may have lost the schedule's own results."""
+    schedule = Schedule(
+        backbone=BackboneIdentity(name="tiny", model_type="llava", num_layers=6),
+        stages=(Stage(layer=1, keep_ratio=0.5),),
+        scorer=ScorerChoice(name="text_guided"),
+    )
+    full = HeldOutResult(n=7, exact_match=0.5, ci_low=0.2, ci_high=0.8)
+    own = HeldOutSummary(schedule=digest(schedule), budget=0.5, samples=7, methods={"full": full})
+    show_schedule(schedule, own)
+    assert "full model 50.0 % (20.0-80.0), n = 7" in capsys.readouterr().out

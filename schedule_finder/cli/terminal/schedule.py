@@ -100,7 +100,7 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         if (result := found.get(method)) is not None and (score := _score(result)) is not None
     ]
     if results:
-        screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
+        screen.print(f"held out: {', '.join(results)}, n = {(found.get('schedule') or found['full']).n}")
     _show_quality((held_out.full_model if held_out is not None else None) or evidence.full_model)
 
 
