@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
 TABLE_SAMPLES = 32
-CHOICE_SAMPLES = 128
+CHOICE_SAMPLES = 192
 """Samples for the sensitivity table, and others for the choice among whole schedules."""
 MEASURED_LAYERS = 12
 """Most layers in the sensitivity table; of deeper decoders every second or third is measured."""

@@ -54,6 +54,17 @@ class SensitivityTable:
         """The first layer that a stage may have: -1 where that was measured, or else 0."""
         return min(self.layers[0], 0)
 
+    def last_needed(self, most: float) -> int | None:
+        """The first measured layer after which dropping all vision tokens changes at most this share of the answers.
+
+        None where dropping them always changes more, or where a stage before the decoder already changes so few.
+        """
+        if 0.0 not in self.ratios:
+            return None
+        change = _falling(answer_change(self.kl[:, self.ratios.index(0.0)]).mean(axis=1))
+        unneeded = [layer for layer, lost in zip(self.layers, change, strict=True) if lost <= most]
+        return unneeded[0] if unneeded and unneeded[0] >= 0 else None
+
     def layer_loss(
         self, num_layers: int, ratios: np.ndarray, weights: np.ndarray | None = None
     ) -> np.ndarray:

@@ -13,7 +13,6 @@ from schedule_finder.errors import InputError
 from schedule_finder.evidence import Alternative, Confidence, SolverEvidence
 from schedule_finder.intervals import bootstrap_weights
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
-from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.allocation import allocate
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
@@ -28,6 +27,8 @@ RATIO_GRID = np.array(
 )
 RESAMPLES = 20
 MOST_CANDIDATES = 8
+UNNEEDED = 0.02
+"""Answer change up to which vision tokens count as not needed any more: one answer in fifty."""
 
 
 class Sensitivity(Solver):
@@ -40,7 +41,8 @@ class Sensitivity(Solver):
 
     With a model, whole schedules are measured on other samples, on a few of them first: the best predicted stages
     (one choice per number of stages, and those that resampled samples lead to), the first of them under every policy
-    that may be chosen, and a single stage before the decoder with every rule that did well there. Then the
+    that may be chosen, and two schedules with every rule that did well before the decoder: all tokens that the budget
+    pays for leave there, or fewer leave there and all others where the decoder stops needing them. Then the
     neighbours of the best, and the best stages under all policies and with tokens that are strided or random
     (`choose_policy`). Among schedules that do not differ significantly from the best, the one with the fewest stages
     is chosen.
@@ -84,18 +86,21 @@ class Sensitivity(Solver):
             return Solution(first, table.policy, evidence)
         placed = _distinct([first, *(stages for _, stages in options.values()), *resampled])
         schedules = WholeSchedules(problem, problem.answer_kl, table.earliest)
-        best, facts = schedules.choose(_candidates(problem, table.policy, placed))
+        best, facts = schedules.choose(_candidates(problem, table, placed))
         facts["predicted_change"] = round(predict(table, problem.budget, best.stages), 5)
         return Solution(best.stages, best.policy, evidence.model_copy(update=facts))
 
 
-def _candidates(problem: Problem, policy: TokenPolicy, placed: Sequence[Stages]) -> list[Candidate]:
-    """Whole schedules to measure: predicted stages, the first under all policies, and one stage before the decoder."""
+def _candidates(problem: Problem, table: SensitivityTable, placed: Sequence[Stages]) -> list[Candidate]:
+    """Whole schedules to measure: predicted stages; under all policies the first of them, and those before the decoder."""
+    policy = table.policy
     found = [Candidate(stages, policy.used_by(stages)) for stages in placed]
     policies = [policy, *problem.alternatives, *(problem.controls if problem.may_change else ())]
+    end = table.last_needed(UNNEEDED)
     for other in policies:
         budget = problem.budget.under(other)
-        spent = (respent(placed[0], budget), budget.spend_rest([-1], ()))
+        spent = [respent(placed[0], budget), budget.spend_rest([-1], ())]
+        spent += [budget.spend_first(-1, end)] if end is not None else []
         found += [Candidate(stages, other.used_by(stages)) for stages in spent if stages is not None]
     return list(dict.fromkeys(found))
 

@@ -28,7 +28,7 @@ from schedule_finder.solvers.policy_choice import (
 if TYPE_CHECKING:
     from schedule_finder.measuring.answer_kl import AnswerKL
 
-ROUNDS = ((16, 12), (32, 6), (64, 3))
+ROUNDS = ((32, 12), (64, 6), (128, 3))
 """Successive halving: samples of a round (whole batches of them), and candidates that it leaves. The last ones are
 measured on all samples."""
 WORSE = 2.0

@@ -75,6 +75,29 @@ def test_no_layer_gains_from_seeing_less_later(earliest: int) -> None:
     assert table.layer_loss(LAYERS, np.linspace(1, 0, 7)).min() >= -1e-12
 
 
+@pytest.mark.parametrize("earliest", [-1, 0])
+def test_the_last_layer_that_needs_vision_is_read_off_the_table(earliest: int) -> None:
+    need = np.array([1.0] * 6 + [0.0] * 4)
+    assert table_from(need, earliest=earliest).last_needed(UNIT / 2) == 5
+    assert table_from(np.array([1.0] * 6 + [0.3] * 4), earliest=earliest).last_needed(UNIT / 2) == 8
+    assert table_from(np.ones(LAYERS), earliest=earliest).last_needed(UNIT / 2) is None
+    if earliest == -1:  # a backbone that needs no vision
+        assert table_from(np.zeros(LAYERS), earliest=-1).last_needed(0.02) is None
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.5])
+def test_tokens_that_leave_twice_spend_the_budget(budget: float) -> None:
+    target = target_of(budget)
+    stages = target.spend_first(-1, 5)
+    assert stages is not None
+    first, last = stages
+    assert (first.layer, last) == (-1, Stage(layer=5, keep_ratio=0.0))
+    assert target.cost(stages) == pytest.approx(budget, abs=1e-6)
+    assert first.keep_ratio > budget  # six of ten layers
+    assert target_of(0.7).spend_first(-1, 5) is None
+    assert target.spend_first(-1, LAYERS - 1) is None
+
+
 def test_samples_can_be_weighted() -> None:
     table = table_from(np.full(LAYERS, 0.5), noise=0.5)
     first = np.eye(8)[0] * 8

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pruning_runtime import ScheduleError
+from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.evidence import RuleProbe, RuleResult
 from schedule_finder.measuring.rule_probe import FINALISTS, applicable_scorers, probe_rules
@@ -21,7 +22,7 @@ from schedule_finder.solvers.whole_schedules import ROUNDS, Candidate, WholeSche
 from tests.support.planted_tables import LAYERS, POLICY, table_from, target_of
 from tests.support.solver_profiles import random_profile
 
-SAMPLES = 128
+SAMPLES = 192
 Rule = Callable[[Stage, TokenPolicy], float]
 
 
@@ -107,6 +108,25 @@ def test_a_rule_before_the_decoder_is_combined_with_one_inside_it() -> None:
     assert solution.stages[0].layer == -1
     assert len(solution.stages) > 1
     assert solution.evidence.measured_kl == 0
+
+
+def test_tokens_that_leave_twice_are_tried_with_every_rule() -> None:
+    """Layers 0 to 5 lose with the square of what they miss, so an even share is best; random tokens lose least."""
+
+    class TwoParts(PlantedKL):
+        def measure(
+            self, stages: Sequence[Stage], policy: TokenPolicy, samples: int | None = None
+        ) -> np.ndarray:
+            count = min(samples or self.samples, self.samples)
+            ratios = np.array(processed_ratios(stages, LAYERS))[:6]
+            rule = 0.5 if {scorer_at(stage, policy) for stage in stages} == {"random"} else 1.0
+            return (rule * ((1 - ratios) ** 2).mean() * self.spread[:count]).astype(np.float32)
+
+    need = np.array([3.0] * 6 + [0.0] * 4)
+    solution = solve(TwoParts(lambda _stage, _policy: 0.0), sensitivity=table_from(need, earliest=-1))
+    assert solution.policy == TokenPolicy("random")
+    assert [stage.layer for stage in solution.stages] == [-1, 5]
+    assert solution.stages[-1].keep_ratio == 0
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -229,7 +249,7 @@ def test_a_policy_is_told_by_what_its_stages_use(layers: tuple[int, ...], expect
 def test_a_neighbour_is_taken_only_if_it_is_better_by_more_than_chance(better_by: float) -> None:
     """Schedules at even layers change other answers than those at odd ones; one layer changes fewer on average.
 
-    One standard error of the difference is .0088.
+    One standard error of the difference is .0072.
     """
 
     class Noisy(PlantedKL):
@@ -270,4 +290,4 @@ def test_one_answer_that_is_lost_by_far_does_not_decide() -> None:
     solution = solve(Outlier(lambda _stage, _policy: 0.0))
     assert solution.policy.used_by(solution.stages) == TokenPolicy("divprune", "merge")
     assert solution.evidence.measured_change == pytest.approx(1 / SAMPLES, abs=1e-5)
-    assert solution.evidence.measured_kl == pytest.approx(200 / SAMPLES)
+    assert solution.evidence.measured_kl == pytest.approx(200 / SAMPLES, abs=1e-5)
