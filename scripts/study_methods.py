@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from pruning_runtime.errors import ScheduleError, UnsupportedBackbone
+from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
 from pruning_runtime.preflight import check_setup
 from pruning_runtime.schedule import Schedule, Stage
 from pruning_runtime.scorers import SCORERS, FeatureScorer
@@ -240,7 +240,11 @@ def _answer(path: Path, loaded: LoadedBackbone, samples: list[Sample], compared:
         kl, tokens = answer_kl.measure_with_tokens((), TokenPolicy("strided"))
         parts.append(_rows(ids, "full", kl, _right(loaded, samples, tokens)))
     for one in missing:
-        kl, tokens = one.run(answer_kl)
+        try:
+            kl, tokens = one.run(answer_kl)
+        except PruningError as error:  # what only a prompt shows, such as a rule for frames
+            print(f"left out: {one.key}: {error}")
+            continue
         parts.append(_rows(ids, one.key, kl, _right(loaded, samples, tokens)))
         pd.concat(parts, ignore_index=True).to_parquet(path, index=False)
         print(f"{len(ids)} questions, {one.key}: answer change {answer_change(kl).mean():.3f}", flush=True)
@@ -271,6 +275,8 @@ def report(out: Path, compared: Sequence[Compared]) -> None:
     right = outcomes.pivot_table(index="id", columns="method", values="right", aggfunc="first").loc[kl.index]
     rows = [_row(Compared("full", "full", 1.0, [], "", None, "", 1.0, 1.0), "full", "full", kl, right)]
     for one in compared:
+        if one.key not in kl:
+            continue  # left out
         own = next(c.key for c in compared if c.method == SEARCHED and c.budget == one.budget)
         rows.append(_row(one, one.key, own, kl, right))
     table = pd.DataFrame(rows)
