@@ -188,6 +188,33 @@ class Run:
             pipeline.viewer_step(self.files, *self.model, silent)
         return write_report([self.files], self.files.report if path is None else Path(path))
 
+    def push_to_hub(
+        self, repo_id: str, *, name: str | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the selected schedule with its held-out numbers and the accuracy figure; returns the commit's address.
+
+        See `Schedule.push_to_hub`. Numbers and figure of another schedule are left out.
+        """
+        from schedule_finder.evidence import HeldOutSummary, digest
+        from schedule_finder.run.stale import figure_digest
+
+        schedule = self.schedule
+        known = digest(schedule)
+        summary = HeldOutSummary.load(self.files.evaluation_summary)
+        part = None if summary is None else summary.of(known)
+        results = None
+        if part is not None:
+            results = {key: one.model_dump(exclude_none=True) for key, one in part.methods.items()}
+        figure = self.files.figures / "5_accuracy.png"
+        return schedule.push_to_hub(
+            repo_id,
+            name=name,
+            results=results,
+            figure=figure if figure_digest(figure) == known else None,
+            private=private,
+            token=token,
+        )
+
     # ---- files
 
     @property

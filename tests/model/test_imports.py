@@ -114,6 +114,7 @@ def test_the_runtime_imports_only_what_it_declares(path: Path) -> None:
     allowed = {
         "torch",
         "transformers",
+        "huggingface_hub",
         "safetensors",
         "pydantic",
         "pruning_runtime",
