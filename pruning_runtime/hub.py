@@ -40,13 +40,13 @@ def push(
     message: str | None,
 ) -> str:
     """Upload one schedule and write the card anew, in one commit; returns the address of the commit."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, name = HfApi(token=token), name or file_name(schedule)
     api.create_repo(repo_id, private=private, exist_ok=True)
     entries = {entry.name: entry for entry in _entries(api, repo_id)}
-    known = entries.get(name)
-    entries[name] = Entry(name, schedule, dict(results or (known.results if known else {})))
+    replaced = entries.get(name)
+    entries[name] = Entry(name, schedule, dict(results or {}))
     files: dict[str, bytes | Path] = {f"{FOLDER}/{name}.json": schedule.to_json().encode()}
     if results is not None:
         files[f"{FOLDER}/{name}{_RESULTS}"] = json.dumps(results, indent=2).encode()
@@ -55,9 +55,12 @@ def push(
     has_figure = figure is not None or FIGURE in _files(api, repo_id)
     card = model_card(repo_id, list(entries.values()), FIGURE if has_figure else None)
     files["README.md"] = card.encode()
+    operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
+    if results is None and replaced is not None and replaced.results:  # they are of the older schedule
+        operations.append(CommitOperationDelete(f"{FOLDER}/{name}{_RESULTS}"))
     commit = api.create_commit(
         repo_id,
-        [CommitOperationAdd(path, content) for path, content in files.items()],
+        operations,
         commit_message=message or f"Schedule {name}",
     )
     return str(commit.commit_url)
@@ -235,7 +238,6 @@ def find_in_index(backbone: Backbone, budget: float) -> Schedule:
     found = {path.stem: _load(path) for path in sorted(folder.glob("*.json"))}
     fitting = [one for one in found.values() if _meets(one, budget)]
     if fitting:
-        fitting[0].check_backbone(backbone)
         return fitting[0]
     there = f" (budgets there: {_join(_budget_of(one) for one in found.values())})" if found else ""
     raise ScheduleError(

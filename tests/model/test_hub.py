@@ -100,6 +100,16 @@ def test_several_budgets_share_a_repository_and_a_card(hub: Hub, model: Any, tmp
         assert line in card
 
 
+def test_numbers_of_a_replaced_schedule_are_removed(hub: Hub, model: Any) -> None:
+    half = a_schedule(model, 0.5)
+    half.push_to_hub(REPO, results=RESULTS)
+    assert "76 % to 94 %" in hub.repositories[REPO]["README.md"].decode()
+    half.model_copy(update={"dropped_tokens": "merge"}).push_to_hub(REPO)
+    assert "76 %" not in hub.repositories[REPO]["README.md"].decode()
+    assert "schedules/50pct-processed.results.json" not in hub.repositories[REPO]
+    assert Schedule.from_pretrained(REPO).dropped_tokens == "merge"
+
+
 def test_a_schedule_from_the_hub_prunes(hub: Hub, model: Any) -> None:
     a_schedule(model, 0.5).push_to_hub(REPO)
     with pruned(model, f"hf://{REPO}") as record, torch.no_grad():

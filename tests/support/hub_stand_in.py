@@ -85,6 +85,8 @@ def hub_stand_in() -> Iterator[Hub]:
                     if line["key"] == "file":
                         content = base64.b64decode(line["value"]["content"])
                         hub.repositories[repo_id][line["value"]["path"]] = content
+                    elif line["key"] == "deletedFile":
+                        del hub.repositories[repo_id][line["value"]["path"]]
                 summary = next(line["value"]["summary"] for line in lines if line["key"] == "header")
                 hub.commits.append({"repo": repo_id, "summary": summary})
                 oid = hub.revision(repo_id)
