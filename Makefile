@@ -13,7 +13,7 @@ LMMS_VENV := .venv-lmms
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo photo figures bench test test-model test-slow test-lmms test-gpu lint format clean
+.PHONY: help demo photo figures bench docs test test-model test-slow test-lmms test-gpu lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ bench: $(VENV)/.done  ## Speed and memory of the runtime, its baselines and prof
 	$(VENV)/bin/adaptinfer-profile bench shape:llava-tiny --device cpu
 	$(VENV)/bin/python -m scripts.bench_profile --repeats 3
 	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
+
+docs: $(VENV)/.done  ## The documentation site in build/docs; any warning fails it
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report,docs]'
+	$(VENV)/bin/python -m mkdocs build -q --strict -f scripts/docs/mkdocs.yml
 
 test: $(TEST_VENV)/.done  ## Tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"

@@ -25,7 +25,8 @@ def load_run(folder: str | os.PathLike[str], *, device: str = "auto", dtype: str
 
     Args:
         folder: of the run.
-        device, dtype: for steps that need the backbone, which is loaded when the first of them runs.
+        device: for steps that need the backbone, which is loaded when the first of them runs.
+        dtype: of the backbone; ``auto`` is float32 on a CPU.
 
     Raises:
         InputError: there is no run.
@@ -60,7 +61,8 @@ def profile(
         eval_samples: to hold out for `Run.evaluate`.
         seed: of the choice of samples and of all resampling.
         batch_size: most samples in a forward pass.
-        device, dtype: of the backbone.
+        device: of the backbone.
+        dtype: of the backbone; ``auto`` is float32 on a CPU.
         progress: called with the samples done and all samples.
         columns: how a table is read: `schedule_finder.samples.DataOptions`.
 

@@ -91,7 +91,9 @@ class Run:
         Args:
             budget: fraction of the unpruned cost, above 0 and at most 1.
             kind: unit of the budget: processed, published, flops, kv or latency.
-            solver, scorer, dropped_tokens: as the options of ``adaptinfer-profile schedule``.
+            solver: as ``--solver`` of ``adaptinfer-profile schedule``.
+            scorer: as ``--scorer``.
+            dropped_tokens: as ``--dropped-tokens``.
             name: of the result; None: made from budget, kind and solver.
             use_model: measure on the backbone; False: use stored measurements only.
             batch_size: samples in a forward pass.
