@@ -15,7 +15,7 @@ VLLM_VENV := .venv-vllm
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo photo figures bench test test-model test-slow test-lmms test-vllm test-gpu lint format clean
+.PHONY: help demo photo figures bench docs test test-model test-slow test-lmms test-vllm test-gpu lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ figures: $(VENV)/.done  ## Draw the demo run's figures again
 
 bench: $(VENV)/.done  ## Speed and memory of runtime, scorers, profiling and detectors, in one JSON file; scripts.compare_bench compares two
 	$(VENV)/bin/python -m scripts.bench_all --out outputs/bench/cpu.json
+
+docs: $(VENV)/.done  ## The documentation site in build/docs; any warning fails it
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report,docs]'
+	$(VENV)/bin/python -m mkdocs build -q --strict -f scripts/docs/mkdocs.yml
 
 test: $(TEST_VENV)/.done  ## Tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"

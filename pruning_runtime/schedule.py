@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pruning_runtime import hub
 from pruning_runtime.display import html_table, percent, stage_name
 from pruning_runtime.errors import ScheduleError
+from pruning_runtime.schedule_versions import first_problem, upgraded
 from pruning_runtime.scorers import Scorer, make_scorer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import PreTrainedModel
+
     from pruning_runtime.backbone import Backbone
 
 FORMAT: Literal["adaptinfer-schedule"] = "adaptinfer-schedule"
@@ -194,10 +200,15 @@ class Schedule(_Part):
 
     @classmethod
     def of(cls, given: Schedule | str | os.PathLike[str]) -> Schedule:
-        """A schedule as it is, or the one that a file or the name of a preset stands for. Raises `ScheduleError`."""
+        """A schedule as it is, or the one that a file, a preset's name or ``hf://user/name`` stands for.
+
+        Raises `ScheduleError`.
+        """
         if isinstance(given, Schedule):
             return given
         name = os.fspath(given)
+        if name.startswith(hub.SCHEME):
+            return cls.from_pretrained(name)
         if not Path(name).is_file() and name in cls.presets():
             return cls.preset(name)
         return cls.load(name)
@@ -220,11 +231,11 @@ class Schedule(_Part):
                 f"{source}: version {document.get('version')!r} is not supported; this release reads 1 and {VERSION}"
             )
         if document["version"] == 1:
-            document = _upgraded(document, source)
+            document = upgraded(document, source, VERSION)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise ScheduleError(f"{source}: {_first_problem(error)}") from error
+            raise ScheduleError(f"{source}: {first_problem(error)}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Schedule:
@@ -239,6 +250,81 @@ class Schedule(_Part):
         except (OSError, UnicodeDecodeError) as error:
             raise ScheduleError(f"{path}: cannot be read ({error})") from error
         return cls.from_json(text, source=str(path))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        budget: float | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Schedule:
+        """A schedule of a hub repository, a folder or a file.
+
+        Args:
+            source: ``user/name``, ``hf://user/name[@revision][/schedules/FILE.json]``, a folder (a run, or a copy of a
+                repository), or a schedule file.
+            budget: choose the schedule with this budget (0.25) where there are several.
+            name: choose the schedule with this name, for example ``25pct-processed``.
+            revision: branch, tag or commit.
+            token: for private repositories.
+
+        Raises:
+            ScheduleError: nothing there, or not exactly one schedule fits; the message lists what is there.
+        """
+        return hub.read(os.fspath(source), budget=budget, name=name, revision=revision, token=token)
+
+    @classmethod
+    def for_model(cls, model: PreTrainedModel, budget: float) -> Schedule:
+        """The schedule for this model and budget in the local index; `add_to_index` puts one there.
+
+        Raises:
+            ScheduleError: there is none; the message names the command that finds one.
+        """
+        from pruning_runtime.backbone import find_backbone
+
+        return hub.find_in_index(find_backbone(model), budget)
+
+    def add_to_index(self) -> Path:
+        """Keep a copy where `for_model` looks; returns the file. Raises `ScheduleError` for presets."""
+        return hub.add_to_index(self)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        name: str | None = None,
+        results: Mapping[str, Mapping[str, Any]] | None = None,
+        figure: str | os.PathLike[str] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Upload to a repository of the Hugging Face Hub, which may hold several budgets; returns the commit's address.
+
+        The repository is made where it does not exist, and its model card is written anew from all its schedules.
+
+        Args:
+            repo_id: ``user/name``.
+            name: of the schedule there; None: from its budget, as ``25pct-processed``. An older one is replaced.
+            results: held-out numbers by method, as ``methods`` of ``5_evaluation.json``, for the card.
+            figure: PNG file for the card.
+            private: of a new repository.
+            token: with the right to write.
+            message: of the commit.
+        """
+        return hub.push(
+            self,
+            repo_id,
+            name=name,
+            results=results,
+            figure=figure,
+            private=private,
+            token=token,
+            message=message,
+        )
 
     @classmethod
     def preset(cls, name: str) -> Schedule:
@@ -298,38 +384,3 @@ class Schedule(_Part):
                 f"schedule for {mine.name!r} does not fit this backbone: {'; '.join(differences)}. "
                 "Profile this backbone, or load the schedule that belongs to it"
             )
-
-
-_RENAMED = {"residual": "dropped_tokens", "separators": "image_newlines"}
-_RENAMED_VALUES = {"residual": {"none": "discard", "merged": "merge"}}
-
-
-def _upgraded(document: dict[str, Any], source: str) -> dict[str, Any]:
-    """Convert a version 1 document to version 2. Raises `ScheduleError`."""
-    upgraded = dict(document, version=VERSION)
-    for old, new in _RENAMED.items():
-        if new in upgraded:
-            raise ScheduleError(f"{source}: field `{new}` belongs to version 2, this file says version 1")
-        if old in upgraded:
-            value = upgraded.pop(old)
-            known = _RENAMED_VALUES.get(old)
-            if known is not None and value not in known:
-                raise ScheduleError(
-                    f"{source}: field `{old}` is {value!r}; version 1 knows {', '.join(known)}"
-                )
-            upgraded[new] = value if known is None else known[value]
-    stages = upgraded.get("stages")
-    if isinstance(stages, list) and any(isinstance(stage, dict) and "scorer" in stage for stage in stages):
-        raise ScheduleError(f"{source}: field `stages.scorer` belongs to version 2, this file says version 1")
-    return upgraded
-
-
-def _first_problem(error: ValidationError) -> str:
-    """One line for the first finding: field, value, what is allowed."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(" ".join(str(part).split()) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    where = f"field `{field}`: " if field else ""
-    value = problem["input"]
-    shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
-    return f"{where}{message}{shown}"

@@ -66,9 +66,9 @@ def _application(version: Version = False) -> None:
 def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Register ``function`` as a command that prints an error as one line and, with --json, its result.
 
-    The exit code is 2 for bad input and 1 for a failure. A parameter ``columns`` stands for all `DATA_OPTIONS`,
-    ``loading`` for all `LOADING_OPTIONS`; a parameter ``dropped_tokens`` also accepts the hidden old option
-    ``--residual``.
+    The exit code is 2 for bad input and 1 for a failure, or where the result has a true ``failed``. A parameter
+    ``columns`` stands for all `DATA_OPTIONS`, ``loading`` for all `LOADING_OPTIONS`; a parameter ``dropped_tokens``
+    also accepts the hidden old option ``--residual``.
     """
     own = inspect.signature(function, eval_str=True).parameters
     added: dict[str, tuple[Any, Any]] = {"json_output": (Json, False), "debug": (Debug, False)}
@@ -95,6 +95,8 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             raise SystemExit(_report(error)) from None
         if json_output:
             sys.stdout.write(json.dumps(result) + "\n")
+        if result.get("failed"):
+            raise SystemExit(1)
 
     parameters = [parameter for name, parameter in own.items() if name not in groups]
     parameters += [

@@ -54,15 +54,9 @@ class BackboneOptions:
     def load(self) -> LoadedBackbone:
         """Load the backbone and set the number of threads. Raises `InputError`."""
         with status("loading the backbone"):
-            import torch
+            from schedule_finder.models.loading import load_backbone, set_threads
 
-            from schedule_finder.models.loading import load_backbone
-
-            # The demo's matrices are too small to share: a second thread gains little on an idle machine and is
-            # ten times slower on a busy one.
-            threads = 1 if self.threads is None and self.name == "demo" else self.threads
-            if threads is not None:
-                torch.set_num_threads(threads)
+            set_threads(self.name, self.threads)
             return load_backbone(self.name, device=self.device, dtype=self.dtype, options=self.options)
 
 

@@ -97,6 +97,17 @@ class LoadedBackbone:
         )
 
 
+def set_threads(name: str, threads: int | None = None) -> None:
+    """Set torch's CPU threads; None: one for the demo, else torch's own number.
+
+    The demo's matrices are too small to share: a second thread gains little on an idle machine and is ten times slower
+    on a busy one.
+    """
+    threads = 1 if threads is None and name == "demo" else threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def load_backbone(
     name: str, *, device: str = "auto", dtype: str = "auto", options: LoadOptions | None = None
 ) -> LoadedBackbone:

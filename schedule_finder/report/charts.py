@@ -99,7 +99,8 @@ def accuracy_of(table: pd.DataFrame, label: str) -> Spec:
     order = list(dict.fromkeys(table.label))
     # The legends of colour and shape are one where their settings are equal.
     legend = alt.Legend(orient="bottom", columns=2, labelLimit=260, symbolOpacity=1)
-    colours = alt.Scale(scheme="tableau10" if len(order) <= 10 else "tableau20", domain=order)
+    scheme: Any = "tableau10" if len(order) <= 10 else "tableau20"
+    colours = alt.Scale(scheme=scheme, domain=order)
     colour = alt.Color("label:N", title=None, legend=legend, scale=colours)
     shape = alt.Shape("label:N", title=None, legend=legend, scale=alt.Scale(domain=order))
     x = alt.X(

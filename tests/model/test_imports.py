@@ -83,6 +83,7 @@ def test_the_runtime_imports_only_what_it_declares(path: Path) -> None:
         *(["vllm"] if path.parent.name == "vllm" else []),
         "torch",
         "transformers",
+        "huggingface_hub",
         "safetensors",
         "pydantic",
         "pruning_runtime",

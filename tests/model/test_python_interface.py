@@ -81,6 +81,10 @@ def test_tables_have_plain_columns(run: Run) -> None:
     )
     with pytest.raises(InputError, match="no sample 'nobody'"):
         found.tokens_to_pandas("nobody")
+    held_out = run.load_samples(2)
+    assert [sample.id for sample in held_out] == run.samples[run.samples.use == "held_out"].id.tolist()[:2]
+    assert held_out[0].images
+    assert len(run.load_samples(99, "calibration")) == 10
     assert list(run.change_points.columns) == ["detector", "layer", "followed"]
     assert {"method", "budget", "question_type", "score"} <= set(run.evaluation.columns)
     assert len(run.answers[run.answers.method == "full"]) == 6
@@ -129,6 +133,7 @@ def test_search_measures_and_keeps_its_results_by_name(
     assert again.budget is not None
     table = other.evaluate(schedules=["mine"], baselines="none", eval_samples=1, max_new_tokens=1)
     assert set(table.method) == {"full", "mine"}
+    assert set(table.n) == {1}
 
 
 def test_what_cannot_be_used_is_named(run: Run, tmp_path: Path) -> None:

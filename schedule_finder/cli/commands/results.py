@@ -12,6 +12,7 @@ from pruning_runtime.schedule import Schedule
 from schedule_finder.cli import options as opt
 from schedule_finder.cli import parsing
 from schedule_finder.cli.names import METRIC_NAMES, RESERVED_NAMES
+from schedule_finder.cli.progress import progress_bar
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, load_again, open_run
 from schedule_finder.cli.steps import draw_figures, evaluate_schedule, note_stale
@@ -19,6 +20,8 @@ from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
 from schedule_finder.cli.terminal.run import show_backbone, show_run
 from schedule_finder.cli.terminal.schedule import show_schedule
+from schedule_finder.cli.terminal.verification import show_verification
+from schedule_finder.errors import InputError
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
 from schedule_finder.run.numbers import read_rows, run_numbers
@@ -97,13 +100,32 @@ def inspect(
     what: Annotated[
         str, typer.Argument(metavar="RUN|SCHEDULE|BACKBONE", help="Folder, schedule file or backbone.")
     ],
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Of a backbone: compare pruned generation with masking, for each scorer."
+        ),
+    ] = False,
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "auto",
+    threads: opt.Threads = None,
     *,
     loading: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of a run, a schedule file, a published preset or a backbone, as tables."""
+    """The content of a run, a schedule file, a published preset or a backbone, as tables.
+
+    adaptinfer-profile inspect outputs/demo
+
+    adaptinfer-profile inspect --verify ./my-checkpoint --device cuda --dtype float32
+    """
     from schedule_finder.evidence import HeldOutSummary
 
     path = Path(what)
+    backbone = BackboneOptions(what, device, dtype, threads, LoadOptions.given(**loading))
+    if verify:
+        if (path / "run.json").exists() or path.is_file() or what in Schedule.presets():
+            raise InputError(f"--verify {what}: is no backbone; give a checkpoint folder or a hub name")
+        return _verify(what, backbone)
     if (path / "run.json").exists():
         current = open_run(path)
         show_run(current)
@@ -117,13 +139,22 @@ def inspect(
     elif what in Schedule.presets():
         found = Schedule.preset(what)
     else:
-        facts = _backbone_facts(
-            BackboneOptions(what, "cpu", "auto", None, LoadOptions.given(**loading)).load()
-        )
+        facts = _backbone_facts(backbone.load())
         show_backbone(what, facts)
         return facts
     show_schedule(found, held_out)
     return found.model_dump(mode="json")
+
+
+def _verify(name: str, backbone: BackboneOptions) -> dict[str, Any]:
+    """Load the backbone and check that pruning it is exact; the command fails where it is not."""
+    loaded = backbone.load()
+    from schedule_finder.verification import verify
+
+    with progress_bar("verify") as progress:
+        found = verify(loaded, progress=progress)
+    show_verification(name, found)
+    return {"backbone": name, "failed": found.verdict != "exact", **found.to_json()}
 
 
 def _backbone_facts(loaded: LoadedBackbone) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The documentation site: its configuration, hooks and generated pages."""
