@@ -1,4 +1,4 @@
-"""Plug-in for vLLM 0.32: a schedule's stage before the decoder, on LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL.
+"""Plug-in for vLLM 0.32: a schedule's stage before the decoder, for LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL and Qwen3-VL.
 
     vllm serve MODEL --hf-overrides '{"adaptinfer": {"schedule": "4_schedule.json"}}'
 

@@ -44,6 +44,10 @@ class PruningModel:
         """
         raise NotImplementedError
 
+    def scored(self, features: Tensor) -> Tensor:
+        """The columns of ``features`` (``[tokens, width]``) that scorers read: what enters the first decoder layer."""
+        return features
+
     def protected(self, features: Tensor) -> Tensor | None:
         """Image-newline tokens among ``features`` (``[tokens, width]``); None for families without them."""
         return None
@@ -59,7 +63,7 @@ class PruningModel:
         for item, features in enumerate(super().embed_multimodal(**fields)):  # type: ignore[misc]
             setting = settings[item]
             protected = self.protected(features) if setting.image_newlines == "protected" else None
-            kept = kept_indices(features, setting.kept(len(features)), setting.rule(), protected)
+            kept = kept_indices(self.scored(features), setting.kept(len(features)), setting.rule(), protected)
             numbers = self.numbers(modality, item, len(features), fields)
             if int(numbers.max()) > LARGEST:
                 raise PruningError(

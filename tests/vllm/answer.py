@@ -25,7 +25,7 @@ def main(job_path: str, out_path: str) -> None:
         "enforce_eager": True,
         "max_num_seqs": 16,
         "disable_log_stats": True,
-        "limit_mm_per_prompt": {"image": 2, "video": 1} if job["family"] == "qwen" else {"image": 2},
+        "limit_mm_per_prompt": {"image": 2, "video": int(job["family"] == "qwen")},
     }
     llm = LLM(model=job["folder"], **engine | job["engine"])
     requests = []

@@ -32,13 +32,19 @@ Turns = list[list[dict[str, Any]]]
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoint folders by family."""
-    from tests.vllm.folders import write_demo_folder, write_llava_next_folder, write_qwen_folder
+    from tests.vllm.folders import (
+        write_demo_folder,
+        write_llava_next_folder,
+        write_qwen3_folder,
+        write_qwen_folder,
+    )
 
     base = tmp_path_factory.mktemp("checkpoints")
     return {
         "llava": write_demo_folder(base / "llava"),
         "llava_next": write_llava_next_folder(base / "llava_next"),
         "qwen": write_qwen_folder(base / "qwen"),
+        "qwen3": write_qwen3_folder(base / "qwen3"),
     }
 
 

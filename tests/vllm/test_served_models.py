@@ -16,7 +16,7 @@ from tests.vllm.requests import REQUESTS
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("llava", "llava_next", "qwen")
+FAMILIES = ("llava", "llava_next", "qwen", "qwen3")
 Turns = list[list[dict[str, Any]]]
 
 
