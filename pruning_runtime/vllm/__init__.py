@@ -12,7 +12,7 @@ import logging
 
 
 def register() -> None:
-    """Put the classes that can prune in place of vLLM's; one warning, and no change, under another release of vLLM."""
+    """Replace vLLM's classes by those that can prune; one warning, and no change, under another release of vLLM."""
     from pruning_runtime.vllm.interface import problem_of_installed
 
     if (problem := problem_of_installed()) is not None:

@@ -73,7 +73,7 @@ class PruningModel:
             found.append(with_numbers(features[kept], numbers.to(features.device)[kept]))
         return tuple(found)
 
-    def place(
+    def match_slots(
         self,
         input_ids: Any,
         embeddings: Sequence[Tensor],

@@ -61,7 +61,7 @@ class GridPositions(PruningModel):
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
         vision_ids = [self.config.image_token_id, self.config.video_token_id]
-        features, ids, slots, numbers = self.place(
+        features, ids, slots, numbers = self.match_slots(
             input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens, vision_ids
         )
         positions = mrope_positions.clone()

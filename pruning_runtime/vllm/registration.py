@@ -1,4 +1,4 @@
-"""Puts the classes that can prune in place of vLLM's, and checks settings when a server starts."""
+"""Replaces vLLM's classes by those that can prune, and checks settings when a server starts."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _tokenizer(special: tuple[str, ...], *, eos_token: str) -> PreTrainedTokeniz
 
 
 def _randomized(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
-    """Weights large enough that answers depend on which tokens are kept."""
+    """Weights so large that answers depend on which tokens are kept."""
     torch.manual_seed(0)
     model = model_class(config).float()
     with torch.no_grad():

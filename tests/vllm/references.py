@@ -22,7 +22,7 @@ def reference_answers(folder: Path, family: str) -> list[dict[str, Any]]:
 
 
 def schedule_of(model: Any, setting: dict[str, Any]) -> Schedule:
-    """The schedule that a request's setting stands for."""
+    """The schedule of a request's setting."""
     backbone = find_backbone(model)
     scorer = setting["scorer"]
     return Schedule(

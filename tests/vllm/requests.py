@@ -39,7 +39,7 @@ class Request:
 
 
 def video_metadata(video: np.ndarray, fps: float) -> dict[str, Any]:
-    """What vLLM and transformers are told of a video that is decoded already."""
+    """Facts about a decoded video for vLLM and transformers."""
     return {
         "fps": fps,
         "duration": len(video) / fps,
