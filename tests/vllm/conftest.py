@@ -32,7 +32,7 @@ Turns = list[list[dict[str, Any]]]
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoint folders by family."""
-    from tests.vllm.folders import (
+    from tests.support.vllm_folders import (
         write_demo_folder,
         write_llava_next_folder,
         write_qwen3_folder,
@@ -75,7 +75,13 @@ def answers(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         name = f"{family}-{plugin}-{setting}"
         (base / f"{name}-job.json").write_text(json.dumps(job))
         done = subprocess.run(
-            [sys.executable, "-m", "tests.vllm.answer", base / f"{name}-job.json", base / f"{name}.json"],
+            [
+                sys.executable,
+                "-m",
+                "tests.support.vllm_answers",
+                base / f"{name}-job.json",
+                base / f"{name}.json",
+            ],
             cwd=ROOT,
             env=os.environ | ({} if plugin else {"VLLM_PLUGINS": ""}),
             capture_output=True,
