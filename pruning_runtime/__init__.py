@@ -7,6 +7,8 @@ with pruned(model, schedule) as record:
     model.generate(**inputs, max_new_tokens=32)
 print(record)
 
+`apply` keeps a schedule applied until its handle's `remove`; `register_scorer` adds a rule of your own.
+
 Names are loaded on first use: reading a schedule file does not import torch or transformers.
 """
 
@@ -18,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pruning_runtime.backbone import Backbone, find_backbone
     from pruning_runtime.errors import PruningError, ScheduleError, UnsupportedBackbone
-    from pruning_runtime.pruned import pruned
+    from pruning_runtime.pruned import AppliedSchedule, apply, pruned
     from pruning_runtime.record import Record
     from pruning_runtime.schedule import Schedule, Stage
+    from pruning_runtime.scorers import register_scorer
 
 _MODULE_OF = {
+    "AppliedSchedule": "pruned",
     "Backbone": "backbone",
     "PruningError": "errors",
     "Record": "record",
@@ -30,11 +34,14 @@ _MODULE_OF = {
     "ScheduleError": "errors",
     "Stage": "schedule",
     "UnsupportedBackbone": "errors",
+    "apply": "pruned",
     "find_backbone": "backbone",
     "pruned": "pruned",
+    "register_scorer": "scorers",
 }
 
 __all__ = [
+    "AppliedSchedule",
     "Backbone",
     "PruningError",
     "Record",
@@ -42,8 +49,10 @@ __all__ = [
     "ScheduleError",
     "Stage",
     "UnsupportedBackbone",
+    "apply",
     "find_backbone",
     "pruned",
+    "register_scorer",
 ]
 __version__ = "0.1.0"
 

@@ -49,6 +49,8 @@ class DecoderShape:
         for name in ("linear_flops", "pair_flops"):  # JSON has lists only
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
+                if len(value) != self.num_layers:
+                    raise ValueError(f"{name}: {len(value)} entries for {self.num_layers} layers")
 
     @property
     def sizes(self) -> dict[str, int]:

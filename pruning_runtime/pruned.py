@@ -1,4 +1,4 @@
-"""Install the hooks that apply a schedule, for the duration of a ``with``, and remove them.
+"""Install the hooks that apply a schedule, for the duration of a ``with`` or until `remove`, and remove them.
 
 Hooks on the decoder layers drop tokens from the hidden states and gather masks and rotary tables. The attention tap
 supplies the scores. The model's own layer loop, kernels and cache are not changed: every layer computes a shorter
@@ -10,6 +10,7 @@ sequence, and its cache holds the tokens that it computed. One token's path: `pr
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,10 +37,105 @@ _in_use: WeakSet[nn.Module] = WeakSet()
 _in_use_lock = threading.Lock()
 
 
+class AppliedSchedule:
+    """A schedule that is applied to a model until `remove`; returned by `apply`.
+
+    Also a context manager, which removes it at the end. Forward passes of one model must not run at the same time.
+
+    Attributes:
+        schedule: what is applied.
+        record: what the latest prefill did.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        schedule: Schedule,
+        *,
+        vision_mask: Tensor | None,
+        keep_scores: bool,
+        timing: bool,
+        fast: bool,
+        answer_length: int,
+    ) -> None:
+        if answer_length < 0:
+            raise PruningError(f"answer_length must be at least 0, found {answer_length}")
+        self.schedule = schedule
+        backbone = find_backbone(model)
+        check_setup(backbone, schedule)
+        with ExitStack() as undo:
+            _claim(model)
+            undo.callback(_release, model)
+            needs = tower_needs(schedule)
+            tower = None if needs is None else undo.enter_context(tower_tap(backbone, needs, vision_mask))
+            setup = PruningSetup.prepare(
+                backbone, schedule, keep_scores=keep_scores, timing=timing, tower=tower
+            )
+            session = PruningSession(setup, vision_mask, fast, answer_length)
+            undo.callback(session.close)
+            for hook in _install(backbone, session, original_positions=schedule.positions == "original"):
+                undo.callback(hook.remove)
+            if fast:
+                undo.enter_context(replaced_forwards([backbone.text_model], _replacement(session.decoder)))
+            if setup.reads_attention:
+                undo.enter_context(attention_tap(backbone, session.on_attention))
+            self._undo: ExitStack | None = undo.pop_all()
+        # The hooks keep the session, and so this object: without it, the taps would end with the last reference to it.
+        session.applied = self
+        self.record: Record = session.record
+
+    @property
+    def active(self) -> bool:
+        """Whether the schedule is still applied."""
+        return self._undo is not None
+
+    def remove(self) -> None:
+        """Leave the model as it was before. A second call does nothing."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    def __enter__(self) -> Record:
+        return self.record
+
+    def __exit__(self, *_error: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<AppliedSchedule ({'active' if self.active else 'removed'}): {self.schedule!r}>"
+
+
+def apply(
+    model: PreTrainedModel,
+    schedule: Schedule | str | os.PathLike[str],
+    *,
+    vision_mask: Tensor | None = None,
+    keep_scores: bool = False,
+    timing: bool = False,
+    fast: bool = False,
+    answer_length: int = 0,
+) -> AppliedSchedule:
+    """Apply ``schedule`` to ``model`` until the returned handle's `AppliedSchedule.remove`, for servers.
+
+    Arguments, guarantees and errors are those of `pruned`. The model stays pruned if the handle is dropped; applying
+    another schedule to it raises `PruningError` until the first one is removed. Call `remove` before you drop the
+    model: until then its memory is not freed.
+    """
+    return AppliedSchedule(
+        model,
+        Schedule.of(schedule),
+        vision_mask=vision_mask,
+        keep_scores=keep_scores,
+        timing=timing,
+        fast=fast,
+        answer_length=answer_length,
+    )
+
+
 @contextmanager
 def pruned(
     model: PreTrainedModel,
-    schedule: Schedule,
+    schedule: Schedule | str | os.PathLike[str],
     *,
     vision_mask: Tensor | None = None,
     keep_scores: bool = False,
@@ -56,7 +152,7 @@ def pruned(
 
     Args:
         model: a stock Hugging Face vision-language model, in inference.
-        schedule: made for this backbone.
+        schedule: made for this backbone; or its file, or the name of a preset.
         vision_mask: bool ``[batch, length]``, only for a prompt given as ``inputs_embeds``. Otherwise vision tokens
             are found by their ids.
         keep_scores: keep every stage's scores in the record.
@@ -78,23 +174,17 @@ def pruned(
         UnsupportedBackbone: the model, or its set-up, cannot be pruned correctly.
         PruningError: the model is already inside a `pruned`, or ``answer_length`` is negative.
     """
-    if answer_length < 0:
-        raise PruningError(f"answer_length must be at least 0, found {answer_length}")
-    backbone = find_backbone(model)
-    check_setup(backbone, schedule)
-    with _exclusive(model), ExitStack() as undo:
-        needs = tower_needs(schedule)
-        tower = None if needs is None else undo.enter_context(tower_tap(backbone, needs, vision_mask))
-        setup = PruningSetup.prepare(backbone, schedule, keep_scores=keep_scores, timing=timing, tower=tower)
-        session = PruningSession(setup, vision_mask, fast, answer_length)
-        undo.callback(session.close)
-        for hook in _install(backbone, session, original_positions=schedule.positions == "original"):
-            undo.callback(hook.remove)
-        if fast:
-            undo.enter_context(replaced_forwards([backbone.text_model], _replacement(session.decoder)))
-        if setup.reads_attention:
-            undo.enter_context(attention_tap(backbone, session.on_attention))
-        yield session.record
+    applied = apply(
+        model,
+        schedule,
+        vision_mask=vision_mask,
+        keep_scores=keep_scores,
+        timing=timing,
+        fast=fast,
+        answer_length=answer_length,
+    )
+    with applied as record:
+        yield record
 
 
 def _install(
@@ -129,17 +219,17 @@ def _replacement(decoder: Callable[..., Any]) -> Callable[[int, Callable[..., An
     return make
 
 
-@contextmanager
-def _exclusive(model: nn.Module) -> Iterator[None]:
+def _claim(model: nn.Module) -> None:
     """Refuse nested and concurrent use of one model."""
     with _in_use_lock:
         if model in _in_use:
             raise PruningError(
-                "this model is already inside `pruned`; leave that `with` first, or load a second copy"
+                "this model is already inside `pruned`, or a schedule is applied to it; leave that `with`, call "
+                "`remove`, or load a second copy"
             )
         _in_use.add(model)
-    try:
-        yield
-    finally:
-        with _in_use_lock:
-            _in_use.discard(model)
+
+
+def _release(model: nn.Module) -> None:
+    with _in_use_lock:
+        _in_use.discard(model)

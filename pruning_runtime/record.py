@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from pruning_runtime.costs import kept_per_layer
+from pruning_runtime.display import html_table, percent, stage_name
 from pruning_runtime.timing import Stopwatch
 
 _CACHE_STATES = ("keys", "values", "conv_states", "recurrent_states")
@@ -38,7 +39,7 @@ class StageRecord:
         return [row[mask].tolist() for row, mask in zip(index, kept, strict=True)]
 
 
-@dataclass
+@dataclass(repr=False)
 class Record:
     """Filled in while a pruned model runs. Describes the latest prefill unless stated otherwise.
 
@@ -128,6 +129,22 @@ class Record:
         layers = [] if self.cache is None else self.cache.layers
         states = [getattr(layer, name, None) for layer in layers for name in _CACHE_STATES]
         return sum(state.nbytes for state in states if isinstance(state, Tensor))
+
+    def __repr__(self) -> str:
+        """One line."""
+        if not self.prefills:
+            return "<Record: no prefill yet>"
+        rows, tokens = len(self.num_vision), sum(self.num_vision)
+        return f"<Record: {rows} row(s), {tokens} vision tokens, {percent(self.processed)} processed>"
+
+    def _repr_html_(self) -> str:
+        """A table of the latest prefill, for notebooks."""
+        if not self.prefills:
+            return html_table("Record", ("no prefill yet",), ())
+        kept = [(stage_name(stage.layer), ", ".join(map(str, stage.keep))) for stage in self.stages]
+        rows = [("before pruning", ", ".join(map(str, self.num_vision))), *kept]
+        note = f"{percent(self.processed)} of the vision tokens processed; cache {self.cache_bytes / 2**20:.2f} MiB"
+        return html_table("Record of the latest prefill", ("Stage", "Vision tokens by row"), rows, note)
 
     def __str__(self) -> str:
         if not self.prefills:

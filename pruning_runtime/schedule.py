@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pruning_runtime.display import html_table, percent, stage_name
 from pruning_runtime.errors import ScheduleError
 from pruning_runtime.scorers import Scorer, make_scorer
 
@@ -164,11 +165,50 @@ class Schedule(_Part):
                 )
         return self
 
+    def __repr__(self) -> str:
+        """One line: backbone, stages, scorer and cost."""
+        stages = ", ".join(f"{stage_name(stage.layer)} {percent(stage.keep_ratio)}" for stage in self.stages)
+        cost = f", {percent(self.budget.processed)} processed" if self.budget else ""
+        rule = f"{self.scorer.name}, {self.dropped_tokens}"
+        return f"<Schedule {self.backbone.name}: {stages or 'no stages'} ({rule}{cost})>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """A table of the stages, for notebooks."""
+        rows = [
+            (
+                stage_name(stage.layer),
+                percent(stage.keep_ratio),
+                "" if stage.keep_tokens is None else stage.keep_tokens,
+                (stage.scorer or self.scorer).name,
+            )
+            for stage in self.stages
+        ]
+        note = f"{self.backbone.num_layers} decoder layers; dropped tokens: {self.dropped_tokens}"
+        if self.budget is not None:
+            note += f"; {percent(self.budget.processed)} of the vision tokens processed"
+        return html_table(
+            f"Schedule for {self.backbone.name}", ("Stage", "Kept", "Tokens", "Scorer"), rows, note
+        )
+
+    @classmethod
+    def of(cls, given: Schedule | str | os.PathLike[str]) -> Schedule:
+        """A schedule as it is, or the one that a file or the name of a preset stands for. Raises `ScheduleError`."""
+        if isinstance(given, Schedule):
+            return given
+        name = os.fspath(given)
+        if not Path(name).is_file() and name in cls.presets():
+            return cls.preset(name)
+        return cls.load(name)
+
     @classmethod
     def from_json(cls, text: str, *, source: str = "schedule") -> Schedule:
         """Parse and check a schedule; ``source`` names it in errors. Raises `ScheduleError`."""
         try:
             document = json.loads(text)
+            # Half of a surrogate pair is valid JSON, and no text that could be written again.
+            json.dumps(document, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise ScheduleError(
                 f"{source}: not a complete JSON document ({error}); write it again with `adaptinfer-profile schedule`"

@@ -47,6 +47,8 @@ class PruningSession:
             feature_share=setup.feature_share,
             watch=setup.watch,
         )
+        self.applied: object = None
+        """What installed the hooks; kept as long as they are."""
         self._given_vision, self._answer_length = vision_mask, answer_length
         self._call: Prefill | Continuation | None = None
         self._restore = False

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the new one, never a part of one."""
+"""JSON of run folders, and atomic writes: a reader sees the old file or the new one, never a part of one."""
 
 from __future__ import annotations
 
@@ -57,3 +57,10 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as indented JSON in one step."""
     write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def parse_json(text: str) -> Any:
+    """The JSON document. Raises ValueError, also for half of a surrogate pair: no file can hold such text."""
+    document = json.loads(text)
+    json.dumps(document, ensure_ascii=False).encode()
+    return document

@@ -73,6 +73,11 @@ def mean_interval(
     return float(low), float(high)
 
 
+def rounded_mean(values: np.ndarray) -> float:
+    """The mean as evidence shows it, to five decimals."""
+    return round(float(values.mean()), 5)
+
+
 def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson's score interval); NaN where nothing was counted."""
     if count == 0:

@@ -8,7 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("transformers", "datasets", "huggingface_hub", "httpx", "httpx2", "accelerate", "fsspec")
+_LOGGERS = (
+    *("transformers", "datasets", "huggingface_hub", "httpx", "httpx2", "accelerate", "fsspec"),
+    "bitsandbytes",
+)
 _VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 """Variables that these libraries read when they are imported."""
 _OWN = r"pruning_runtime|schedule_finder"

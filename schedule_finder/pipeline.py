@@ -192,7 +192,7 @@ def pareto_step(
     dropped_tokens: str = AUTO,
     budgets: Sequence[float] = PARETO,
 ) -> pd.DataFrame:
-    """The front over budgets: what each costs by every count, and its predicted and measured answer KL.
+    """The front over budgets: what each costs by every count, and its predicted and measured answer change.
 
     Writes ``4_pareto.csv``. Budgets that no stages can meet are left out.
     """
@@ -210,7 +210,8 @@ def pareto_step(
                 "budget_kind": kind,
                 "budget": budget,
                 **found.budget.model_dump(include={"processed", "published", "flops", "kv", "latency"}),
-                "predicted_kl": reasons.predicted_kl,
+                "predicted_change": reasons.predicted_change,
+                "measured_change": reasons.measured_change,
                 "measured_kl": reasons.measured_kl,
                 "scorer": found.scorer.name,
                 "dropped_tokens": found.dropped_tokens,
@@ -219,7 +220,7 @@ def pareto_step(
         )
     if not rows:
         raise InputError(f"{run.folder}: none of the budgets {', '.join(map(str, budgets))} can be met")
-    numbers = ("latency", "predicted_kl", "measured_kl")
+    numbers = ("latency", "predicted_change", "measured_change", "measured_kl")
     table = pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
     write_text(run.pareto, table.to_csv(index=False, float_format="%.6g"))
     return table
@@ -285,6 +286,20 @@ def evaluate_step(
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
     return table
+
+
+def viewer_step(run: Run, loaded: LoadedBackbone, data: DataSet, progress: Progress) -> int:
+    """Step 7, first part: the samples of the report's viewer; returns their number.
+
+    Writes ``7_viewer.json``. Raises `InputError` where the selected schedule was not evaluated.
+    """
+    from schedule_finder.report.recording import record_viewer
+
+    with run.step("viewer") as facts:
+        viewer = record_viewer(run, loaded, data, progress)
+        viewer.save(run.viewer)
+        facts["samples"] = len(viewer.samples)
+    return len(viewer.samples)
 
 
 def _write_evaluation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from schedule_finder.evidence import (
     SolverEvidence,
     TypicalPrompt,
 )
-from schedule_finder.files import write_json
+from schedule_finder.files import parse_json, write_json
 from schedule_finder.measuring.latency_model import LatencyModel, measure_latency
 from schedule_finder.measuring.sensitivity_table import (
     SensitivityTable,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The solver chooses scorer and dropped-token setting; `PAPER_POLICY` where it cannot."""
 TABLE_SAMPLES = 32
-CHOICE_SAMPLES = 64
+CHOICE_SAMPLES = 192
 """Samples for the sensitivity table, and others for the choice among whole schedules."""
 MEASURED_LAYERS = 12
 """Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
@@ -307,7 +306,7 @@ class Search:
     def _latency(self) -> LatencyModel:
         path = self._run.latency
         if path.exists():
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = parse_json(path.read_text(encoding="utf-8"))
             return LatencyModel(**document | {name: tuple(document[name]) for name in ("tokens", "layer_ms")})
         samples = self._load_samples(0, LATENCY_SAMPLES, "latency model")
         found = measure_latency(self._loaded, self._loaded.inputs(samples), PAPER_POLICY.scorer)

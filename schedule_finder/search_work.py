@@ -57,8 +57,11 @@ def search_forwards(
         (1 + cost(ratio) * (depth - 1 - max(layer, -1))) / depth for layer in layers for ratio in RATIOS
     )
     one = 1 if budget is None else cost(budget)
-    first = min(choice, max(whole_schedules.FIRST_SAMPLES, MEASURED_BATCH))
-    candidates = first * (MOST_CANDIDATES + 2 * (1 + _POLICIES)) + choice * whole_schedules.FINALISTS
+    left, before, candidates = MOST_CANDIDATES + 3 * (1 + _POLICIES), 0, 0
+    for count, most in (*whole_schedules.ROUNDS, (choice, 0)):
+        reached = min(choice, -(-count // MEASURED_BATCH) * MEASURED_BATCH)
+        candidates += left * max(reached - before, 0)
+        left, before = most, max(reached, before)
     refined = choice * (whole_schedules.REFINEMENTS * _NEIGHBOURS + _POLICIES)
     return table * (2 + single) + _probe(table, depth, cost) + choice + one * (candidates + refined)
 

@@ -1,4 +1,4 @@
-"""Step 4c for a serving engine: the best schedule that vLLM can run, and what the restriction costs in answer KL."""
+"""Step 4c for a serving engine: the best schedule that vLLM can run, and what the restriction costs in changed answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pruning_runtime.scorers import make_scorer
 from pruning_runtime.vllm.setting import servable_scorers, why_scorer_not_served
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.evidence import Asked, PolicyResult, Serving, SolverEvidence
-from schedule_finder.intervals import mean_interval
+from schedule_finder.intervals import rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.token_policy import CONTROLS, TokenPolicy
 from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import DEFAULT_SOLVER
-from schedule_finder.solvers.policy_choice import choose_policy, policy_result, rounded_mean
+from schedule_finder.solvers.policy_choice import choose_policy, policy_result, worse_by
 
 if TYPE_CHECKING:
     from schedule_finder.measuring.answer_kl import AnswerKL
@@ -49,9 +50,10 @@ class ServedSearch(Search):
             raise InputError(f"--for {ENGINE}: measures on the backbone; run without --no-model")
         measured = self._measured(answer_kl, budget, kind, names)
         values = {policy: found for policy, (_, found) in measured.items()}
+        changes = {policy: answer_change(kl) for policy, kl in values.items()}
         controls = [policy for policy in values if policy.scorer in CONTROLS and len(values) > 1]
         preferred = next((policy for policy in values if policy not in controls), next(iter(values)))
-        policy, reason = choose_policy(values, preferred, controls)
+        policy, reason = choose_policy(changes, preferred, controls)
         own = values[policy]
         free = super().solve(budget, kind, solver=solver)
         unrestricted = answer_kl.measure(free.stages, _policy_of(free))
@@ -62,6 +64,7 @@ class ServedSearch(Search):
             SolverEvidence(
                 solver="one stage before the decoder",
                 answer_tokens=self.answer_tokens,
+                measured_change=rounded_mean(changes[policy]),
                 measured_kl=rounded_mean(own),
                 chosen_on_samples=len(answer_kl),
                 measured_schedules=len(values),
@@ -123,12 +126,11 @@ def _results(values: dict[TokenPolicy, np.ndarray], own: np.ndarray) -> dict[str
 
 
 def _serving(own: np.ndarray, unrestricted: np.ndarray, free: Schedule) -> Serving:
-    low, high = mean_interval(own - unrestricted)
     return Serving(
         engine=ENGINE,
-        measured_kl=rounded_mean(own),
-        unrestricted_kl=rounded_mean(unrestricted),
-        worse_by=(round(low, 5), round(high, 5)),
+        measured_change=rounded_mean(answer_change(own)),
+        unrestricted_change=rounded_mean(answer_change(unrestricted)),
+        worse_by=worse_by(own, unrestricted),
         samples=len(own),
         unrestricted_stages=list(free.stages),
         unrestricted_policy=str(_policy_of(free).used_by(free.stages)),

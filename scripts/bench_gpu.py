@@ -166,8 +166,8 @@ def _one_line(error: BaseException) -> str:
 # ---- the command
 
 
-def main() -> int:
-    """Measure the plan, print a line for each result, write JSON."""
+def _arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,7 +181,12 @@ def main() -> int:
     parser.add_argument(
         "--fast", action=argparse.BooleanOptionalAction, help="the fast path; default on a GPU"
     )
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Measure the plan, print a line for each result, write JSON."""
+    options = _arguments().parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         print(
             "no CUDA device: nothing measured (a dry run: --device cpu --backbones shape:llava-tiny --batches 1)"

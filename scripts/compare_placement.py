@@ -1,9 +1,10 @@
-"""Are stages at change points better than evenly spaced ones or random ones? Answer KL at equal budgets.
+"""Are stages at change points better than evenly spaced ones or random ones? Answer change at equal budgets.
 
 All placements have the same number of stages, the same scorer, and keep ratios that fall by the same factor from stage
 to stage; the factor spends the budget exactly. Only the layers differ. Needs a run with a profile and change points:
 
     python -m scripts.compare_placement outputs/demo
+    python -m scripts.compare_placement outputs/photo --detector token_curve --scorer random
 
 The last line of stdout is one compact JSON document.
 """
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruning_runtime.schedule import Stage
-from schedule_finder.change_points import candidate_layers
+from schedule_finder.change_points import DETECTORS, candidate_layers
 from schedule_finder.cli.session import load_again, open_run
 from schedule_finder.intervals import mean_interval
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.run.reader import read_change_points
 from schedule_finder.samples import read_entries
@@ -40,6 +42,9 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=20, help="random placements")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.25, 0.35, 0.5])
     parser.add_argument("--scorer", default="text_guided")
+    parser.add_argument(
+        "--detector", choices=DETECTORS, help="whose change points; default: those that schedules follow"
+    )
     options = parser.parse_args()
     run = open_run(options.run)
     loaded, data = load_again(run, "auto", "auto", None)
@@ -51,15 +56,17 @@ def main() -> None:
     )
     policy = TokenPolicy(options.scorer)
     search = Search(run)
-    if not found.of():
+    change_points = found.of(options.detector)
+    if not change_points:
         raise SystemExit(
-            f"{options.run}: no change points that schedules follow, so nothing to place stages at"
+            f"{options.run}: {options.detector or found.default} has no change points that schedules follow, so nothing to "
+            "place stages at"
         )
     rows = []
     for share in options.budgets:
         budget = search.target(share, "processed")
         usable = [layer for layer in budget.stage_layers() if layer not in found.isolated]
-        own = list(candidate_layers(found.of(), budget.shape.num_layers, found.isolated))
+        own = list(candidate_layers(change_points, budget.shape.num_layers, found.isolated))
         placements = {"change points": own, "even spacing": even_layers(usable, len(own))}
         rng = np.random.default_rng(0)
         for draw in range(options.random):
@@ -68,10 +75,10 @@ def main() -> None:
         for name, layers in placements.items():
             stages = equal_factor_stages(budget, layers)
             if stages is not None:
-                kl = answer_kl.measure(stages, policy)
-                rows.append({"budget": share, "placement": name, "layers": layers, "kl": kl.tolist()})
+                change = answer_change(answer_kl.measure(stages, policy))
+                rows.append({"budget": share, "placement": name, "layers": layers, "change": change.tolist()})
         print_budget(share, [row for row in rows if row["budget"] == share])
-    summary = [row | {"kl": float(np.mean(row["kl"]))} for row in rows]
+    summary = [row | {"change": float(np.mean(row["change"]))} for row in rows]
     print(json.dumps(summary, separators=(",", ":")))
 
 
@@ -97,31 +104,31 @@ def equal_factor_stages(budget: BudgetTarget, layers: Sequence[int]) -> tuple[St
 
 
 def print_budget(share: float, rows: Sequence[dict[str, object]]) -> None:
-    """Mean answer KL of each placement, and the paired differences of the others from the change points."""
+    """Mean answer change of each placement, and the paired differences of the others from the change points."""
     named = {str(row["placement"]): row for row in rows}
-    random = np.array([row["kl"] for name, row in named.items() if name.startswith("random")])
+    random = np.array([row["change"] for name, row in named.items() if name.startswith("random")])
     print(f"budget {share:.0%} processed")
     own = named.get("change points")
     for name in ("change points", "even spacing"):
         if name in named:
-            kl = np.array(named[name]["kl"])
-            low, high = mean_interval(kl)
+            change = np.array(named[name]["change"])
+            low, high = mean_interval(change)
             print(
-                f"  {name:14} layers {named[name]['layers']}: {kl.mean():.3f} ({low:.3f} to {high:.3f}) nats"
+                f"  {name:14} layers {named[name]['layers']}: {change.mean():.3f} ({low:.3f} to {high:.3f})"
             )
     if len(random):
         means = random.mean(axis=1)
-        print(f"  {len(means)} random: mean {means.mean():.3f}, {means.min():.3f} to {means.max():.3f} nats")
+        print(f"  {len(means)} random: mean {means.mean():.3f}, {means.min():.3f} to {means.max():.3f}")
     if own is None:
         print("  stages at the change points cannot meet this budget")
         return
-    kl = np.array(own["kl"])
+    change = np.array(own["change"])
     if "even spacing" in named:
-        low, high = mean_interval(np.array(named["even spacing"]["kl"]) - kl)
-        print(f"  even spacing less change points: {low:+.3f} to {high:+.3f} nats (95 %)")
+        low, high = mean_interval(np.array(named["even spacing"]["change"]) - change)
+        print(f"  even spacing less change points: {low:+.3f} to {high:+.3f} (95 %)")
     if len(random):
         print(
-            f"  change points are better than {np.mean(random.mean(axis=1) > kl.mean()):.0%} of the random ones"
+            f"  change points are better than {np.mean(random.mean(axis=1) > change.mean()):.0%} of the random ones"
         )
 
 

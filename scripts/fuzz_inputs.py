@@ -22,6 +22,7 @@ line one JSON document. The exit code is 1 if a case failed.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import logging
@@ -54,6 +55,8 @@ MOST_SECONDS = 60
 """CPU time of a case: other work on the machine does not count."""
 MOST_WAITED = 1800
 """Wall time of a case, far above what a busy machine makes of `MOST_SECONDS`."""
+PROGRESS = 500
+"""Cases between two lines of progress; after a crash `--first` goes on from the last one."""
 ALWAYS_WRITTEN = ("run.json", ".lock")
 WRITES = {
     "detect": ("3_",),
@@ -107,6 +110,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of input, with commas between")
     asked = parser.parse_args()
+    faulthandler.enable()  # a crash of a library's reader ends this process; its stack says where
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         found = fuzz(
             Path(folder), range(asked.first, asked.first + asked.cases), asked.seed, asked.kinds.split(",")
@@ -150,6 +154,8 @@ def fuzz(
                     f"case {number} ({kind}): {problem}\n  {' '.join(map(repr, case.arguments))}", flush=True
                 )
             shutil.rmtree(work)
+            if (number + 1) % PROGRESS == 0:
+                print(f"case {number} done, {len(found.defects)} defects", flush=True)
     return found
 
 

@@ -286,7 +286,7 @@ def _predictions(study: Study) -> None:
                 "stages": " ".join(f"{stage.layer}:{stage.keep_ratio:.4f}" for stage in stages),
                 "right": judged.mean(),
                 "kl": kl.mean(),
-                "predicted_kl": predict(table, target, stages),
+                "predicted_change": predict(table, target, stages),
                 "retained": replay.retained(stages),
             }
         )
@@ -325,7 +325,7 @@ def _report(out: Path) -> None:
         print(f"{name}: difference to {DEFAULT} in points, 95 % paired bootstrap")
         print(spread.pivot(index="method", columns="budget", values="against").to_string())
     for name, some in predictions.groupby("backbone"):
-        for objective, sign in (("predicted_kl", -1), ("retained", 1), ("kl", -1)):
+        for objective, sign in (("predicted_change", -1), ("retained", 1), ("kl", -1)):
             rho = spearmanr(sign * some[objective], some.right).statistic
             print(f"{name}: Spearman of {objective} with right over {len(some)} random schedules: {rho:.2f}")
 

@@ -21,3 +21,10 @@ if (
     _torchvision = torch.library.Library("torchvision", "DEF")
     _torchvision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _torchvision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def pytest_configure() -> None:
+    """Let failed assertions of `tests.support` say what they compared, as those of test modules do."""
+    import pytest  # here, because plain processes import this module, too
+
+    pytest.register_assert_rewrite("tests.support")

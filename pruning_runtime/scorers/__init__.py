@@ -66,6 +66,7 @@ __all__ = [
     "VisionTokens",
     "find_scorer",
     "make_scorer",
+    "register_scorer",
 ]
 
 
@@ -87,6 +88,25 @@ def find_scorer(name: str) -> type[Scorer]:
             "name; correct the package that registers it"
         )
     return found
+
+
+def register_scorer(scorer: type[Scorer]) -> type[Scorer]:
+    """Make a scorer class known in this process; usable as a decorator.
+
+    Schedules, searches and evaluations of this process can then name it. To make it known to every process, register
+    it in a package as an entry point of the group `ENTRY_POINTS`.
+
+    Raises:
+        ValueError: it is not a scorer class with a name, or the name is taken by another class.
+    """
+    name = getattr(scorer, "name", None)
+    if not (isinstance(scorer, type) and issubclass(scorer, Scorer)) or not isinstance(name, str):
+        raise ValueError(f"{scorer!r} is not a subclass of a scorer class with a `name`")
+    known = SCORERS.get(name)
+    if known is not None and known.__qualname__ != scorer.__qualname__:
+        raise ValueError(f"scorer {name!r} is known already as {known.__qualname__}; choose another name")
+    SCORERS[name] = scorer
+    return scorer
 
 
 def make_scorer(name: str, options: dict[str, Any] | None = None) -> Scorer:

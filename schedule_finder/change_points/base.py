@@ -6,10 +6,11 @@ where a stage would score and prune. All layers are numbered as in the backbone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -119,6 +120,26 @@ class ShiftEvidence(_Result):
     level: float = 0.0
     shift: Interval | None = None
     expected_shift: list[float] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        """One entry per layer, pair of layers, or pair of neighbours; layers rise."""
+        count, gaps = len(self.layers), max(len(self.layers) - 1, 0)
+        if any(b <= a for a, b in pairwise([-1, *self.layers])):
+            raise ValueError("layers do not rise from 0 on")
+        lengths = {
+            "distance": (len(self.distance), count),
+            "expected_shift": (len(self.expected_shift), gaps),
+            **{f"distance[{i}]": (len(row), count) for i, row in enumerate(self.distance)},
+            **{name: (len(getattr(self, name)), count) for name in ("own", "own_error")},
+        }
+        if self.shift is not None:
+            parts = {"mean": self.shift.mean, "low": self.shift.low, "high": self.shift.high}
+            lengths |= {f"shift.{name}": (len(values), gaps) for name, values in parts.items()}
+        for name, (found, needed) in lengths.items():
+            if found != needed:
+                raise ValueError(f"{name} has {found} entries for {count} layers, need {needed}")
+        return self
 
 
 class CurveEvidence(_Result):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schedule_finder.cli.parsing import fraction
@@ -18,15 +16,6 @@ if TYPE_CHECKING:
 
 _PROMPTS = 8
 """Calibration samples whose tokens are counted for budgets that depend on them."""
-
-
-def check_folder(folder: Path) -> None:
-    """Check that ``folder`` exists or can be made, and can be written to."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir():
-        raise InputError(f"--out {folder}: {there} is a file, not a folder; choose another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {there} cannot be written to; choose another --out")
 
 
 def check_held_out(data: DataSet, entries: Sequence[SampleEntry]) -> None:

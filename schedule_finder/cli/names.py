@@ -18,6 +18,8 @@ from schedule_finder.measuring.token_policy import CONTROLS
 AUTO = "auto"
 """Samples, scorer and dropped tokens: chosen by measurement. `schedule_finder.search.AUTO`."""
 
+MOST_ROWS = 10_000_000
+"""Most samples that can be asked for: all of them are listed before the first is loaded."""
 SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "dop", "grid")
 """`schedule_finder.solvers.SOLVERS`; the first is the default."""
 MEASURING_SOLVERS = ("sensitivity", "dop", "grid")

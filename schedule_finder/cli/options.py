@@ -16,6 +16,7 @@ from schedule_finder.cli.names import (
     DTYPE_NAMES,
     ENGINE_NAMES,
     METRIC_NAMES,
+    MOST_ROWS,
     SCORER_NAMES,
     SERVING_ENGINES,
     SOLVER_NAMES,
@@ -53,7 +54,9 @@ Dataset = Annotated[
 Samples = Annotated[
     str, typer.Option("--samples", help=f"Samples to profile; {AUTO}: stop when more change nothing.")
 ]
-EvalSamples = Annotated[int, typer.Option("--eval-samples", min=0, help="Held-out samples to evaluate on.")]
+EvalSamples = Annotated[
+    int, typer.Option("--eval-samples", min=0, max=MOST_ROWS, help="Held-out samples to evaluate on.")
+]
 Budget = Annotated[
     str, typer.Option("--budget", help="Fraction of the unpruned cost: 0.15 or 15%; latency also 12ms.")
 ]

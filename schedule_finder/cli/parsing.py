@@ -10,6 +10,7 @@ from schedule_finder.cli.names import (
     BUDGET_KINDS,
     DROPPED_TOKENS,
     MEASURING_SOLVERS,
+    MOST_ROWS,
     OLD_NAMES,
     RESERVED_NAMES,
     SCORER_NAMES,
@@ -100,8 +101,9 @@ def number_of_samples(text: str) -> int | str:
     """A number of samples, or `AUTO`."""
     if text == AUTO:
         return text
-    if not text.isdecimal() or int(text) < 2:
-        raise InputError(f"--samples {text!r}: must be a whole number of at least 2, or {AUTO}")
+    # A number of more digits than the limit has is not even converted: that takes time.
+    if not text.isdecimal() or len(text) > len(str(MOST_ROWS)) or not 2 <= int(text) <= MOST_ROWS:
+        raise InputError(f"--samples {text:.40}: must be a whole number from 2 to {MOST_ROWS}, or {AUTO}")
     return int(text)
 
 

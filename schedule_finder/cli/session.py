@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from schedule_finder.cli.checks import check_folder
 from schedule_finder.cli.names import AUTO, ENGINE_NAMES
 from schedule_finder.cli.parsing import choice, number_of_samples
 from schedule_finder.cli.progress import note, progress_bar, status
@@ -20,6 +19,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.run.folder import Run
+from schedule_finder.run.output_folder import check_folder, check_not_among_data
 from schedule_finder.run.schema import RUN_OPTIONS, missing_fields
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def begin_run(
         options["metric"] = metric
     if loading := backbone.options.stored():
         options["loading"] = loading
-    _check_not_among_data(folder, dataset)
+    check_not_among_data(folder, dataset)
     data = open_data_of(options)
     running = engine.make(backbone, data, options)
     check(Run(folder), running, data)
@@ -176,28 +176,6 @@ def begin_run(
         soft_wrap=True,
     )
     return run, running, data
-
-
-def _check_not_among_data(folder: Path, dataset: list[str]) -> None:
-    """Refuse an output folder in which the run's files would become part of the data.
-
-    That is a data folder or a folder in it, and the folder of a data file itself: a folder below that is fine, since
-    the file names its images. Raises `InputError`.
-    """
-    out = folder.expanduser().resolve()
-    for given in dataset:
-        location = Path(
-            given if Path(given).expanduser().exists() else given.partition("=")[2] or given
-        ).expanduser()
-        if not location.exists():
-            continue
-        place = location.resolve()
-        if (place.is_dir() and out.is_relative_to(place)) or out == place.parent:
-            where = "inside" if place.is_dir() and out != place else "the folder of"
-            raise InputError(
-                f"--out {folder}: {where} the data set {given!r}; "
-                "the run's files would mix with the data: choose another --out"
-            )
 
 
 def _stored_columns(columns: dict[str, Any], rows: int) -> dict[str, Any]:

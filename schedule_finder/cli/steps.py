@@ -101,6 +101,22 @@ def draw_figures(run: Run) -> list[Path]:
         return figures.make_figures(run, report=note)
 
 
+def record_viewer(run: Run, loaded: LoadedBackbone, data: DataSet) -> None:
+    """The samples of the report's viewer."""
+    from schedule_finder import pipeline
+
+    with progress_bar("viewer") as progress:
+        pipeline.viewer_step(run, loaded, data, progress)
+
+
+def write_reports(runs: Sequence[Run], path: Path, reasons: Sequence[str | None] | None = None) -> Path:
+    """Step 7: the report; returns its path."""
+    from schedule_finder.report import write_report
+
+    with status("writing the report"):
+        return write_report(runs, path, reasons)
+
+
 def note_stale(run: Run) -> list[dict[str, Any]]:
     """Print a line about everything that belongs to another schedule; returns it for ``--json``."""
     found = find_stale(run)

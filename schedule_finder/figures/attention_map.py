@@ -32,7 +32,7 @@ def attention_map(data: RunData) -> Drawing | None:
     profile = data.profile
     if profile is None:
         return None
-    layers, edges = profile.meta["layers"], _rank_edges(round(profile.mean_vision))
+    layers, edges = profile.meta["layers"], rank_edges(round(profile.mean_vision))
     values = ranked_attention(profile.maps, edges)
     table = pd.DataFrame(
         {
@@ -82,7 +82,7 @@ def _draw_map(figure: Figure, axes: Axes, values: np.ndarray, edges: np.ndarray)
     bar.outline.set_linewidth(0.6)
 
 
-def _rank_edges(num_vision: int) -> np.ndarray:
+def rank_edges(num_vision: int) -> np.ndarray:
     """Edges of at most `_MAP_ROWS` bins of ranks, single ranks first, then ever wider ones."""
     edges = np.unique(np.geomspace(1, num_vision, _MAP_ROWS).round().astype(int))
     return np.concatenate([[0], edges])

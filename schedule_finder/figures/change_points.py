@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
+from pydantic import ValidationError
 
+from schedule_finder.change_points.base import CurveEvidence, ShiftEvidence
 from schedule_finder.errors import InputError
 from schedule_finder.figures.run_data import need
 from schedule_finder.figures.style import (
@@ -34,9 +36,11 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from pruning_runtime.schedule import Stage
     from schedule_finder.figures.run_data import RunData
     from schedule_finder.run.reader import DetectorResult
 
+_E = TypeVar("_E", ShiftEvidence, CurveEvidence)
 _REGIME_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 _GREY = "#BBBBBB"
 
@@ -46,12 +50,11 @@ def change_points(data: RunData) -> Drawing | None:
     if data.detections is None:
         return None
     path, detectors = data.run.change_points, data.detections.detectors
-    shift, curve = (_with_evidence(detectors, name) for name in ("attention_shift", "token_curve"))
-    shift = shift if shift is not None and "distance" in shift.evidence else None  # old files have none
+    shift = _evidence(ShiftEvidence, detectors.get("attention_shift"), path)
+    curve = _evidence(CurveEvidence, detectors.get("token_curve"), path)
     if shift is None and curve is None:
         return None
-    some = (shift or curve).evidence  # type: ignore[union-attr]
-    layers = data.detections.layers or list(range(some["num_layers"]))
+    layers = data.detections.layers or list(range((shift or curve).num_layers))  # type: ignore[union-attr]
     tables = []
     heights = [2.75, 1.25] * (shift is not None) + [1.25] * (curve is not None)
     figure = Figure(figsize=(SINGLE, sum(heights) + 0.65), layout="constrained")
@@ -59,18 +62,13 @@ def change_points(data: RunData) -> Drawing | None:
     handles: list[Any] = []
     num_layers = int(max(layers)) + 1
     if shift is not None:
-        need(
-            shift.evidence,
-            ("layers", "own", "drift", "dimensions", "shift", "expected_shift"),
-            path,
-            "detect again",
-        )
-        handles += _draw_distances(figure, panels[0], shift, data, num_layers)
-        table, more = _draw_shift(panels[1], shift, num_layers)
+        found = detectors["attention_shift"]
+        handles += _draw_distances(figure, panels[0], found, shift, data, num_layers)
+        table, more = _draw_shift(panels[1], found, shift, num_layers)
         tables.append(table)
         handles += more
     if curve is not None:
-        table = _curve_table(curve, layers, path)
+        table = _curve_table(detectors["token_curve"], curve, layers, path)
         handles += _draw_histogram(panels[-1], table, num_layers)
         tables.append(table)
     for letter, axes in zip("abc", panels, strict=False):
@@ -82,19 +80,36 @@ def change_points(data: RunData) -> Drawing | None:
     return figure, table
 
 
-def _with_evidence(detectors: dict[str, DetectorResult], name: str) -> DetectorResult | None:
-    found = detectors.get(name)
-    return found if found is not None and found.evidence and not found.evidence.get("reason") else None
+def _evidence(kind: type[_E], found: DetectorResult | None, path: Path) -> _E | None:
+    """The evidence of a detector that searched; None where it did not, or where an old file has other facts.
+
+    Raises `InputError` where it is damaged.
+    """
+    needed = {"distance", "shift"} if kind is ShiftEvidence else {"histogram", "straight_ramp"}
+    if found is None or found.evidence.get("reason") or not needed & found.evidence.keys():
+        return None
+    known = {name: value for name, value in found.evidence.items() if name in kind.model_fields}
+    try:
+        need(known, sorted(needed), path, "detect again")
+        return kind.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: evidence {where}: {first['msg']}; detect again") from error
 
 
 def _draw_distances(
-    figure: Figure, axes: Axes, found: DetectorResult, data: RunData, num_layers: int
+    figure: Figure,
+    axes: Axes,
+    found: DetectorResult,
+    evidence: ShiftEvidence,
+    data: RunData,
+    num_layers: int,
 ) -> list[Any]:
     """Heatmap of all pairs of layers; regimes as boxes on the diagonal, coloured by attention pattern."""
-    evidence = found.evidence
     shown = np.full((num_layers, num_layers), np.nan)
-    index = np.array(evidence["layers"])
-    shown[np.ix_(index, index)] = evidence["distance"]
+    index = np.array(evidence.layers)
+    shown[np.ix_(index, index)] = evidence.distance
     np.fill_diagonal(shown, np.nan)
     edges = np.arange(num_layers + 1) - 0.5
     high = float(np.nanquantile(shown, 0.9))
@@ -129,7 +144,12 @@ def _draw_distances(
         )
         marks[0].set_label("Isolated layer")
         handles.append(marks[0])
-    for stage in data.stages:
+    return [*handles, *_mark_stages(axes, data.stages)]
+
+
+def _mark_stages(axes: Axes, stages: Sequence[Stage]) -> list[Any]:
+    """A mark below the matrix behind each stage's layer, and what the legend says of it."""
+    for stage in stages:
         axes.plot(
             stage.layer + 0.5,
             0,
@@ -140,22 +160,23 @@ def _draw_distances(
             zorder=5,
             transform=axes.get_xaxis_transform(),
         )
-    if data.stages:
-        handles.append(
-            Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")
-        )
-    return handles
+    if not stages:
+        return []
+    return [Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")]
 
 
-def _draw_shift(axes: Axes, found: DetectorResult, num_layers: int) -> tuple[pd.DataFrame, list[Any]]:
+def _draw_shift(
+    axes: Axes, found: DetectorResult, evidence: ShiftEvidence, num_layers: int
+) -> tuple[pd.DataFrame, list[Any]]:
     """Distance of neighbouring layers, and what it is where nothing changes."""
-    evidence = found.evidence
-    layers, own = np.array(evidence["layers"]), np.array(evidence["own"])
-    expected = np.array(evidence["expected_shift"])
+    shift = evidence.shift
+    assert shift is not None  # `_evidence` has seen to it
+    layers, own = np.array(evidence.layers), np.array(evidence.own)
+    expected = np.array(evidence.expected_shift)
     # Chance alignment of two own parts in so many dimensions: 1.96 standard deviations.
-    chance = 1.96 * 2 * np.sqrt(own[1:] * own[:-1] / evidence["dimensions"])
+    chance = 1.96 * 2 * np.sqrt(own[1:] * own[:-1] / evidence.dimensions)
     low, high = np.maximum(expected - chance, 0), expected + chance
-    mean = np.array(evidence["shift"]["mean"], dtype=float)
+    mean = np.array(shift.mean, dtype=float)
     middle = (layers[1:] + layers[:-1]) / 2
     bounds = np.repeat(middle, 2) + np.tile([-0.5, 0.5], len(middle))
     band = axes.fill_between(
@@ -170,7 +191,7 @@ def _draw_shift(axes: Axes, found: DetectorResult, num_layers: int) -> tuple[pd.
     line = axes.plot(
         middle, mean, color=BLACK, marker="o", markersize=2, linewidth=0.9, label="Neighbours' distance"
     )
-    interval = np.array([evidence["shift"]["low"], evidence["shift"]["high"]], dtype=float)
+    interval = np.array([shift.low, shift.high], dtype=float)
     axes.fill_between(middle, *interval, color=BLACK, alpha=0.25, linewidth=0)
     handles: list[Any] = [line[0], band]
     for layer in found.change_points:
@@ -195,26 +216,25 @@ def _draw_shift(axes: Axes, found: DetectorResult, num_layers: int) -> tuple[pd.
     return table, handles
 
 
-def _curve_table(found: DetectorResult, layers: Sequence[int], path: Path) -> pd.DataFrame:
-    evidence = found.evidence
-    need(evidence, ("histogram", "straight_ramp", "num_curves"), path, "detect again")
-
+def _curve_table(
+    found: DetectorResult, evidence: CurveEvidence, layers: Sequence[int], path: Path
+) -> pd.DataFrame:
     def percent(counts: Sequence[float]) -> np.ndarray:
         if len(counts) != len(layers):
             raise InputError(f"{path}: {len(counts)} numbers for {len(layers)} layers; detect again")
-        return np.asarray(100 * np.array(counts[:-1], dtype=float) / evidence["num_curves"])
+        return np.asarray(100 * np.array(counts[:-1], dtype=float) / max(evidence.num_curves, 1))
 
     # Entry i counts breaks after the i-th layer: the new regime begins with the next one.
     table = pd.DataFrame(
         {
             "first_layer_of_new_regime": np.array(layers[1:]),
-            "breaks_percent": percent(evidence["histogram"]),
-            "straight_ramp_percent": percent(evidence["straight_ramp"]),
+            "breaks_percent": percent(evidence.histogram),
+            "straight_ramp_percent": percent(evidence.straight_ramp),
         }
     )
-    if "shuffled_layers" in evidence:
-        table["shuffled_layers_percent"] = percent(evidence["shuffled_layers"])
-        table["threshold_percent"] = table.shuffled_layers_percent + 100 * evidence["excess_threshold"]
+    if evidence.shuffled_layers:
+        table["shuffled_layers_percent"] = percent(evidence.shuffled_layers)
+        table["threshold_percent"] = table.shuffled_layers_percent + 100 * evidence.excess_threshold
     return table.assign(token_curve=np.isin(table.first_layer_of_new_regime, found.change_points).astype(int))
 
 

@@ -1,4 +1,4 @@
-"""The front over budgets: predicted and measured answer KL, and accuracy on held-out samples."""
+"""The front over budgets: predicted and measured answer change, and accuracy on held-out samples."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 # Label, colour, marker, line.
 _SERIES = {
-    "predicted_kl": ("Predicted", VERMILLION, "s", (0, (4, 1.5))),
-    "measured_kl": ("Measured", BLUE, "o", "-"),
+    "predicted_change": ("Predicted", VERMILLION, "s", (0, (4, 1.5))),
+    "measured_change": ("Measured", BLUE, "o", "-"),
 }
 
 
 def pareto(data: RunData) -> Drawing | None:
-    """Answer KL against the processed vision tokens; below it, held-out accuracy if it was evaluated."""
+    """Answer change against the processed vision tokens; below it, held-out accuracy if it was evaluated."""
     front = data.pareto
     if front is None or front[list(_SERIES)].isna().all(axis=None):
         return None
@@ -79,6 +79,6 @@ def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
     for used, value, stages in zip(100 * front.processed, top, front.num_stages, strict=True):
         offset: Any = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
         axes.annotate(str(stages), (used, value), fontsize=6.5, color=GREY, **offset)
-    axes.set_ylabel("Answer KL (nats)")
+    axes.set_ylabel("Answers changed (share)")
     kl_axis(axes, front[list(_SERIES)].to_numpy())
     axes.text(1, 0.97, "Numbers: stages", color=GREY, ha="right", va="top", transform=axes.transAxes)

@@ -1,4 +1,4 @@
-"""Figure of the study of token rules: answer KL of every method, a panel per budget."""
+"""Figure of the study of token rules: answer change of every method, a panel per budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from schedule_finder.figures.style import (
     DOUBLE,
     GREEN,
     GREY,
-    KL_FLOOR,
     LABELS,
     ORANGE,
     PURPLE,
@@ -29,14 +28,14 @@ _OWN = {"search": "Search", "pyramiddrop": "PyramidDrop"}
 
 
 def rules_figure(table: pd.DataFrame) -> Figure:
-    """Mean answer KL with its 95 % interval, one row per rule, one panel per budget.
+    """Mean answer change with its 95 % interval, one row per rule, one panel per budget.
 
     Args:
-        table: ``method, place, budget, kl, kl_low, kl_high``, KL in nats; a row of the full model is not drawn.
+        table: ``method, place, budget, change, change_low, change_high``, shares; a row of the full model is not drawn.
     """
     table = table[table.method != "full"]
     budgets = sorted(table.budget.unique(), reverse=True)
-    best = table.groupby("method").kl.min().sort_values(ascending=False)
+    best = table.groupby("method").change.min().sort_values(ascending=False)
     rows = {name: place for place, name in enumerate(best.index)}
     figure = Figure(figsize=(DOUBLE, 0.9 + 0.2 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
@@ -45,12 +44,9 @@ def rules_figure(table: pd.DataFrame) -> Figure:
         for place, (colour, marker, words) in PLACES.items():
             own = some[some.place == place]
             panel.errorbar(
-                own.kl.clip(lower=KL_FLOOR),
+                100 * own.change,
                 [rows[name] for name in own.method],
-                xerr=[
-                    own.kl.clip(lower=KL_FLOOR) - own.kl_low.clip(lower=KL_FLOOR),
-                    own.kl_high.clip(lower=KL_FLOOR) - own.kl.clip(lower=KL_FLOOR),
-                ],
+                xerr=[100 * (own.change - own.change_low), 100 * (own.change_high - own.change)],
                 color=colour,
                 marker=marker,
                 linestyle="none",
@@ -58,13 +54,12 @@ def rules_figure(table: pd.DataFrame) -> Figure:
                 markersize=4,
                 label=words,
             )
-        searched = some[some.place == "search"].kl
+        searched = some[some.place == "search"].change
         if len(searched):
-            panel.axvline(max(float(searched.iloc[0]), KL_FLOOR), color=BLUE, linewidth=0.7, zorder=0)
-        panel.set_xscale("log")
-        panel.set_xlim(left=KL_FLOOR / 1.5)
+            panel.axvline(100 * float(searched.iloc[0]), color=BLUE, linewidth=0.7, zorder=0)
+        panel.set_xlim(left=0)
         panel.set_title(f"{100 * budget:.0f} % processed", fontsize=8)
-        panel.set_xlabel("Answer KL (nats)")
+        panel.set_xlabel("Answers changed (%)")
         panel.grid(axis="y", color="#EEEEEE", linewidth=0.6)
         panel.tick_params(colors=BLACK)
     names = [_OWN.get(name) or LABELS.get(name, name) for name in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Evidence, digest
+from schedule_finder.files import parse_json
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.run.reader import ChangePoints, read_change_points
 from schedule_finder.run.stale import example_digest
@@ -220,7 +220,7 @@ def read_evaluation(path: Path) -> pd.DataFrame:
 
 def _read_pareto(path: Path) -> pd.DataFrame:
     """The front, checked. Raises `InputError`."""
-    numbers = ("budget", "processed", "predicted_kl", "measured_kl")
+    numbers = ("budget", "processed", "predicted_change", "measured_change")
     table = _read_table(path, ("stages",), numbers, "run `schedule --pareto` again")
     return table.assign(num_stages=[len(stages.split()) for stages in table.stages.fillna("")])
 
@@ -253,7 +253,7 @@ def _read_example(path: Path) -> Example:
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The JSON object in a file. Raises `InputError`; its message ends with ``remedy``."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not readable ({error}); {remedy}") from error
     if not isinstance(document, dict):

@@ -1,4 +1,4 @@
-"""The sensitivity table: answer KL of single stages, and the loss of each layer."""
+"""The sensitivity table: answer change of single stages, and the loss of each layer."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from schedule_finder.figures.style import (
     words,
 )
 from schedule_finder.intervals import bootstrap_weights
+from schedule_finder.measuring.answer_change import answer_change
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,23 +37,24 @@ _MARKERS = "osD^vPX"
 
 
 def sensitivity(data: RunData) -> Drawing | None:
-    """Answer KL after one stage alone; below it, the loss of each layer at a small keep ratio."""
+    """Answer change after one stage alone; below it, the loss of each layer at a small keep ratio."""
     measured, num_layers = data.sensitivity, data.num_layers
     if measured is None or num_layers is None:
         return None
-    mean = measured.kl.mean(axis=2)
+    mean = answer_change(measured.kl).mean(axis=2)
     table = pd.DataFrame(
         {
             "layer": np.repeat(measured.layers, len(measured.ratios)),
             "keep_ratio": np.tile(measured.ratios, len(measured.layers)),
-            "kl_mean": mean.ravel(),
+            "change_mean": mean.ravel(),
+            "kl_mean": measured.kl.mean(axis=2).ravel(),
             "samples": len(measured.sample_ids),
         }
     )
     losses = _losses(measured, num_layers)
     figure = Figure(figsize=(SINGLE, 3.9), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(1.5, 1))
-    _draw_kl(above, measured, mean, num_layers)
+    _draw_change(above, measured, mean, num_layers)
     _draw_losses(below, losses)
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
@@ -75,7 +77,7 @@ def _losses(measured: SensitivityTable, num_layers: int) -> pd.DataFrame:
     return pd.DataFrame({"layer": layers, "loss": loss, "loss_low": low, "loss_high": high})
 
 
-def _draw_kl(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_layers: int) -> None:
+def _draw_change(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_layers: int) -> None:
     shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.0, len(measured.ratios)))
     for index, kept in enumerate(measured.ratios):
         axes.plot(
@@ -88,7 +90,7 @@ def _draw_kl(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_layer
             clip_on=False,
             label=f"{100 * kept:g}% kept",
         )
-    axes.set_ylabel("Answer KL (nats)")
+    axes.set_ylabel("Answers changed (share)")
     kl_axis(axes, mean)
 
 
@@ -97,5 +99,5 @@ def _draw_losses(axes: Axes, losses: pd.DataFrame) -> None:
     axes.bar(losses.layer, loss, 0.75, color=SKY)
     lengths = [loss - np.minimum(losses.loss_low, loss), np.maximum(losses.loss_high, loss) - loss]
     axes.errorbar(losses.layer, loss, lengths, fmt="none", ecolor=BLACK, elinewidth=0.7)
-    axes.set_ylabel(f"Loss, {LOSS_RATIO:.0%} kept (nats)")
+    axes.set_ylabel(f"Loss, {LOSS_RATIO:.0%} kept (share)")
     axes.set_ylim(bottom=0)

@@ -62,21 +62,21 @@ def methods_figure(methods: pd.DataFrame) -> Figure:
 
 
 def predictions_figure(predictions: pd.DataFrame) -> Figure:
-    """Predicted answer KL of random schedules against their accuracy, one panel per backbone.
+    """Predicted answer change of random schedules against their accuracy, one panel per backbone.
 
     Args:
-        predictions: ``backbone, predicted_kl, right``.
+        predictions: ``backbone, predicted_change, right``.
     """
     names = list(predictions.backbone.unique())
     figure = Figure(figsize=(DOUBLE, 2.4), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         some = predictions[predictions.backbone == name]
-        panel.scatter(some.predicted_kl.clip(lower=1e-4), 100 * some.right, s=10, color=BLUE)
-        rank = some.predicted_kl.corr(some.right, method="spearman")
+        panel.scatter(some.predicted_change.clip(lower=1e-4), 100 * some.right, s=10, color=BLUE)
+        rank = some.predicted_change.corr(some.right, method="spearman")
         panel.set_title(f"{name}, rank correlation {rank:.2f}", fontsize=9)
         panel.set_xscale("log")
-        panel.set_xlabel("Predicted answer KL (nats)")
+        panel.set_xlabel("Predicted answer change (share)")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("First word correct (%)")
     return figure

@@ -14,6 +14,8 @@ from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone
 from pruning_runtime.schedule import DroppedTokens, Stage
 from pruning_runtime.scorers import SCORERS, FeatureScorer
 from schedule_finder.evidence import RuleProbe, RuleResult
+from schedule_finder.intervals import rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.token_policy import CONTROLS, TokenPolicy
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def probe_rules(
         names = applicable_scorers(-1 if place == "pre_decoder" else 0)
         policies = [TokenPolicy(name, dropped_tokens[0]) for name in names]
         first = _measure(answer_kl, place, stages, policies, FIRST_SAMPLES, refused)
-        best = [result.scorer for result in sorted(first, key=lambda result: result.kl)][:FINALISTS]
+        best = [result.scorer for result in sorted(first, key=lambda result: result.loss)][:FINALISTS]
         finalists = [TokenPolicy(name, dropped_tokens[0]) for name in names if name in (*best, *CONTROLS)]
         # Merging can change which rule is best, and some rules do not allow it.
         finalists += [TokenPolicy(name, other) for name in best for other in dropped_tokens[1:]]
@@ -83,7 +85,7 @@ def _measure(
     samples: int | None,
     refused: dict[str, str],
 ) -> list[RuleResult]:
-    """Mean answer KL of each policy over ``stages``; those that the backbone refuses go to ``refused``."""
+    """Mean answer change and KL of each policy over ``stages``; those that the backbone refuses go to ``refused``."""
     found = []
     for policy in policies:
         try:
@@ -96,7 +98,8 @@ def _measure(
                 place=place,
                 scorer=policy.scorer,
                 dropped_tokens=policy.dropped_tokens,
-                kl=round(float(np.mean(values)), 5),
+                kl=rounded_mean(np.mean(values, axis=0)),
+                change=rounded_mean(answer_change(np.array(values))),
                 samples=len(values[0]),
             )
         )

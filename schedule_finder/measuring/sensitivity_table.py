@@ -14,6 +14,7 @@ from pruning_runtime import UnsupportedBackbone
 from pruning_runtime.schedule import DroppedTokens, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.files import replacing
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
@@ -53,13 +54,24 @@ class SensitivityTable:
         """The first layer that a stage may have: -1 where that was measured, or else 0."""
         return min(self.layers[0], 0)
 
+    def last_needed(self, most: float) -> int | None:
+        """The first measured layer after which dropping all vision tokens changes at most this share of the answers.
+
+        None where dropping them always changes more, or where a stage before the decoder already changes so few.
+        """
+        if 0.0 not in self.ratios:
+            return None
+        change = _falling(answer_change(self.kl[:, self.ratios.index(0.0)]).mean(axis=1))
+        unneeded = [layer for layer, lost in zip(self.layers, change, strict=True) if lost <= most]
+        return unneeded[0] if unneeded and unneeded[0] >= 0 else None
+
     def layer_loss(
         self, num_layers: int, ratios: np.ndarray, weights: np.ndarray | None = None
     ) -> np.ndarray:
-        """Answer KL that is due to each layer when it computes only that share of the tokens, ``[num_layers, ratios]``.
+        """Answer change that is due to each layer when it computes only that share of the tokens, ``[num_layers, ratios]``.
 
         A stage after layer ``l`` removes tokens from all later layers, so the loss of layer ``l + 1`` is the answer
-        KL of a stage after ``l`` minus that of a stage after ``l + 1``. Measured means are first made to fall with
+        change of a stage after ``l`` minus that of a stage after ``l + 1``. Measured means are first made to fall with
         depth: apart from noise and attention sinks, dropping later does not hurt more. Unmeasured layers and ratios
         are interpolated linearly. Where no stage before the decoder was measured, the loss of the first layer at
         fewer tokens is infinite.
@@ -69,7 +81,7 @@ class SensitivityTable:
             ratios: in [0, 1].
             weights: how often each sample counts; None: once.
         """
-        mean = np.average(self.kl, axis=2, weights=weights)
+        mean = np.average(answer_change(self.kl), axis=2, weights=weights)
         falling = np.stack([_falling(column) for column in mean.T], 1)
         known = np.concatenate([np.zeros((len(self.layers), 1)), falling], 1)[:, ::-1]
         at_ratios = np.stack([np.interp(ratios, (1.0, *self.ratios)[::-1], row) for row in known])
@@ -86,8 +98,8 @@ class SensitivityTable:
             loss[0] = np.where(np.asarray(ratios) < 1, np.inf, 0.0)
         return loss
 
-    def save(self, path: Path) -> None:
-        """Write a Parquet file, one row per layer, ratio and sample."""
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per layer, ratio and sample, with the answer KL in nats and what was measured."""
         index = pd.MultiIndex.from_product(
             [self.layers, self.ratios, self.sample_ids], names=["layer", "keep_ratio", "id"]
         )
@@ -96,6 +108,11 @@ class SensitivityTable:
         table.insert(1, "dropped_tokens", self.policy.dropped_tokens)
         table.insert(2, "pre_decoder_scorer", self.policy.before_decoder)
         table.insert(3, "answer_tokens", self.answer_tokens)
+        return table
+
+    def save(self, path: Path) -> None:
+        """Write `to_pandas` as a Parquet file."""
+        table = self.to_pandas()
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
 
@@ -143,7 +160,7 @@ def measure_sensitivity(
 
 
 def better_dropped_tokens(answer_kl: AnswerKL, scorer: str, layers: Sequence[int]) -> DroppedTokens:
-    """Whether discarding or merging dropped tokens has the lower answer KL, from a few single stages of both."""
+    """Whether discarding or merging dropped tokens changes fewer answers, from a few single stages of both."""
     means = {}
     for dropped_tokens in get_args(DroppedTokens):
         policy = TokenPolicy(scorer, dropped_tokens)
@@ -151,7 +168,9 @@ def better_dropped_tokens(answer_kl: AnswerKL, scorer: str, layers: Sequence[int
             Stage(layer=layers[int(depth * len(layers))], keep_ratio=PROBED_RATIO) for depth in PROBED_DEPTHS
         ]
         try:
-            means[dropped_tokens] = np.mean([answer_kl.measure((stage,), policy) for stage in stages])
+            means[dropped_tokens] = np.mean(
+                [answer_change(answer_kl.measure((stage,), policy)) for stage in stages]
+            )
         except UnsupportedBackbone:
             continue  # this backbone cannot merge
     return min(means, key=means.__getitem__)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schedule_finder.files import writing
+from schedule_finder.files import parse_json, writing
 from schedule_finder.models.loading import LoadedBackbone
 
 _SAMPLED_VALUES = 16
@@ -103,7 +103,7 @@ def _read_units(path: Path) -> dict[str, Any]:
     units = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            document = json.loads(line)
+            document = parse_json(line)
             units[_text(document["key"])] = document["result"]
         except (ValueError, KeyError, TypeError):
             continue  # the context, an empty line, or a line that a killed process cut off

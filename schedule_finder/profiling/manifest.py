@@ -7,7 +7,6 @@ killed process leaves at most one complete shard that is not listed, the last on
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schedule_finder.errors import StoreError
-from schedule_finder.files import write_json
+from schedule_finder.files import parse_json, write_json
 
 FORMAT, VERSION = "adaptinfer-profile-manifest", 1
 
@@ -33,7 +32,7 @@ class Manifest:
     def listed(self) -> dict[str, dict[str, Any]] | None:
         """File name to ``samples``, ``bytes`` and ``sha256``; None where there is no manifest. Raises `StoreError`."""
         try:
-            document = json.loads(self._path.read_text(encoding="utf-8"))
+            document = parse_json(self._path.read_text(encoding="utf-8"))
             known = document.get("format") == FORMAT and document.get("version") == VERSION
             if not known:
                 return self._refuse("another format or version")

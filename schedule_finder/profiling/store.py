@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
-from schedule_finder.files import replacing, write_json, writing
+from schedule_finder.files import parse_json, replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
 from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id, score_arrays
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.profiling.frames import curves_table, tokens_table
 from schedule_finder.profiling.manifest import Manifest, shards
 from schedule_finder.run.schema import missing_fields, problem_of_meta
 
@@ -93,6 +95,14 @@ class Profile:
         """Mean number of a sample's other tokens."""
         return float(self.counts["num_other"].mean())
 
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per sample and layer; see `frames.curves_table`."""
+        return curves_table(self)
+
+    def tokens_to_pandas(self, sample_id: str) -> pd.DataFrame:
+        """One row per layer and vision token of a sample; see `frames.tokens_table`."""
+        return tokens_table(self, sample_id)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> Profile:
         """The profile of some samples, by index."""
         return Profile(
@@ -141,7 +151,7 @@ class ProfileStore:
                 if "shape" in meta and "shape" in known
                 else known
             )
-            if json.loads(self.meta_path.read_text(encoding="utf-8")) == meta:
+            if parse_json(self.meta_path.read_text(encoding="utf-8")) == meta:
                 return
         write_json(self.meta_path, meta)
 
@@ -172,7 +182,7 @@ class ProfileStore:
     def meta(self) -> dict[str, Any]:
         """The content of ``meta.json``, as version 2. Raises `StoreError` where there is no profile."""
         try:
-            meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
+            meta = parse_json(self.meta_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StoreError(
                 f"{self.folder}: no profile here; run `adaptinfer-profile profile` first"

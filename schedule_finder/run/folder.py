@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from schedule_finder.errors import InputError
-from schedule_finder.files import write_json
+from schedule_finder.files import parse_json, write_json
 from schedule_finder.provenance import provenance
 from schedule_finder.run.schema import problem_of_run
 
@@ -123,6 +122,16 @@ class Run:
         """Step 6's folder."""
         return self.folder / "6_figures"
 
+    @property
+    def viewer(self) -> Path:
+        """The samples of the report's viewer."""
+        return self.folder / "7_viewer.json"
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML file."""
+        return self.folder / "report.html"
+
     @classmethod
     def begin(cls, folder: Path, command: str, options: dict[str, Any]) -> Run:
         """Make the run, or continue one with the same options. Raises `InputError` where the options differ.
@@ -161,7 +170,7 @@ class Run:
     def document(self) -> dict[str, Any]:
         """The content of ``run.json``. Raises `InputError` where there is no run."""
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
+            document = parse_json(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
                 f"{self.folder}: no run here (no run.json); begin one with `adaptinfer-profile run`"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from schedule_finder.change_points.base import USED_SUPPORT, IsolatedLayer, Regime, canonical_name
 from schedule_finder.errors import InputError
+from schedule_finder.files import parse_json
 
 
 class DetectorResult(BaseModel):
@@ -86,7 +86,7 @@ class ChangePoints(BaseModel):
 def read_change_points(path: Path) -> ChangePoints:
     """Read ``3_change_points.json``. Raises `InputError` where it is missing, unreadable or incomplete."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not there; run `adaptinfer-profile detect {path.parent}` first") from None
     except ValueError as error:

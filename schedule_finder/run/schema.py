@@ -60,8 +60,13 @@ def problem_of_run(document: Any) -> str | None:
 
 
 def problem_of_meta(meta: Any) -> str | None:
-    """What has a wrong type in a profile's ``meta.json``, None where nothing has."""
-    return _problem(_ProfileMeta, meta)
+    """What is wrong with the types or the layers of a profile's ``meta.json``, None where nothing is."""
+    if (problem := _problem(_ProfileMeta, meta)) is not None:
+        return problem
+    layers = meta.get("layers", [])
+    if sorted({layer for layer in layers if layer >= 0}) != layers:
+        return "`layers`: must be layer numbers in rising order"
+    return None
 
 
 def problem_of_searched(meta: dict[str, Any]) -> str | None:
@@ -72,8 +77,6 @@ def problem_of_searched(meta: dict[str, Any]) -> str | None:
     if (problem := problem_of_meta(meta) or missing_fields(meta, PROFILE_FACTS)) is not None:
         return problem
     layers = meta["layers"]
-    if sorted({layer for layer in layers if layer >= 0}) != layers:
-        return "`layers`: must be layer numbers in rising order"
     for name, kind in (("shape", DecoderShape), ("backbone", BackboneIdentity)):
         if (problem := _problem(kind, meta[name])) is not None:
             return f"`{name}`: {problem}"

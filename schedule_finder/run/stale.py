@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import HeldOutSummary
+from schedule_finder.files import parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def find_stale(run: Run) -> list[Stale]:
 def example_digest(path: Path) -> str | None:
     """The digest in ``5_example.json``; None where there is none or the file cannot be read."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     found = document.get("schedule") if isinstance(document, dict) else None

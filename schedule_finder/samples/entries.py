@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from schedule_finder.errors import BadSample, InputError
-from schedule_finder.files import write_text, writing
+from schedule_finder.files import parse_json, write_text, writing
 
 __all__ = [
     "BadSample",
@@ -150,7 +150,7 @@ def _line(entry: SampleEntry) -> str:
 
 
 def _entry(line: str) -> SampleEntry:
-    fields = json.loads(line)
+    fields = parse_json(line)
     fields["use"] = _OLD_USES.get(fields["use"], fields["use"])
     if fields.get("references") is not None:
         fields["references"] = tuple(fields["references"])

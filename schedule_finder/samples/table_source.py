@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {"sep": "\t"}),
     ".tar": ("webdataset", {}),
 }
+_NO_ROWS = (b"null", b"NaN", b"Infinity", b"-Infinity")
+"""Lines of JSON lines that are no objects and that the reader does not refuse itself."""
 _SPLITS = ("test", "validation", "val", "dev", "train")
 """Order in which splits are preferred where the user named none."""
 
@@ -85,6 +88,8 @@ def open_table(location: str, preset: Preset | None, options: DataOptions) -> tu
         return _load_file(path, options.streaming), path.parent, "train"
     location = str(path) if local else location
     offline = not local and not hub_reachable()
+    for file in path.rglob("*.json*") if local else ():
+        _check_json_rows(file)
     with loading(location), cache_only() if offline else nullcontext():
         config, split = _config_and_split(location, preset, options)
         return load_table(location, config, split, options.streaming), path if local else None, split
@@ -113,9 +118,39 @@ def _load_file(path: Path, streaming: bool) -> Any:
 
     with loading(str(path)):
         reader, options = FORMATS[path.suffix]
+        if reader == "json":
+            _check_json_rows(path)
         return datasets.load_dataset(
             reader, data_files=str(path), split="train", streaming=streaming, **options
         )
+
+
+def _check_json_rows(path: Path) -> None:
+    """Raise `InputError` for rows that crash the reader: pyarrow does not survive blocks of lines that begin with null.
+
+    The reader writes NaN, Infinity and whatever is no object in an array as null.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                _check_json_array(path)
+                return
+            if line.strip() in _NO_ROWS:
+                raise InputError(
+                    f"{path}: line {number} is {line.strip().decode()}, not an object with columns; remove the line"
+                )
+
+
+def _check_json_array(path: Path) -> None:
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError:
+        return  # the reader says what is wrong
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: entry {number} is {row!r:.40}, not an object with columns; remove it")
 
 
 def load_table(location: str, config: str | None, split: str, streaming: bool) -> Any:

@@ -182,6 +182,26 @@ class BudgetTarget:
             middle = min(max(low + (high - low) * step, low), high)
         return stages_with(middle)
 
+    def spend_first(self, first: int, end: int) -> tuple[Stage, ...] | None:
+        """A stage after ``first`` whose ratio spends the budget, and all other tokens out after ``end``.
+
+        Returns None where the budget pays for all tokens up to there, or for none of them, or where one of the layers
+        cannot score tokens.
+        """
+        if not {first, end} <= set(self.stage_layers(-1)):
+            return None
+
+        def stages_with(ratio: float) -> tuple[Stage, ...]:
+            return Stage(layer=first, keep_ratio=ratio), Stage(layer=end, keep_ratio=0.0)
+
+        low, high = 0.0, 1.0
+        if not self.cost(stages_with(low)) <= self.target < self.cost(stages_with(high)):
+            return None
+        while high - low > _CLOSE:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.cost(stages_with(middle)) <= self.target else (low, middle)
+        return stages_with(low)
+
     def deepest_layer(self, earliest: int = 0) -> int:
         """The last of `stage_layers` after which dropping *everything* still meets the budget.
 

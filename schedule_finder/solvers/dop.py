@@ -11,6 +11,8 @@ import numpy as np
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Alternative, SolverEvidence
+from schedule_finder.intervals import rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
@@ -73,7 +75,8 @@ class Dop(Solver):
         if problem.answer_kl is not None:
             measured = problem.answer_kl.measure(best, policy)
             facts = {
-                "measured_kl": round(float(measured.mean()), 5),
+                "measured_change": rounded_mean(answer_change(measured)),
+                "measured_kl": rounded_mean(measured),
                 "chosen_on_samples": len(measured),
                 "measured_schedules": 1,
             }

@@ -10,6 +10,8 @@ import numpy as np
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import SolverEvidence
+from schedule_finder.intervals import rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
 
@@ -22,7 +24,7 @@ ROUNDS = ((32, 40), (128, 8), (None, 1))
 class Grid(Solver):
     """Every choice of up to three layers and ratios on a grid, the last ratio spending the budget exactly.
 
-    Measured as answer KL: all of them on few samples, the best on more and more, so that thousands of schedules
+    Measured as answer change: all of them on few samples, the best on more and more, so that thousands of schedules
     remain affordable. Slow by design.
     """
 
@@ -39,15 +41,19 @@ class Grid(Solver):
         candidates = list(every_schedule(problem.budget, earliest))
         tried = len(candidates)
         for samples, left in ROUNDS:
-            values = [
-                problem.answer_kl.measure(stages, problem.policy, samples).mean() for stages in candidates
-            ]
-            best = np.argsort(values, kind="stable")[:left]
+            values = [problem.answer_kl.measure(stages, problem.policy, samples) for stages in candidates]
+            best = np.argsort([answer_change(kl).mean() for kl in values], kind="stable")[:left]
             candidates = [candidates[index] for index in best]
+        own = values[best[0]]
         return Solution(
             candidates[0],
             problem.policy,
-            SolverEvidence(solver=self.name, measured_schedules=tried, measured_kl=float(min(values))),
+            SolverEvidence(
+                solver=self.name,
+                measured_schedules=tried,
+                measured_change=rounded_mean(answer_change(own)),
+                measured_kl=rounded_mean(own),
+            ),
         )
 
 

@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 
 from schedule_finder.evidence import PolicyChoice, PolicyResult
-from schedule_finder.intervals import mean_interval
+from schedule_finder.intervals import mean_interval, rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.token_policy import TokenPolicy
 
 NEGLIGIBLE = 1e-3
-"""Nats: smaller differences do not change answers."""
+"""Share of answers: smaller differences are not worth a scorer or a stage."""
 
 Rule = Literal[
     "preferred is best",
@@ -30,10 +31,10 @@ def choose_policy(
 
     A policy whose advantage over the preferred one has a 95 % interval that excludes zero is chosen, the best of
     several. Otherwise the preferred one is kept if it is comparable with the best, and the best is chosen if not. A
-    control of no higher answer KL than that choice takes its place: it costs nothing and reads nothing.
+    control that changes no more answers than that choice takes its place: it costs nothing and reads nothing.
 
     Args:
-        measured: answer KL in nats of each policy, ``[samples]``, on the same samples.
+        measured: answer change of each policy, ``[samples]``, on the same samples.
         preferred: one of the keys.
         controls: keys that stand for rules without any scoring.
     """
@@ -76,18 +77,22 @@ def _explained(
         interval=(round(low, 5), round(high, 5)),
         tolerance=round(tolerance(own - measured[compared]), 5),
         samples=len(own),
+        measure="answer change",
     )
 
 
-def policy_result(values: np.ndarray, chosen: np.ndarray) -> PolicyResult:
-    """Mean answer KL of a policy, and by how much it is higher than that of the chosen one; both ``[samples]``."""
-    low, high = mean_interval(values - chosen)
-    return PolicyResult(measured_kl=rounded_mean(values), worse_by=(round(low, 5), round(high, 5)))
+def policy_result(kl: np.ndarray, chosen: np.ndarray) -> PolicyResult:
+    """What a policy changes, and how much more than the chosen one; both answer KL, ``[samples]``."""
+    change = answer_change(kl)
+    return PolicyResult(
+        measured_kl=rounded_mean(kl), measured_change=rounded_mean(change), worse_by=worse_by(kl, chosen)
+    )
 
 
-def rounded_mean(values: np.ndarray) -> float:
-    """The mean as evidence shows it."""
-    return round(float(values.mean()), 5)
+def worse_by(kl: np.ndarray, chosen: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the answer change less that of ``chosen``; both answer KL, ``[samples]``."""
+    low, high = mean_interval(answer_change(kl) - answer_change(chosen))
+    return round(low, 5), round(high, 5)
 
 
 def comparable(some: np.ndarray, best: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Stages of least predicted answer KL: measured on the model, allocated by dynamic programming."""
+"""Stages of least predicted answer change: measured on the model, allocated by dynamic programming."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from schedule_finder.errors import InputError
 from schedule_finder.evidence import Alternative, Confidence, SolverEvidence
 from schedule_finder.intervals import bootstrap_weights
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
-from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.allocation import allocate
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
@@ -22,25 +21,28 @@ from schedule_finder.solvers.whole_schedules import Candidate, Stages, WholeSche
 
 MAX_STAGES = 4
 LEAST_GAIN = 0.05
-"""Share of the predicted answer KL that one more stage must save; every stage costs a scoring pass."""
+"""Share of the predicted answer change that one more stage must save; every stage costs a scoring pass."""
 RATIO_GRID = np.array(
     [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.22, 0.17, 0.13, 0.1, 0.07, 0.04, 0.02, 0]
 )
 RESAMPLES = 20
 MOST_CANDIDATES = 8
+UNNEEDED = 0.02
+"""Answer change up to which vision tokens count as not needed any more: one answer in fifty."""
 
 
 class Sensitivity(Solver):
-    """Layer-wise sensitivity, measured as answer KL, and an exact allocation.
+    """Layer-wise sensitivity, measured as answer change, and an exact allocation.
 
-    The answer KL of every single stage (layer, keep ratio) is measured on a few samples (`SensitivityTable`). Its
-    differences between layers add up to a prediction for any schedule, and dynamic programming finds the best
-    schedule within the budget. The first stage may be before the decoder where that was measured; the budget then
-    pays for scoring with layer 0.
+    The answer KL of every single stage (layer, keep ratio) is measured on a few samples (`SensitivityTable`). The
+    differences of the answer change (`answer_change`) between layers add up to a prediction for any schedule, and
+    dynamic programming finds the best schedule within the budget. The first stage may be before the decoder where
+    that was measured; the budget then pays for scoring with layer 0.
 
     With a model, whole schedules are measured on other samples, on a few of them first: the best predicted stages
     (one choice per number of stages, and those that resampled samples lead to), the first of them under every policy
-    that may be chosen, and a single stage before the decoder with every rule that did well there. Then the
+    that may be chosen, and two schedules with every rule that did well before the decoder: all tokens that the budget
+    pays for leave there, or fewer leave there and all others where the decoder stops needing them. Then the
     neighbours of the best, and the best stages under all policies and with tokens that are strided or random
     (`choose_policy`). Among schedules that do not differ significantly from the best, the one with the fewest stages
     is chosen.
@@ -68,13 +70,13 @@ class Sensitivity(Solver):
         resampled, confidence = _resampled(table, budget)
         evidence = SolverEvidence(
             solver=self.name,
-            objective="answer KL in nats, mean over samples",
+            objective="answer change: mean over samples of 1 - exp(-answer KL)",
             measured_samples=len(table.sample_ids),
             by_number_of_stages={
-                str(number): Alternative(stages=list(stages), predicted_kl=round(loss, 5))
+                str(number): Alternative(stages=list(stages), predicted_change=round(loss, 5))
                 for number, (loss, stages) in sorted(options.items())
             },
-            predicted_kl=round(options[len(first)][0], 5),
+            predicted_change=round(options[len(first)][0], 5),
             placed_by="measured sensitivity",
             confidence=confidence,
             compared_rules=[] if problem.rules is None else problem.rules.results,
@@ -84,24 +86,27 @@ class Sensitivity(Solver):
             return Solution(first, table.policy, evidence)
         placed = _distinct([first, *(stages for _, stages in options.values()), *resampled])
         schedules = WholeSchedules(problem, problem.answer_kl, table.earliest)
-        best, facts = schedules.choose(_candidates(problem, table.policy, placed))
-        facts["predicted_kl"] = round(predict(table, problem.budget, best.stages), 5)
+        best, facts = schedules.choose(_candidates(problem, table, placed))
+        facts["predicted_change"] = round(predict(table, problem.budget, best.stages), 5)
         return Solution(best.stages, best.policy, evidence.model_copy(update=facts))
 
 
-def _candidates(problem: Problem, policy: TokenPolicy, placed: Sequence[Stages]) -> list[Candidate]:
-    """Whole schedules to measure: predicted stages, the first under all policies, and one stage before the decoder."""
+def _candidates(problem: Problem, table: SensitivityTable, placed: Sequence[Stages]) -> list[Candidate]:
+    """Whole schedules to measure: predicted stages; under all policies the first of them, and those before the decoder."""
+    policy = table.policy
     found = [Candidate(stages, policy.used_by(stages)) for stages in placed]
     policies = [policy, *problem.alternatives, *(problem.controls if problem.may_change else ())]
+    end = table.last_needed(UNNEEDED)
     for other in policies:
         budget = problem.budget.under(other)
-        spent = (respent(placed[0], budget), budget.spend_rest([-1], ()))
+        spent = [respent(placed[0], budget), budget.spend_rest([-1], ())]
+        spent += [budget.spend_first(-1, end)] if end is not None else []
         found += [Candidate(stages, other.used_by(stages)) for stages in spent if stages is not None]
     return list(dict.fromkeys(found))
 
 
 def predict(table: SensitivityTable, budget: BudgetTarget, stages: Sequence[Stage]) -> float:
-    """Predicted answer KL of a whole schedule in nats: the sum over layers of `SensitivityTable.layer_loss`."""
+    """Predicted answer change of a whole schedule: the sum over layers of `SensitivityTable.layer_loss`."""
     layers = budget.shape.num_layers
     ratios = np.array(processed_ratios(stages, layers))
     loss = table.layer_loss(layers, ratios)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from pruning_runtime import PruningError, ScheduleError, UnsupportedBackbone
 from pruning_runtime.schedule import Stage
 from schedule_finder.evidence import Alternative
-from schedule_finder.intervals import mean_interval
+from schedule_finder.intervals import rounded_mean
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers.base import Problem
 from schedule_finder.solvers.budget import BudgetTarget
@@ -21,18 +22,17 @@ from schedule_finder.solvers.policy_choice import (
     choose_policy,
     comparable,
     policy_result,
-    rounded_mean,
+    worse_by,
 )
 
 if TYPE_CHECKING:
     from schedule_finder.measuring.answer_kl import AnswerKL
 
-FIRST_SAMPLES = 8
-"""Samples on which all candidates are measured (whole batches of them)."""
-FINALISTS = 6
-"""Candidates that are measured on all samples."""
-HOPELESS = 1.5
-"""Times the answer KL of the best on the first samples, above which a neighbour or a policy is not measured further."""
+ROUNDS = ((32, 12), (64, 6), (128, 3))
+"""Successive halving: samples of a round (whole batches of them), and candidates that it leaves. The last ones are
+measured on all samples."""
+WORSE = 2.0
+"""Standard errors of the paired difference from the best so far, above which a policy is not measured further."""
 REFINEMENTS = 2
 """Rounds of trying the best stages' neighbours on the model."""
 
@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass
 class WholeSchedules:
-    """Answer KL of whole schedules, measured as needed.
+    """Answer KL of whole schedules, measured as needed; they are compared by answer change.
 
     Attributes:
         problem: with the budget and the policies that may be chosen.
@@ -62,26 +62,28 @@ class WholeSchedules:
     earliest: int
     measured: dict[Candidate, np.ndarray] = field(default_factory=dict)
     dropped: dict[Candidate, np.ndarray] = field(default_factory=dict)
-    """Of candidates that were not among the best on the first samples."""
+    """Of candidates that left the comparison early, on the samples up to there."""
 
     def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, dict[str, Any]]:
         """The best candidate after refinement under the best policy, and the fields of its evidence."""
         self._halve(candidates)
         best = self._refine(self._best())
-        simplest = [one for one in self.measured if comparable(self.measured[one], self.measured[best])]
-        best = min(simplest, key=lambda one: (len(one.stages), self.measured[one].mean()))
+        changes = {one: answer_change(kl) for one, kl in self.measured.items()}
+        simpler = [one for one in changes if len(one.stages) < len(best.stages)]
+        simpler = [one for one in simpler if comparable(changes[one], changes[best])]
+        best = min(simpler, key=lambda one: (len(one.stages), changes[one].mean()), default=best)
         by_policy = self._policies_on(best)
         values = {policy: self.measured[one] for policy, one in by_policy.items()}
         controls = [policy for policy in by_policy if policy in self.problem.controls]
-        if self.problem.may_change:
-            eligible = values
-        else:
-            eligible = {policy: kl for policy, kl in values.items() if policy not in controls}
+        eligible = {policy: answer_change(kl) for policy, kl in values.items()}
+        if not self.problem.may_change:
+            eligible = {policy: change for policy, change in eligible.items() if policy not in controls}
             controls = []
         policy, reason = choose_policy(eligible, best.policy.used_by(best.stages), controls)
         chosen = by_policy[policy]
         own = self.measured[chosen]
         facts: dict[str, Any] = {
+            "measured_change": rounded_mean(answer_change(own)),
             "measured_kl": rounded_mean(own),
             "chosen_on_samples": len(self.answer_kl),
             "measured_schedules": len(self.measured) + len(self.dropped),
@@ -93,16 +95,15 @@ class WholeSchedules:
         return chosen, facts
 
     def _halve(self, candidates: Sequence[Candidate]) -> None:
-        """Measure all candidates on the first samples and the best of them on all."""
-        first = {}
-        for candidate in candidates:
-            values = self._measure(candidate, FIRST_SAMPLES)
-            if values is not None:
-                first[candidate] = values
-        ranked = sorted(first, key=lambda one: first[one].mean())
-        for candidate in ranked[:FINALISTS]:
+        """Measure all candidates on few samples, fewer and fewer of them on more, and the last ones on all."""
+        left = list(candidates)
+        for samples, most in ROUNDS:
+            found = {one: kl for one in left if (kl := self._measure(one, samples)) is not None}
+            ranked = sorted(found, key=lambda one: _loss(found[one]))
+            left = ranked[:most]
+            self.dropped |= {one: found[one] for one in ranked[most:]}
+        for candidate in left:
             self._need(candidate)
-        self.dropped |= {one: first[one] for one in ranked[FINALISTS:]}
 
     def _measure(self, candidate: Candidate, samples: int | None = None) -> np.ndarray | None:
         """Answer KL ``[samples]``; None where the backbone refuses the policy."""
@@ -115,25 +116,36 @@ class WholeSchedules:
         if candidate not in self.measured and (values := self._measure(candidate)) is not None:
             self.measured[candidate] = values
 
-    def _need_if_promising(self, candidate: Candidate, best: Candidate) -> None:
-        """Measure on all samples what is not far worse than ``best`` on the first ones."""
-        if candidate in self.measured or (first := self._measure(candidate, FIRST_SAMPLES)) is None:
-            return
-        if first.mean() <= HOPELESS * self.measured[best][: len(first)].mean() + NEGLIGIBLE:
-            self._need(candidate)
-        else:
-            self.dropped[candidate] = first
+    def _need_unless(
+        self, candidate: Candidate, best: Candidate, leaves: Callable[[np.ndarray], bool]
+    ) -> None:
+        """Measure on more and more samples until ``leaves`` says so of the answer change above that of ``best``."""
+        for samples, _ in ROUNDS:
+            if candidate in self.measured or (kl := self._measure(candidate, samples)) is None:
+                return
+            if leaves(answer_change(kl) - answer_change(self.measured[best][: len(kl)])):
+                self.dropped[candidate] = kl
+                return
+        self._need(candidate)
 
     def _best(self) -> Candidate:
-        return min(self.measured, key=lambda one: self.measured[one].mean())
+        return min(self.measured, key=lambda one: _loss(self.measured[one]))
 
     def _refine(self, best: Candidate) -> Candidate:
-        """Try the neighbours of the best stages under its policy until none is better."""
+        """Try the neighbours of the best stages under its policy until none is better by more than chance.
+
+        The least of many noisy values is too low, so a neighbour has to be better by more than the tolerance.
+        """
         for _ in range(REFINEMENTS):
             before, budget = best, self.problem.budget.under(best.policy)
+            own = answer_change(self.measured[best])
+            better = {}
             for stages in neighbours(best.stages, budget, self.earliest):
-                self._need_if_promising(Candidate(stages, best.policy), best)
-            best = self._best()
+                one = Candidate(stages, best.policy)
+                self._need_unless(one, best, lambda worse: worse.mean() > 0)
+                if one in self.measured and not comparable(own, change := answer_change(self.measured[one])):
+                    better[one] = change.mean()
+            best = min(better, key=better.__getitem__, default=best)
             if best == before:
                 break
         return best
@@ -150,7 +162,7 @@ class WholeSchedules:
             if policy in self.problem.controls:
                 self._need(candidate)
             else:
-                self._need_if_promising(candidate, best)
+                self._need_unless(candidate, best, clearly_worse)
             if candidate in self.measured:
                 found[used] = candidate
         return found
@@ -158,17 +170,24 @@ class WholeSchedules:
     def _evidence(self, candidate: Candidate, chosen: np.ndarray) -> Alternative:
         values = self.measured.get(candidate)
         kl = self.dropped.get(candidate) if values is None else values
-        interval = None
-        if values is not None:
-            low, high = mean_interval(values - chosen)
-            interval = round(low, 5), round(high, 5)
         return Alternative(
             stages=list(candidate.stages),
             policy=str(candidate.policy.used_by(candidate.stages)),
+            measured_change=None if kl is None else rounded_mean(answer_change(kl)),
             measured_kl=None if kl is None else rounded_mean(kl),
             samples=None if kl is None else len(kl),
-            worse_by=interval,
+            worse_by=None if values is None else worse_by(values, chosen),
         )
+
+
+def clearly_worse(worse: np.ndarray) -> bool:
+    """Whether paired differences ``[samples]`` are above zero by more than `WORSE` standard errors and `NEGLIGIBLE`."""
+    return bool(worse.mean() > max(WORSE * worse.std() / len(worse) ** 0.5, NEGLIGIBLE))
+
+
+def _loss(kl: np.ndarray) -> float:
+    """Mean answer change of answer KL ``[samples]``."""
+    return float(answer_change(kl).mean())
 
 
 def respent(stages: Sequence[Stage], budget: BudgetTarget) -> Stages | None:

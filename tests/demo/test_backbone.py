@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
-import sys
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,27 +13,19 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from schedule_finder.demo import BACKBONE_FOLDER, QUESTION_TYPES, demo_samples, scenes
+from scripts.demo_backbone.batches import BatchRequest, make_batch
+from scripts.demo_backbone.exam import Examinee, keys_hidden
+from scripts.demo_backbone.model import decode, packed_sequence, vision_tokens
+from scripts.demo_backbone.vocabulary import NONE, PREFIX, PREFIX_IDS, TEXT, TOKEN_IDS
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_demo_backbone.py"
 PER_TYPE = 40  # held-out samples; a true .98 falls below .90 on 360 with a chance below 1e-10
 SINGLE_REGION_TYPES = ("colour", "shape", "at", "where")
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SCRIPT.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-training = load_script()
 
 
 @pytest.fixture(scope="module")
 def examinee():
     torch.manual_seed(0)
-    return training.Examinee(BACKBONE_FOLDER)
+    return Examinee(BACKBONE_FOLDER)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +80,7 @@ def test_training_reads_words_as_the_tokenizer_does(examinee):
     """The training script splits questions by itself; both must give the same tokens."""
     for sample in demo_samples(90, split="train"):
         words = sample.question.replace("?", " ?").split()
-        tokens = [training.TOKEN_IDS[word] for word in words]
+        tokens = [TOKEN_IDS[word] for word in words]
         assert examinee.processor.tokenizer(sample.question)["input_ids"] == tokens
 
 
@@ -134,7 +123,7 @@ def first_words(examinee, samples, hidden, first_layer: int) -> float:
         vision = (tokens == examinee.model.config.image_token_id).nonzero()[:, 0]
         keys = torch.zeros(len(tokens), dtype=torch.bool)
         keys[vision[list(regions)]] = True
-        with torch.inference_mode(), training.keys_hidden(examinee.model, keys, first_layer):
+        with torch.inference_mode(), keys_hidden(examinee.model, keys, first_layer):
             logits = examinee.model(**inputs, logits_to_keep=1).logits[0, -1]
         answer = examinee.processor.tokenizer(sample.answer)["input_ids"]
         right += [int(logits.argmax())] == answer
@@ -161,7 +150,7 @@ def test_vision_is_used_by_early_layers_only(examinee):
 
 
 def test_hiding_keys_leaves_no_hook(examinee):
-    with training.keys_hidden(examinee.model, torch.zeros(5, dtype=torch.bool), 0):
+    with keys_hidden(examinee.model, torch.zeros(5, dtype=torch.bool), 0):
         hooked = sum(len(module._forward_pre_hooks) for module in examinee.model.modules())
     assert hooked == 12
     assert not any(module._forward_pre_hooks for module in examinee.model.modules())
@@ -171,26 +160,26 @@ def test_packed_training_forward_equals_the_stock_forward(examinee):
     """Each packed question gets the logits that the stock model gives it alone."""
     model = examinee.model
     shares = tuple((name, 1.0) for name in QUESTION_TYPES)
-    batch = training.make_batch(training.BatchRequest(0, 7, 2, (6, 13), shares))
+    batch = make_batch(BatchRequest(0, 7, 2, (6, 13), shares))
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     embed = model.model.language_model.embed_tokens
     with torch.inference_mode():
-        vision = training.vision_tokens(model, tensors["pictures"])
-        start = embed(torch.tensor(training.PREFIX_IDS[:2])).expand(2, -1, -1)
+        vision = vision_tokens(model, tensors["pictures"])
+        start = embed(torch.tensor(PREFIX_IDS[:2])).expand(2, -1, -1)
         x = torch.cat([start, vision, embed(tensors["ids"])], dim=1)
-        x = training.decode(model, x, *training.packed_sequence(tensors["block"], tensors["positions"]))
-        packed = model.lm_head(model.model.language_model.norm(x))[:, training.PREFIX :]
+        x = decode(model, x, *packed_sequence(tensors["block"], tensors["positions"]))
+        packed = model.lm_head(model.model.language_model.norm(x))[:, PREFIX:]
         compared = 0
         for row in range(2):
             pixels = examinee.processor.image_processor(
                 Image.fromarray(batch["pictures"][row]), return_tensors="pt"
             )["pixel_values"]
-            for number, places in groupby(range(training.TEXT), key=batch["block"][row].__getitem__):
-                if number == training.NONE:
+            for number, places in groupby(range(TEXT), key=batch["block"][row].__getitem__):
+                if number == NONE:
                     continue
                 places = np.array(list(places))
-                ids = torch.tensor([training.PREFIX_IDS + batch["ids"][row][places].tolist()])
-                stock = model(input_ids=ids, pixel_values=pixels).logits[0, training.PREFIX :]
+                ids = torch.tensor([PREFIX_IDS + batch["ids"][row][places].tolist()])
+                stock = model(input_ids=ids, pixel_values=pixels).logits[0, PREFIX:]
                 assert (stock - packed[row, places]).abs().max() < 1e-3
                 compared += 1
     assert compared >= 16

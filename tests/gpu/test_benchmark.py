@@ -7,11 +7,10 @@ import torch
 
 from pruning_runtime import find_backbone
 from schedule_finder.benchmark import DECODE_PARTS, PREFILL_PARTS, run_benchmark
-from tests.gpu import test_cuda
-from tests.gpu.test_cuda import DEVICE, build
+from tests.support.on_gpu import DEVICE, GPU_MARKS, build
 from tests.support.schedules import schedule_for
 
-pytestmark = test_cuda.pytestmark
+pytestmark = GPU_MARKS
 
 
 def test_every_competitor_runs_and_its_parts_add_up() -> None:

@@ -7,7 +7,6 @@ tests themselves are sound.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,19 +18,15 @@ from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from pruning_runtime import Record, find_backbone, pruned
-from tests.model.test_device_map import device_map
 from tests.support import greedy
+from tests.support.dispatching import device_map
 from tests.support.masked_reference import dropped_positions, masked_logits
+from tests.support.on_gpu import DEVICE, GPU_MARKS, ON_GPU, build
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
 from tests.support.tiny_models import FAMILIES, Inputs
 
-DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
-ON_GPU = DEVICE == "cuda"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = GPU_MARKS
 
 ROWS = (2, 1, 0)
 STAGES = ((0, 0.5), (2, 0.2))
@@ -56,11 +51,6 @@ def on_device(inputs: Inputs, dtype: torch.dtype = torch.float32) -> Inputs:
     return {
         name: value.to(DEVICE, dtype if value.is_floating_point() else None) for name, value in inputs.items()
     }
-
-
-def build(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
-    """A small instance on the device. Weights are drawn on the CPU, so that they are the same everywhere."""
-    return FAMILIES[family].build(**options).to(DEVICE, dtype)
 
 
 generate = functools.partial(greedy.generate, steps=STEPS, suppress_tokens=None)

@@ -12,32 +12,18 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning_runtime import find_backbone, pruned
-from pruning_runtime.schedule import BackboneIdentity, Stage
+from pruning_runtime.schedule import Stage
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.measuring.own_answers import greedy_answers, with_answers
 from schedule_finder.measuring.unit_store import UnitStore
 from tests.support import greedy
+from tests.support.answer_kls import POLICY, a_model_of, answer_kl_length, answer_kl_of
 from tests.support.own_mask_reference import append_tokens
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
 from tests.support.tiny_families_b import FAMILIES_B
 from tests.support.tiny_models import EOS, FAMILIES, IMAGE, Inputs
-
-POLICY = TokenPolicy("text_guided")
-
-
-def answer_kl_of(
-    model: PreTrainedModel, batches: list[Inputs], store: UnitStore | None = None, answer_tokens: int = 4
-) -> AnswerKL:
-    backbone = find_backbone(model)
-    identity = BackboneIdentity(
-        name="tiny", model_type=backbone.model_type, num_layers=backbone.shape.num_layers
-    )
-    names = [
-        f"{batch}-{row}" for batch, inputs in enumerate(batches) for row in range(len(inputs["input_ids"]))
-    ]
-    return AnswerKL(backbone, identity, names, batches, store, answer_tokens)
 
 
 def log_probabilities(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
@@ -167,23 +153,6 @@ def test_a_part_of_the_samples_is_the_first_of_them() -> None:
     assert answer_kl.measure(stages, POLICY, 1).tolist() == whole[:2].tolist()
     assert answer_kl.measure(stages, POLICY, 3).tolist() == whole[:3].tolist()
     assert len(answer_kl) == len(whole) == 4
-
-
-def a_model_of(name: str) -> tuple[PreTrainedModel, Inputs]:
-    if name in FAMILIES:
-        return FAMILIES[name].build(), FAMILIES[name].batch((2, 1))
-    if name in FAMILIES_A:
-        if not FAMILIES_A[name].available:
-            pytest.skip(f"this release of transformers has no {FAMILIES_A[name].class_name}")
-        return FAMILIES_A[name].build(), FAMILIES_A[name].batch((2, 1))
-    if FAMILIES_B[name].missing:
-        pytest.skip(FAMILIES_B[name].missing)
-    return FAMILIES_B[name].build(), FAMILIES_B[name].batch((2, 1))
-
-
-def answer_kl_length(answer_kl: AnswerKL) -> int:
-    """Positions behind the prompts of the first batch."""
-    return answer_kl._batches[0].answer_length
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ import pandas as pd
 import pytest
 
 from pruning_runtime import Schedule
-from schedule_finder.cli.commands import app
 from schedule_finder.evaluation.metrics import same_answer
-from tests.model.test_command_line import call, runner
+from tests.support.command_line import call, output_of
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 ROOT = Path(__file__).parents[2]
@@ -57,12 +56,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(made: Path, tmp_path: Path) -> Path:
     """A copy of the run."""
     return shutil.copytree(made / "run", tmp_path / "run")
-
-
-def output_of(*arguments: object, code: int = 0) -> str:
-    result = runner.invoke(app, [*map(str, arguments)], env={"COLUMNS": "300"})
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def evaluate(run: Path, *options: object) -> pd.DataFrame:

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 
 from pruning_runtime import ScheduleError, find_backbone, pruned
 from pruning_runtime.costs import budget_of
-from tests.model import test_families_a, test_families_b
-from tests.model.test_static_prefill import check as check_fast
-from tests.support import greedy
+from tests.support import exactness_a, exactness_b, greedy
+from tests.support.fast_path import check as check_fast
 from tests.support.host_reads import host_reads
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
@@ -33,10 +32,10 @@ LOOKING = ((-1, 0.5), (2, 0.2))
 def model_and_inputs(name: str, **options: Any) -> tuple[PreTrainedModel, Inputs, Tensor | None]:
     """A family's model, a batch, and the vision mask that `pruned` needs for it."""
     if name in FAMILIES_B:
-        family = test_families_b.family_named(name)
+        family = exactness_b.family_named(name)
         inputs = family.batch()
-        return family.build(**options), inputs, test_families_b.given_mask(family, inputs)
-    tiny = FAMILIES.get(name) or test_families_a.family_named(name)
+        return family.build(**options), inputs, exactness_b.given_mask(family, inputs)
+    tiny = FAMILIES.get(name) or exactness_a.family_named(name)
     return tiny.build(**options), tiny.batch(ROWS), None
 
 
@@ -62,7 +61,7 @@ def test_the_scores_are_those_of_layer_0(name: str, attention: str) -> None:
 def test_generation_equals_the_reference(name: str) -> None:
     model, inputs, _ = model_and_inputs(name)
     family = FAMILIES_A.get(name) or FAMILIES_A["internvl"]  # whose reference serves all that only attend
-    test_families_a.check(family, model, inputs, schedule_for(model, *LOOKING))
+    exactness_a.check(family, model, inputs, schedule_for(model, *LOOKING))
 
 
 @pytest.mark.parametrize("name", FAMILIES_B)
@@ -70,8 +69,8 @@ def test_generation_equals_the_reference_b(name: str) -> None:
     model, inputs, mask = model_and_inputs(name)
     family = FAMILIES_B[name]
     with pruned(model, schedule_for(model, *LOOKING), vision_mask=mask) as record:
-        tokens, logits = test_families_b.generate(model, inputs)
-    expected = test_families_b.reference(family, model, inputs, tokens, record)
+        tokens, logits = exactness_b.generate(model, inputs)
+    expected = exactness_b.reference(family, model, inputs, tokens, record)
     assert (logits - expected).abs().max() < rounding_bound(model, inputs)
 
 
@@ -125,7 +124,7 @@ def test_a_stage_that_drops_nothing_is_not_looked_at() -> None:
 
 
 def test_a_recurrent_first_layer_is_refused() -> None:
-    family = test_families_a.family_named("lfm2_vl")
+    family = exactness_a.family_named("lfm2_vl")
     model = family.build()
     with (
         pytest.raises(ScheduleError, match="layer 0 .* has no keys of its own"),

@@ -28,7 +28,7 @@ from schedule_finder.figures.benchmark import latency
 from schedule_finder.models.loading import load_backbone, load_to_measure
 from schedule_finder.models.shapes import PREFIX, RANDOM_WEIGHTS, build_shape, shapes
 from schedule_finder.models.synthetic_inputs import synthetic_inputs
-from tests.model.test_imports import FINDER_ONLY, run_with_hidden
+from tests.support.hidden_packages import FINDER_ONLY, run_with_hidden
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
 from tests.support.tiny_folder import write_llava_folder

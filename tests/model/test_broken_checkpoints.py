@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from schedule_finder.cli.commands import app
-from tests.model.test_command_line import call, runner
+from tests.support.command_line import call, runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning_runtime import find_backbone
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileError, profile_batch
-from tests.model.test_scoring import eager_maps, expected_scores
+from tests.support.eager_scores import eager_maps, expected_scores
 from tests.support.tiny_models import FAMILIES
 
 

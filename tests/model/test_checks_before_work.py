@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schedule_finder.profiling.engines.local import LocalEngine
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 
@@ -49,6 +49,8 @@ def no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--detector", "eye"), "--detector 'eye': choose attention_shift"),
         (("--dropped-tokens", "burn"), "--dropped-tokens 'burn': choose auto"),
         (("--baselines", "random,best"), "--baselines 'best': choose all, none"),
+        (("--samples", "9" * 400), "must be a whole number from 2 to 10000000, or auto"),
+        (("--eval-samples", "9" * 400), "should be less than or equal to 10000000"),
         (("--budget", "1%"), "budget 0.01 (processed) is out of reach"),
         (("--budget", "10%", "--solver", "paper"), "scoring needs the first layer whole, which costs 0.167"),
         (("--budget", "5%", "--budget-kind", "flops"), "budget 0.05 (flops) is out of reach"),

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from pruning_runtime import Schedule
 from pruning_runtime.scorers import SCORERS
-from schedule_finder.cli.commands import app
 from schedule_finder.evaluation.outcomes import COLUMNS
 from schedule_finder.evidence import HeldOutSummary, digest
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
-runner = CliRunner()
 RUN_FILES = [
     "1_samples.jsonl",
     "2_profile",
@@ -28,17 +25,6 @@ RUN_FILES = [
     "6_figures",
     "run.json",
 ]
-
-
-def call(*arguments: Any, code: int = 0) -> Any:
-    """Run a command with ``--json``; the document on its last line, or its one line of error."""
-    result = runner.invoke(app, [*map(str, arguments), "--json"])
-    assert result.exit_code == code, result.output + result.stderr
-    if code == 0:
-        return json.loads(result.stdout.strip().splitlines()[-1])
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith(("error:", "failed:"))]
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +45,8 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
     out = made["run"]
     assert set(RUN_FILES) <= {path.name for path in out.iterdir()}
     steps = json.loads((out / "run.json").read_text())["steps"]
-    assert [step["state"] for step in steps.values()] == ["done"] * 5
+    assert list(steps)[:5] == ["profile", "detect", "schedule", "evaluate", "plot"]
+    assert {step["state"] for step in steps.values()} == {"done"}
     schedule = Schedule.load(out / "4_schedule.json")
     assert schedule.budget.processed == pytest.approx(0.35, rel=0.01)
     assert schedule.evidence["samples"] == 24

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from schedule_finder.cli.commands import app
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import (
     write_jsonl,
     write_llava_folder,

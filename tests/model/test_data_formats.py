@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 ROWS = 10

@@ -18,38 +18,16 @@ from transformers import PreTrainedModel
 
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.sequence import PrunedPrompt, Segment
-from tests.model.test_pruned_contract import state_of
+from tests.support.dispatching import device_map, dispatched
+from tests.support.model_state import state_of
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
 from tests.support.tiny_families_b import FAMILIES_B
 from tests.support.tiny_models import FAMILIES, LAYERS, Inputs
 
-accelerate = pytest.importorskip("accelerate")
+pytest.importorskip("accelerate")
 
 STAGES = ((0, 0.5), (2, 0.2))
-
-
-def device_map(model: PreTrainedModel) -> dict[str, str]:
-    """Every second decoder layer, the rotary tables and the last norm on the disk, all else on the cpu."""
-    decoder, place = model.get_decoder(), {}
-    name_of = {module: name for name, module in model.named_modules()}
-    for layer in range(LAYERS):
-        place[name_of[decoder.layers[layer]]] = "disk" if layer % 2 else "cpu"
-    place[name_of[decoder.norm]] = place[name_of[decoder.rotary_emb]] = "disk"
-    # Other modules as whole as they can be.
-    for name, module in model.named_modules():
-        inside = any(name == there or name.startswith(f"{there}.") for there in place)
-        above = any(there.startswith(f"{name}.") for there in place)
-        if name and not inside and not above and not isinstance(module, torch.nn.ModuleList):
-            place[name] = "cpu"
-    return place
-
-
-def dispatched(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedModel:
-    """The same model, spread over cpu and disk."""
-    return accelerate.dispatch_model(
-        model, device_map(model), main_device="cpu", offload_dir=folder, force_hooks=True, **options
-    )
 
 
 def generate(model: PreTrainedModel, schedule: Schedule, inputs: Inputs) -> tuple[Tensor, Tensor]:

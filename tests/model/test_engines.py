@@ -19,7 +19,7 @@ from schedule_finder.profiling.capture import ProfileRow, profile_batch
 from schedule_finder.profiling.engines.base import BatchLimits, Outcome, SampleChunk
 from schedule_finder.profiling.engines.worker import Worker, is_out_of_memory
 from schedule_finder.samples import BadSample, Sample, SampleEntry
-from tests.model.test_device_map import dispatched
+from tests.support.dispatching import dispatched
 from tests.support.tiny_folder import WORDS, write_llava_folder, write_qwen2_vl_folder
 from tests.support.tiny_models import FAMILIES
 

@@ -17,7 +17,7 @@ from schedule_finder.evaluation.methods import BASELINES, SWEEP, Method
 from schedule_finder.measuring.unit_store import UnitStore
 from schedule_finder.models.loading import load_backbone
 from schedule_finder.samples import open_data, read_entries
-from tests.model.test_command_line import call, runner
+from tests.support.command_line import call, runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 HELD_OUT = 6

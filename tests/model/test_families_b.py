@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from pruning_runtime import Record, ScheduleError, UnsupportedBackbone, find_backbone, pruned
-from tests.support import greedy
+from pruning_runtime import ScheduleError, UnsupportedBackbone, find_backbone, pruned
+from tests.support.exactness_b import STEPS, family_named, generate, given_mask, reference
 from tests.support.masked_reference import dropped_positions
 from tests.support.own_mask_reference import find_layers, own_mask_logits
 from tests.support.rounding import rounding_bound
@@ -20,35 +19,7 @@ from tests.support.schedules import schedule_for
 from tests.support.tiny_families_b import FAMILIES_B, FamilyB
 from tests.support.tiny_models import Inputs
 
-STEPS = 5
 STAGES = {"two stages": ((0, 0.5), (2, 0.2)), "one stage": ((1, 0.4),)}
-
-
-def family_named(name: str) -> FamilyB:
-    """The family, or a skip that names the release that lacks it."""
-    family = FAMILIES_B[name]
-    if family.missing:
-        pytest.skip(family.missing)
-    return family
-
-
-generate = functools.partial(greedy.generate, steps=STEPS)
-
-
-def reference(
-    family: FamilyB, model: PreTrainedModel, inputs: Inputs, tokens: Tensor, record: Record | None
-) -> Tensor:
-    """The run under the model's own masks with dropped tokens hidden; which ones is read off the record."""
-    vision = family.vision(inputs)
-    dropped = [
-        (stage.layer + 1, dropped_positions(inputs, vision, stage.kept_positions()))
-        for stage in (record.stages if record else [])
-    ]
-    return own_mask_logits(model, inputs, tokens, dropped, extend=family.extend)
-
-
-def given_mask(family: FamilyB, inputs: Inputs) -> Tensor | None:
-    return family.vision(inputs) if family.needs_mask else None
 
 
 @pytest.mark.parametrize("name", FAMILIES_B)

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from pruning_runtime import PruningError, Record, ScheduleError, find_backbone, pruned
 from pruning_runtime.schedule import ScorerChoice
-from tests.model.test_families_a import family_named as family_a
-from tests.model.test_families_b import family_named as family_b
-from tests.model.test_no_sync import check as check_reads
 from tests.support import rule_references as rules
+from tests.support.exactness_a import family_named as family_a
+from tests.support.exactness_b import family_named as family_b
 from tests.support.greedy import generate
+from tests.support.host_reads import check_reads
 from tests.support.masked_reference import dropped_positions
 from tests.support.own_mask_reference import append_tokens, compacted_logits, find_layers, own_mask_logits
 from tests.support.rounding import rounding_bound

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from pruning_runtime import Record, pruned
-from tests.model.test_pruning_exact import reference
+from tests.support.exactness import reference
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
 from tests.support.tiny_models import FAMILIES, IMAGE, VIDEO, VISION_END, VISION_START, Inputs

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from pruning_runtime import Record, find_backbone, pruned
 from pruning_runtime.model_quirks.image_newline import find_image_newlines, image_newline_mask
-from tests.model.test_families_a import check, family_named
+from tests.support.exactness_a import check, family_named
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A, Modality
 from tests.support.tiny_models import FAMILIES, Inputs

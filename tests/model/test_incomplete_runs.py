@@ -11,7 +11,7 @@ import pytest
 
 from schedule_finder.cli.commands import app
 from schedule_finder.profiling.store import ProfileStore
-from tests.model.test_command_line import call, runner
+from tests.support.command_line import call, runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 SAMPLES = 72  # two chunks, so two shards

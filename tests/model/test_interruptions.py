@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from schedule_finder.run.folder import Run
+from tests.support.stored_profiles import assert_equal, ids_of
 from tests.support.tiny_folder import write_jsonl, write_qwen2_vl_folder
-from tests.unit.test_profiling import assert_equal, ids_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from schedule_finder.profiling.store import ProfileStore
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder, write_qwen2_vl_folder
 
 

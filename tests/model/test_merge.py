@@ -11,7 +11,7 @@ import pytest
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
 from schedule_finder.samples import read_entries
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 SAMPLES = 20

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from schedule_finder.evaluation.metrics import METRICS
-from tests.model.test_answers import output_of
-from tests.model.test_command_line import call
+from tests.support.command_line import call, output_of
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 HELD_OUT = 6

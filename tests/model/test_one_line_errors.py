@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 
 from schedule_finder.cli.commands import app
-from tests.model.test_command_line import runner
+from tests.support.command_line import runner
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 

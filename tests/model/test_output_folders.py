@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from pruning_runtime import Record, Schedule, find_backbone, pruned
-from tests.support import greedy
-from tests.support.masked_reference import dropped_positions, masked_logits
+from pruning_runtime import Schedule, find_backbone, pruned
+from tests.support.exactness import STAGES, generate, reference
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
-from tests.support.tiny_models import FAMILIES, LAYERS, Inputs
+from tests.support.tiny_models import FAMILIES, LAYERS
 
-STEPS = 5
 SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
     "use_sliding_window": True,
@@ -25,23 +19,6 @@ SLIDING = {
 }
 
 ROWS = {"one": (1,), "two alike": (1, 1), "ragged": (2, 1, 0)}
-STAGES = {
-    "two stages": ((1, 0.5), (3, 0.2)),
-    "to nothing": ((0, 0.3), (2, 0.1), (4, 0.0)),
-}
-generate = functools.partial(greedy.generate, steps=STEPS, suppress_tokens=None)
-
-
-def reference(
-    model: PreTrainedModel, inputs: Inputs, tokens: Tensor, record: Record | None, **options: Any
-) -> Tensor:
-    """The masked run; what was dropped is read off the record."""
-    vision = find_backbone(model).vision_mask(inputs["input_ids"])
-    stages = record.stages if record else []
-    dropped = [
-        (stage.layer + 1, dropped_positions(inputs, vision, stage.kept_positions())) for stage in stages
-    ]
-    return masked_logits(model, inputs, tokens, dropped, **options)
 
 
 @pytest.mark.parametrize("stages", STAGES.values(), ids=STAGES)

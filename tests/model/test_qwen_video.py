@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruning_runtime import pruned
-from tests.model.test_pruning_exact import STAGES, generate, reference
+from tests.support.exactness import STAGES, generate, reference
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
 from tests.support.tiny_models import FAMILIES

@@ -23,8 +23,8 @@ from schedule_finder.profiling.engines.local import LocalEngine
 from schedule_finder.profiling.engines.ray_engine import RayEngine, WorkerSettings
 from schedule_finder.run.folder import Run
 from schedule_finder.samples import open_data
+from tests.support.stored_profiles import assert_equal, ids_of
 from tests.support.tiny_folder import write_jsonl, write_qwen2_vl_folder
-from tests.unit.test_profiling import assert_equal, ids_of
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from schedule_finder.measuring.sensitivity_table import SensitivityTable
 from schedule_finder.run.folder import Run
 from schedule_finder.search import Search
 from schedule_finder.solvers import SOLVERS
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 MEASURED = ("4_sensitivity.parquet", "4_latency.json")
@@ -106,10 +106,12 @@ def test_a_schedule_for_vllm_says_what_the_restriction_costs(run: Path) -> None:
     assert set(policies) == set(servable_scorers())
     serving = schedule.evidence["serving"]
     free = Schedule.load(run / "4_schedules" / "40pct-processed-sensitivity.json")
-    assert serving["unrestricted_kl"] == pytest.approx(free.evidence["solver"]["measured_kl"], abs=1e-5)
+    assert serving["unrestricted_change"] == pytest.approx(
+        free.evidence["solver"]["measured_change"], abs=1e-5
+    )
     assert [one["layer"] for one in serving["unrestricted_stages"]] == [one.layer for one in free.stages]
     low, high = serving["worse_by"]
-    assert low - 1e-5 <= serving["measured_kl"] - serving["unrestricted_kl"] <= high + 1e-5
+    assert low - 1e-5 <= serving["measured_change"] - serving["unrestricted_change"] <= high + 1e-5
     call("schedule", run, "--budget", "40%", "--for", "vllm", "--scorer", "strided")
     assert solved(run).scorer.name == "strided"
 

@@ -12,7 +12,7 @@ import pytest
 from pruning_runtime import Schedule
 from schedule_finder.evidence import HeldOutSummary, digest
 from schedule_finder.run.stale import example_digest, figure_digest
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
 PAPER, PYRAMID = "40pct-processed-paper", "40pct-processed-pyramid"

@@ -10,7 +10,7 @@ import torch
 
 from pruning_runtime import Record, Schedule, ScheduleError, pruned
 from pruning_runtime.schedule import ScorerChoice
-from tests.model.test_pruning_exact import reference
+from tests.support.exactness import reference
 from tests.support.greedy import generate
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for

@@ -5,27 +5,25 @@ Without a GPU the static shapes run uncaptured; capturing itself is tested in `t
 
 from __future__ import annotations
 
-import functools
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from pruning_runtime import Record, Schedule, find_backbone, pruned
+from pruning_runtime import find_backbone, pruned
 from pruning_runtime.preflight import why_not_static
 from pruning_runtime.scorers import make_scorer
 from pruning_runtime.static_prefill import runner
 from pruning_runtime.static_prefill.graph import WARM_UPS, Graph
-from tests.model import test_families_a, test_families_b
-from tests.support import greedy
+from tests.support import exactness_a, exactness_b
+from tests.support.fast_path import assert_same, check, fast, generate, states
 from tests.support.host_reads import host_reads
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
@@ -35,7 +33,6 @@ from tests.support.tiny_models import FAMILIES, Inputs
 
 ROWS = (2, 1, 0)
 STAGES = ((0, 0.5), (2, 0.2))
-STEPS = 4
 PLAIN_ONLY = {
     "qwen3_5": "recurrent",
     "qwen3_5_moe": "recurrent",
@@ -50,8 +47,6 @@ PLAIN_ONLY = {
 """Families that take the plain path, and why."""
 READ_BY_THEIR_EXPERTS = frozenset({"ernie4_5_vl_moe"})
 """Families that a GPU cannot capture, because their experts pick their tokens on the host."""
-
-generate = functools.partial(greedy.generate, steps=STEPS)
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -79,59 +74,6 @@ def results_in_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graph, "replay", replay)
 
 
-@contextmanager
-def fast(model: PreTrainedModel, schedule: Schedule, **options: Any) -> Iterator[Record]:
-    """`pruned` on the fast path; falling back to the plain one is an error."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="fast=True.*plain path")
-        warnings.filterwarnings("ignore", message="fast=True: there are no CUDA graphs")
-        with pruned(model, schedule, fast=True, **options) as record:
-            yield record
-
-
-def states(cache: Cache | None) -> list[Tensor]:
-    assert cache is not None
-    return [state for layer in cache.layers for state in (layer.keys, layer.values)]
-
-
-def assert_same(found: Record, expected: Record, bound: float) -> None:
-    """Both records tell of the same prefill, whose caches hold the same keys and values."""
-    assert found.tokens_per_layer == expected.tokens_per_layer
-    for one, other in zip(found.stages, expected.stages, strict=True):
-        assert (one.layer, one.keep) == (other.layer, other.keep)
-        assert one.kept_positions() == other.kept_positions()
-    for one, other in zip(states(found.cache), states(expected.cache), strict=True):
-        assert one.shape == other.shape
-    assert found.cache is not None
-    assert expected.cache is not None
-    prompts = found.cache.pruned_prompt, expected.cache.pruned_prompt
-    assert prompts[0].segment_of_layer == prompts[1].segment_of_layer
-    for layer, (one, other) in enumerate(zip(found.cache.layers, expected.cache.layers, strict=True)):
-        real = prompts[1].of(layer, one.keys.device).valid
-        assert torch.equal(real, prompts[0].of(layer, one.keys.device).valid)
-        generated = one.keys.shape[2] - real.shape[1]  # a layer with a window may hold fewer
-        if generated >= 0:
-            real = torch.cat([real, torch.ones(len(real), generated, dtype=torch.bool)], 1)
-            for mine, its in ((one.keys, other.keys), (one.values, other.values)):
-                difference = (mine - its).abs().amax((1, 3))
-                assert difference[real].max() < bound
-
-
-def check(
-    model: PreTrainedModel, inputs: Inputs, schedule: Schedule, steps: int = STEPS, **options: Any
-) -> Record:
-    """Compare a generation on the fast path with one on the plain path."""
-    with pruned(model, schedule, **options) as expected:
-        tokens, logits = generate(model, inputs, steps=steps)
-    with fast(model, schedule, **options) as record:
-        fast_tokens, fast_logits = generate(model, inputs, steps=steps)
-    assert (record.prefills, record.fast_prefills, record.captures) == (1, 1, 1)
-    assert (fast_logits - logits).abs().max() < rounding_bound(model, inputs)
-    assert torch.equal(fast_tokens, tokens)
-    assert_same(record, expected, rounding_bound(model, inputs))
-    return record
-
-
 FAMILY_CASES = [*FAMILIES, *FAMILIES_A, *FAMILIES_B]
 
 
@@ -141,9 +83,9 @@ def family_and_options(name: str) -> tuple[PreTrainedModel, dict[tuple[int, ...]
         tiny = FAMILIES[name]
         return tiny.build(), {rows: tiny.batch(rows) for rows in (ROWS, (1,))}, {}
     if name in FAMILIES_A:
-        a = test_families_a.family_named(name)
+        a = exactness_a.family_named(name)
         return a.build(), {rows: a.batch(rows) for rows in (ROWS, (1,))}, {}
-    b = test_families_b.family_named(name)
+    b = exactness_b.family_named(name)
     return b.build(), {rows: b.batch(rows) for rows in (ROWS, (1,))}, {"given": b}
 
 
@@ -152,7 +94,7 @@ def family_and_options(name: str) -> tuple[PreTrainedModel, dict[tuple[int, ...]
 def test_every_family(name: str, rows: tuple[int, ...]) -> None:
     model, batches, extra = family_and_options(name)
     inputs = batches[rows]
-    options = {"vision_mask": test_families_b.given_mask(extra["given"], inputs)} if extra else {}
+    options = {"vision_mask": exactness_b.given_mask(extra["given"], inputs)} if extra else {}
     usable = find_backbone(model).has_own_attention(0)
     schedule = schedule_for(model, *(STAGES if usable else ((1, 0.5), (3, 0.2))))
     if name not in PLAIN_ONLY:
@@ -541,7 +483,7 @@ def test_a_capture_reads_nothing_on_the_host(
 ) -> None:
     model, batches, extra = family_and_options(name)
     inputs = batches[ROWS]
-    options = {"vision_mask": test_families_b.given_mask(extra["given"], inputs)} if extra else {}
+    options = {"vision_mask": exactness_b.given_mask(extra["given"], inputs)} if extra else {}
     as_if_captured(monkeypatch)
     with (
         torch.no_grad(),

@@ -20,8 +20,8 @@ from schedule_finder.evaluation.methods import Method
 from schedule_finder.models.loading import load_backbone
 from schedule_finder.samples import choose_samples, open_data
 from schedule_finder.search import measured_layers
-from tests.model.test_answer_kl import POLICY, a_model_of, answer_kl_length, answer_kl_of
-from tests.model.test_command_line import call
+from tests.support.answer_kls import POLICY, a_model_of, answer_kl_length, answer_kl_of
+from tests.support.command_line import call
 from tests.support.schedules import schedule_for
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 from tests.support.tiny_models import FAMILIES

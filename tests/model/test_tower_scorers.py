@@ -16,8 +16,8 @@ from pruning_runtime.record import Record
 from pruning_runtime.scorers import SCORERS, TowerScorer
 from pruning_runtime.setup import tower_needs
 from pruning_runtime.tower import TowerStatistics, tower_tap
-from tests.model.test_pruning_exact import reference
 from tests.support import tower_rule_references as references
+from tests.support.exactness import reference
 from tests.support.greedy import generate
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for

@@ -13,6 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from pruning_runtime import find_backbone, pruned
+from tests.support.schedules import schedule_for
+from tests.support.tiny_models import Inputs
+
 # What Python calls; on a CPU some of these reach no operator.
 _CALLS = {
     getattr(Tensor, name): name
@@ -24,6 +28,8 @@ _INDEXING = ("index", "index_put", "index_put_", "_unsafe_index")
 
 Read = tuple[str, str]
 """When, of a call of the whole model (``before`` the decoder, in the ``decoder``, ``after`` it), and what."""
+PLAN: Counter[Read] = Counter({("before", "tolist"): 1})
+"""What pruning itself reads: three counts per row, before the decoder."""
 
 
 class _Calls(TorchFunctionMode):
@@ -77,3 +83,29 @@ def host_reads(model: PreTrainedModel) -> Iterator[Counter[Read]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def reads_of(model: PreTrainedModel, inputs: Inputs) -> tuple[Counter[Read], Counter[Read]]:
+    """Reads of a prompt with all its logits, and of a prompt with two tokens generated behind it."""
+    with torch.no_grad():
+        with host_reads(model) as prompt:
+            model(**inputs)
+        with host_reads(model) as generated:
+            model.generate(
+                **inputs,
+                max_new_tokens=3,
+                min_new_tokens=3,
+                do_sample=False,
+                suppress_tokens=list(find_backbone(model).vision_token_ids),
+            )
+    return prompt, generated
+
+
+def check_reads(model: PreTrainedModel, inputs: Inputs, *stages: tuple[int, float], **schedule: Any) -> None:
+    """Compare the reads of pruned calls with those of the model itself."""
+    unpruned = reads_of(model, inputs)
+    with pruned(model, schedule_for(model, *stages, **schedule), keep_scores=True) as record:
+        found = reads_of(model, inputs)
+    assert [stage.layer for stage in record.stages] == [layer for layer, _ in stages]
+    for more, fewer in zip(found, unpruned, strict=True):
+        assert more - fewer == PLAN

@@ -16,7 +16,7 @@ from schedule_finder.measuring.latency_model import LatencyModel
 from schedule_finder.measuring.token_policy import TokenPolicy
 from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.allocation import allocate
-from tests.unit.test_solvers import shape_of
+from tests.support.solver_profiles import shape_of
 
 RATIOS = np.array([1.0, 0.75, 0.5, 0.25, 0.0])
 LATENCY = LatencyModel((10.0, 50.0, 120.0), (0.2, 0.5, 1.7), 0.0, 1, "cpu")

@@ -13,7 +13,7 @@ from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, Profil
 from schedule_finder.profiling.convergence import TOLERANCE, Check, Convergence, check_profile, tokens_needed
 from schedule_finder.profiling.store import ProfileStore
 from tests.support.planted_maps import planted_maps
-from tests.unit.test_solvers import shape_of
+from tests.support.solver_profiles import shape_of
 
 LAYERS = 8
 TOKENS = 20

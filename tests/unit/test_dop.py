@@ -12,7 +12,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.measuring.sensitivity_table import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.dop import RATIO_GRID, Dop
-from tests.unit.test_solvers import POLICY, random_profile, shape_of
+from tests.support.solver_profiles import POLICY, random_profile, shape_of
 
 LAYERS = 6
 MEASURED = range(-1, LAYERS - 1)

@@ -10,7 +10,7 @@ import pytest
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
 from schedule_finder.errors import InputError
-from schedule_finder.evidence import Evidence, HeldOutResult, HeldOutSummary, digest
+from schedule_finder.evidence import Evidence, HeldOutResult, HeldOutSummary, RuleProbe, digest
 from schedule_finder.solvers.fitprune import FitPruneEvidence
 
 REFERENCE = Path(__file__).parents[1] / "data" / "schedule_v1" / "demo-35pct.json"
@@ -114,3 +114,11 @@ def test_the_held_out_summary_round_trips_and_a_broken_one_is_named(tmp_path: Pa
     path.write_text(path.read_text()[:-20])
     with pytest.raises(InputError, match=r"5_evaluation\.json.*evaluate again"):
         HeldOutSummary.load(path)
+
+
+@pytest.mark.parametrize("kind", [HeldOutSummary, RuleProbe])
+def test_a_folder_in_the_place_of_a_document_is_an_error_that_says_what_to_do(
+    tmp_path: Path, kind: type[HeldOutSummary] | type[RuleProbe]
+) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path}: cannot be read .*; {kind.remedy}"):
+        kind.load(tmp_path)

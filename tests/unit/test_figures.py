@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,10 @@ from PIL import Image
 from pruning_runtime import Schedule
 from pruning_runtime.costs import budget_of, pre_decoder_share, processed_ratios, published_ratios
 from pruning_runtime.geometry import DecoderShape
-from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
+from pruning_runtime.schedule import Stage
 from schedule_finder import figures
-from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
-from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
-from schedule_finder.evaluation.outcomes import COLUMNS
+from schedule_finder.evaluation.methods import BASELINES
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.accuracy import accuracy
 from schedule_finder.figures.attention_map import ranked_attention
@@ -33,39 +32,26 @@ from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
 from schedule_finder.intervals import band, wilson_interval
-from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
-from tests.unit.test_sensitivity import table_from
-
-LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
-TOKENS = SIDE * SIDE
-STAGES = (Stage(layer=2, keep_ratio=0.5), Stage(layer=5, keep_ratio=0.125))
-NAMES = list(figures.FIGURES)
-NEED = np.linspace(1.1, 0, LAYERS)
-"""What each layer loses without any vision token."""
-CONFIDENCE = {
-    "resamples": 20,
-    "level": 0.9,
-    "ratio_low": [1.0] * 2 + [0.4] * 4 + [0.1] * 6,
-    "ratio_high": [1.0] * 4 + [0.6] * 4 + [0.2] * 4,
-    "layers": {"2,5": 13, "2,6": 7},
-}
-PARETO = pd.DataFrame(
-    {
-        "budget": [0.5, 0.2, 0.35],
-        "processed": [0.5, 0.21, 0.35],
-        "predicted_kl": [1e-6, 0.5, 0.02],
-        "measured_kl": [2e-6, 0.7, np.nan],
-        "stages": ["3:0.4", "0:0.5 1:0.3 2:0.1", "1:0.5 4:0.1"],
-    }
+from tests.support.finished_run import (
+    CHECKS,
+    CONFIDENCE,
+    EXACT,
+    LAYERS,
+    NEED,
+    PARETO,
+    SHIFTS,
+    STAGES,
+    TOKENS,
+    evaluation_table,
+    write_example,
+    write_profile,
+    write_run,
 )
-CHECKS = """samples,change_points,first_half,second_half,standing,ratio_error,enough,stages
-128,,,,True,0.05,False,2:0.5
-256,4 9,4,4 9,False,0.03,False,2:0.5 6:0.1
-512,4,4,4,True,0.015,True,3:0.4
-"""
-EXACT = {"full": 0.95, "schedule": 0.9, **dict.fromkeys(("uniform_text", *DEFAULT_BASELINES), 0.7)}
+from tests.support.planted_tables import UNIT, table_from
+
+NAMES = list(figures.FIGURES)
 
 
 @pytest.fixture(scope="module")
@@ -87,81 +73,6 @@ def run(whole, tmp_path):
     """The same run without figures, to be changed."""
     shutil.copytree(whole.folder, tmp_path / "run", ignore=shutil.ignore_patterns("6_figures"))
     return Run(tmp_path / "run")
-
-
-def write_run(run):
-    write_profile(run, [TOKENS] * SAMPLES)
-    profile = run.profile.read()
-    found = {name: make().detect(profile.maps, layers=profile.layers) for name, make in DETECTORS.items()}
-    document = {
-        "default": "attention_shift",
-        "layers": profile.layers,
-        "detectors": {name: detection.to_json() for name, detection in found.items()},
-    }
-    run.change_points.write_text(json.dumps(document))
-    Schedule(
-        backbone=BackboneIdentity(name="planted", model_type="llava", num_layers=LAYERS),
-        stages=STAGES,
-        scorer=ScorerChoice(name="uniform_text"),
-        evidence={"solver": {"solver": "sensitivity", "measured_samples": 8, "confidence": CONFIDENCE}},
-    ).save(run.schedule)
-    table_from(NEED).save(run.sensitivity)
-    PARETO.to_csv(run.pareto, index=False)
-    run.convergence.write_text(CHECKS)
-    evaluation_table().to_csv(run.evaluation, index=False)
-    write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
-
-
-def write_profile(run, lengths, num_layers=LAYERS, layers=None):
-    """Samples whose attention moves to other tokens at every layer of `SHIFTS`."""
-    rng = np.random.default_rng(0)
-    layers = list(range(num_layers)) if layers is None else layers
-    regime = np.searchsorted(SHIFTS, layers, side="right")
-    rows = []
-    for tokens in lengths:
-        logits = 1.5 * rng.normal(size=(len(SHIFTS) + 1, tokens))[regime]
-        weights = np.exp(logits + 0.1 * rng.normal(size=logits.shape))
-        mass = np.linspace(0.8, 0.3, len(layers), dtype=np.float32)
-        attention = (weights / weights.sum(1, keepdims=True) * mass[:, None]).astype(np.float32)
-        curves = {name: np.full(len(layers), 2.0, np.float32) for name in CURVE_FIELDS} | {
-            "vision_mass": mass
-        }
-        rows.append(ProfileRow(tokens, 9, 20, dict.fromkeys(SCORE_FIELDS, attention), curves))
-    run.profile.open({"backbone": {"num_layers": num_layers}, "layers": layers})
-    run.profile.append([f"sample-{i:03d}" for i in range(len(rows))], rows)
-
-
-def evaluation_table():
-    rows = []
-    for budget in (0.2, 0.5, 0.35):
-        for method, exact in EXACT.items():
-            if method in ("full", "uniform_text") and budget != 0.2:
-                continue
-            used = 1.0 if method == "full" else budget
-            low, high = wilson_interval(round(200 * exact * used**0.1), 200)
-            rows += [
-                dict.fromkeys(COLUMNS, 0.5)
-                | {"schedule": None, "digest": None, "metric": "exact_match"}
-                | {"method": method, "budget": used, "question_type": kind, "n": 200, "processed": used}
-                | {"exact_match": round(200 * exact * used**0.1) / 200, "ci_low": low, "ci_high": high}
-                for kind in ("all", "where")
-            ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def write_example(run, pixels):
-    Image.fromarray(pixels).save(run.folder / "5_example.png")
-    document = {
-        "id": "s",
-        "question": "what costs $5 and $6",
-        "answer": None,
-        "full_answer": "blue",
-        "pruned_answer": "",
-        "grid": [SIDE, SIDE],
-        "stages": [{"layer": 2, "kept": list(range(0, 64, 2))}, {"layer": 5, "kept": [0, 8, 18]}],
-        "regions": [18, 19],
-    }
-    (run.folder / "5_example.json").write_text(json.dumps(document))
 
 
 def table(drawn, name):
@@ -293,6 +204,30 @@ def test_shift_table_is_the_signal_and_peaks_at_the_planted_layers(drawn):
     assert rows.vision_entropy_share_mean.tolist() == pytest.approx([2 / 6] * LAYERS)  # 2 of log2(64) bits
 
 
+@pytest.mark.parametrize(
+    ("detector", "field", "value", "reason"),
+    [
+        ("attention_shift", "layers", [0.5], "layers.0"),
+        ("attention_shift", "layers", list(range(LAYERS))[::-1], "layers do not rise"),
+        (
+            "attention_shift",
+            "distance",
+            [[0.0] * LAYERS] * (LAYERS - 1) + [[0.0]],
+            r"distance\[11\] has 1 entries",
+        ),
+        ("attention_shift", "own", [0.1], "own has 1 entries"),
+        ("token_curve", "histogram", ["many"] * LAYERS, "histogram.0"),
+        ("token_curve", "histogram", [1], "1 numbers for 12 layers"),
+    ],
+)
+def test_damaged_evidence_of_a_detector_is_one_error_that_names_it(run, detector, field, value, reason):
+    document = json.loads(run.change_points.read_text())
+    document["detectors"][detector]["evidence"][field] = value
+    run.change_points.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"3_change_points.json.*{reason}.*detect again"):
+        figures.FIGURES["3_change_points"](RunData(run))
+
+
 def test_change_point_table_counts_every_break_at_the_first_layer_of_its_regime(drawn):
     rows = table(drawn, "3_change_points").set_index("first_layer_of_new_regime")
     detectors = json.loads(drawn[0].change_points.read_text())["detectors"]
@@ -368,12 +303,14 @@ def test_sensitivity_table_is_what_was_measured_and_what_layers_lose(drawn):
     rows = table(drawn, "4_sensitivity")
     tenth = rows[rows.keep_ratio == 0.1].set_index("layer")
     behind = [NEED[layer + 1 :].sum() for layer in range(LAYERS - 1)]
-    assert tenth.kl_mean.tolist() == pytest.approx([0.9 * need for need in behind], rel=1e-4)
+    changes = [UNIT * 0.9 * need for need in behind]
+    assert tenth.change_mean.tolist() == pytest.approx(changes, rel=1e-4)
+    assert tenth.kl_mean.tolist() == pytest.approx([-math.log1p(-change) for change in changes], rel=1e-4)
     losses = rows.groupby("layer")[["loss", "loss_low", "loss_high"]].first()
     assert losses.index.tolist() == list(range(LAYERS))
     assert losses.loc[0].isna().all()  # nothing was dropped before it
     for name in losses:  # the planted samples are all alike
-        assert losses[name].tolist()[1:] == pytest.approx(0.9 * NEED[1:], abs=1e-4)
+        assert losses[name].tolist()[1:] == pytest.approx(UNIT * 0.9 * NEED[1:], abs=1e-6)
 
 
 def test_a_stage_before_the_decoder_stands_on_the_left_edge(run):
@@ -383,7 +320,7 @@ def test_a_stage_before_the_decoder_stands_on_the_left_edge(run):
     (curve,) = (line for line in above.get_lines() if line.get_label() == "10% kept")
     assert curve.get_xdata()[0] == above.get_xlim()[0] == -0.5
     assert not curve.get_clip_on()  # or half of its marker is gone
-    assert rows.groupby("layer").loss.first()[0] == pytest.approx(0.9 * NEED[0])
+    assert rows.groupby("layer").loss.first()[0] == pytest.approx(UNIT * 0.9 * NEED[0])
     assert len([bar for bar in below.patches if bar.get_height() > 0]) == LAYERS - 1
 
 
@@ -437,11 +374,11 @@ def change_evidence(run, **changes):
 
 def test_pareto_table_holds_divergences_and_the_evaluated_schedules(drawn):
     rows = table(drawn, "4_pareto")
-    predicted = rows[rows.series == "predicted_kl"]
+    predicted = rows[rows.series == "predicted_change"]
     assert predicted.processed.tolist() == [0.21, 0.35, 0.5]
     assert predicted.value.tolist() == [0.5, 0.02, 1e-6]
     assert predicted.num_stages.tolist() == [3, 2, 1]
-    assert rows[rows.series == "measured_kl"].value.tolist() == [0.7, 2e-6]
+    assert rows[rows.series == "measured_change"].value.tolist() == [0.7, 2e-6]
     evaluated = rows[rows.series == "exact_match"]
     source = evaluation_table().query("question_type == 'all' and method == 'schedule'")
     assert evaluated.processed.tolist() == [0.2, 0.35, 0.5]
@@ -459,7 +396,7 @@ def test_pareto_points_bear_their_number_of_stages(run):
 
 
 def test_a_front_without_divergences_is_no_figure(run):
-    PARETO.assign(predicted_kl=np.nan, measured_kl=np.nan).to_csv(run.pareto, index=False)
+    PARETO.assign(predicted_change=np.nan, measured_change=np.nan).to_csv(run.pareto, index=False)
     assert "4_pareto" not in names_that_can_be_drawn(run)
 
 
@@ -651,7 +588,7 @@ def test_evaluation_that_is_no_table_is_an_input_error(run, content):
         ("3_change_points.json", "{", "not readable"),
         ("3_change_points.json", "[]", "no JSON object"),
         ("3_change_points.json", '{"default": "x", "detectors": {}}', "no detector 'x'"),
-        ("4_pareto.csv", "budget,stages\n0.1,0:0.1", "no processed, predicted_kl, measured_kl in it"),
+        ("4_pareto.csv", "budget,stages\n0.1,0:0.1", "no processed, predicted_change, measured_change in it"),
         ("4_sensitivity.parquet", "", "measure again"),
         ("5_example.json", '{"question": ""}', "answer: Field required"),
         ("5_example.png", "not an image", "not a readable image"),
@@ -702,7 +639,7 @@ def test_the_study_draws_every_backbone_and_method() -> None:
 
 def test_the_study_says_how_well_predictions_rank() -> None:
     table = pd.DataFrame(
-        {"backbone": "demo", "predicted_kl": [0.0, 0.1, 1.0, 2.0], "right": [0.99, 0.98, 0.4, 0.6]}
+        {"backbone": "demo", "predicted_change": [0.0, 0.1, 1.0, 2.0], "right": [0.99, 0.98, 0.4, 0.6]}
     )
     (panel,) = predictions_figure(table).axes
     assert panel.get_title() == "demo, rank correlation -0.80"

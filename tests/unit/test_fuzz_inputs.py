@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts.fuzz_inputs import KINDS, Case, fuzz, make_base, run_case
-from tests.model.test_command_line import call
+from tests.support.command_line import call
 
 CASES = 200
 

@@ -63,6 +63,13 @@ def test_a_shape_from_an_old_profile_has_no_flops_of_its_own() -> None:
     assert hash(listed) is not None
 
 
+@pytest.mark.parametrize("name", ["linear_flops", "pair_flops"])
+def test_a_damaged_shape_without_an_entry_for_every_layer_is_refused(name: str) -> None:
+    sizes = find_backbone(FAMILIES["llava"].build()).shape.sizes
+    with pytest.raises(ValueError, match=f"{name}: {LAYERS - 1} entries for {LAYERS} layers"):
+        DecoderShape(**sizes, **{name: (1,) * (LAYERS - 1)})  # type: ignore[arg-type]
+
+
 def test_layers_of_unlike_shape_are_charged_one_by_one() -> None:
     """Gemma 4's full layers have wider heads; tokens dropped there save more."""
     shape = find_backbone(FAMILIES_B["gemma4_own_keys"].build()).shape

@@ -8,7 +8,7 @@ from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.measuring.latency_model import LatencyModel
 from schedule_finder.solvers import BudgetTarget
-from tests.unit.test_solvers import shape_of
+from tests.support.solver_profiles import shape_of
 
 MODEL = LatencyModel((20.0, 70.0, 120.0), (1.0, 2.0, 4.0), stage_ms=0.5, batch_size=1, device="cpu")
 

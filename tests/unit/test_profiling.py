@@ -19,9 +19,10 @@ from schedule_finder import pipeline
 from schedule_finder.errors import InputError
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.engines.base import BatchResult, Outcome, Report, SampleChunk, cut_chunks
-from schedule_finder.profiling.store import Profile, ProfileStore
+from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
 from schedule_finder.samples import Sample, SampleEntry, describe, read_entries, write_entries
+from tests.support.stored_profiles import assert_equal, ids_of
 
 LAYERS, VISION = 4, 40
 
@@ -96,19 +97,6 @@ def begin(folder: Path, samples: int) -> Run:
 def profile(run: Run, engine: PlantedEngine, rows: int = 1000, **options: Any) -> dict[str, Any]:
     report = options.pop("report", lambda line: pytest.fail(line))
     return pipeline.profile_step(run, engine, Rows(rows), lambda done, total: None, report=report, **options)  # type: ignore[arg-type]
-
-
-def ids_of(run: Run) -> list[str]:
-    return [entry.id for entry in read_entries(run.samples) if entry.use == "calibration"]
-
-
-def assert_equal(found: Profile, expected: Profile) -> None:
-    assert found.ids == expected.ids
-    for name in SCORE_FIELDS:
-        for one, other in zip(found.scores[name], expected.scores[name], strict=True):
-            np.testing.assert_array_equal(one, other)
-    for name in CURVE_FIELDS:
-        np.testing.assert_array_equal(found.curves[name], expected.curves[name])
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,7 +14,7 @@ from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.shapes import raised_to_budget, random_stages, scaled_to_budget
-from tests.unit.test_solvers import KINDS, POLICY, profile_of, random_profile, shape_of
+from tests.support.solver_profiles import KINDS, POLICY, profile_of, random_profile, shape_of
 
 HALF_A_TOKEN = 0.5 / 576
 PRESETS = {"paper": "adaptinfer/llava-1.5-7b-64", "pyramid": "pyramiddrop/llava-1.5-7b"}

@@ -10,7 +10,7 @@ from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, Budget, ScorerChoice, Stage
 from schedule_finder.evaluation.methods import BASELINES, RANDOM_DRAWS, Comparison
 from schedule_finder.solvers import BudgetTarget
-from tests.unit.test_solvers import shape_of
+from tests.support.solver_profiles import shape_of
 
 
 @pytest.mark.parametrize("layers", [4, 6, 8, 12, 16])

@@ -574,3 +574,35 @@ def test_lists_of_earlier_releases_name_calibration_samples_discovery(tmp_path: 
     assert [entry.use for entry in read_entries(path)] == ["calibration", "held_out", "calibration"]
     write_entries(path, read_entries(path))
     assert "discovery" not in path.read_text()
+
+
+ROW = '{"question": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("null", "line 1 is null"),
+        ("  null\n", "line 1 is null"),
+        (f"null\n{ROW}\n", "line 1 is null"),
+        (f"{ROW}\nnull\n", "line 2 is null"),
+        (f"NaN\n{ROW}\n", "line 1 is NaN"),
+        ("[null]", "entry 0 is None"),
+        (f"[Infinity, {ROW}]", "entry 0 is inf"),
+        (f"[{ROW}, 1]", "entry 1 is 1"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_rows_that_crash_the_reader_of_json_are_refused(
+    tmp_path: Path, content: str, where: str, suffix: str
+) -> None:
+    # pyarrow 26 ends the process with a segmentation fault where a block of JSON lines begins with null.
+    path = tmp_path / f"data{suffix}"
+    path.write_text(content)
+    with pytest.raises(InputError, match=where):
+        open_data(str(path))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path.rename(folder / path.name)
+    with pytest.raises(InputError, match=where):
+        open_data(str(folder))

@@ -131,6 +131,12 @@ def test_separators_are_protected_where_a_file_does_not_name_them() -> None:
 # ---- wrong files
 
 
+def test_half_of_a_surrogate_pair_is_refused_as_no_file_could_hold_it() -> None:
+    message = refusal(json.dumps(DOCUMENT | {"evidence": {"solver": {"solver": "\ud83d"}}}))
+    assert "not a complete JSON document" in message
+    assert "surrogates" in message
+
+
 @pytest.mark.parametrize("length", [0, 1, 40, 300])
 def test_a_truncated_file_is_refused(length: int) -> None:
     message = refusal(json.dumps(DOCUMENT, indent=1)[:length])

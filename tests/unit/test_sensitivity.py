@@ -13,40 +13,12 @@ from hypothesis import strategies as st
 from pruning_runtime.costs import pre_decoder_share, processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.measuring.answer_kl import TokenPolicy
 from schedule_finder.measuring.sensitivity_table import RATIOS, SensitivityTable
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.sensitivity import predict
 from schedule_finder.solvers.whole_schedules import neighbours
-from tests.unit.test_solvers import random_profile, shape_of
-
-LAYERS = 10
-POLICY = TokenPolicy("text_guided", "merge")
-
-
-def table_from(
-    need: np.ndarray, samples: int = 8, noise: float = 0.0, seed: int = 0, earliest: int = 0
-) -> SensitivityTable:
-    """A table of a backbone in which layer ``k`` loses ``need[k] * (1 - ratio)``, whatever the others see.
-
-    ``earliest``: -1 where a stage before the decoder was measured too.
-    """
-    layers = range(earliest, len(need) - 1)
-    behind = np.array([need[layer + 1 :].sum() for layer in layers])
-    mean = behind[:, None] * (1 - np.array(RATIOS))
-    rng = np.random.default_rng(seed)
-    values = mean[..., None] * (1 + noise * rng.standard_normal((*mean.shape, samples)))
-    return SensitivityTable(
-        POLICY,
-        tuple(layers),
-        RATIOS,
-        tuple(f"{i}" for i in range(samples)),
-        np.abs(values),
-    )
-
-
-def target_of(budget: float) -> BudgetTarget:
-    return BudgetTarget("processed", budget, shape_of(LAYERS), 100, 20)
+from tests.support.planted_tables import LAYERS, POLICY, UNIT, table_from, target_of
+from tests.support.solver_profiles import random_profile, shape_of
 
 
 @pytest.mark.parametrize("earliest", [-1, 0])
@@ -54,7 +26,7 @@ def test_what_layers_lose_is_recovered(earliest: int) -> None:
     need = np.random.default_rng(1).exponential(1.0, LAYERS)
     ratios = np.array([1.0, 0.8, 0.35, 0.2, 0.0])
     loss = table_from(need, earliest=earliest).layer_loss(LAYERS, ratios)
-    expected = need[:, None] * (1 - ratios)
+    expected = UNIT * need[:, None] * (1 - ratios)
     if earliest == 0:  # layer 0 has to see everything
         expected[0] = [0, *[np.inf] * 4]
     assert loss == pytest.approx(expected, abs=1e-9)
@@ -103,6 +75,29 @@ def test_no_layer_gains_from_seeing_less_later(earliest: int) -> None:
     assert table.layer_loss(LAYERS, np.linspace(1, 0, 7)).min() >= -1e-12
 
 
+@pytest.mark.parametrize("earliest", [-1, 0])
+def test_the_last_layer_that_needs_vision_is_read_off_the_table(earliest: int) -> None:
+    need = np.array([1.0] * 6 + [0.0] * 4)
+    assert table_from(need, earliest=earliest).last_needed(UNIT / 2) == 5
+    assert table_from(np.array([1.0] * 6 + [0.3] * 4), earliest=earliest).last_needed(UNIT / 2) == 8
+    assert table_from(np.ones(LAYERS), earliest=earliest).last_needed(UNIT / 2) is None
+    if earliest == -1:  # a backbone that needs no vision
+        assert table_from(np.zeros(LAYERS), earliest=-1).last_needed(0.02) is None
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.25, 0.5])
+def test_tokens_that_leave_twice_spend_the_budget(budget: float) -> None:
+    target = target_of(budget)
+    stages = target.spend_first(-1, 5)
+    assert stages is not None
+    first, last = stages
+    assert (first.layer, last) == (-1, Stage(layer=5, keep_ratio=0.0))
+    assert target.cost(stages) == pytest.approx(budget, abs=1e-6)
+    assert first.keep_ratio > budget  # six of ten layers
+    assert target_of(0.7).spend_first(-1, 5) is None
+    assert target.spend_first(-1, LAYERS - 1) is None
+
+
 def test_samples_can_be_weighted() -> None:
     table = table_from(np.full(LAYERS, 0.5), noise=0.5)
     first = np.eye(8)[0] * 8
@@ -115,7 +110,9 @@ def test_a_prediction_is_the_sum_of_what_layers_lose() -> None:
     need = np.random.default_rng(2).exponential(1.0, LAYERS)
     stages = (Stage(layer=1, keep_ratio=0.35), Stage(layer=6, keep_ratio=0.1))
     ratios = np.array(processed_ratios(stages, LAYERS))
-    assert predict(table_from(need), target_of(0.5), stages) == pytest.approx((need * (1 - ratios)).sum())
+    assert predict(table_from(need), target_of(0.5), stages) == pytest.approx(
+        UNIT * (need * (1 - ratios)).sum()
+    )
 
 
 @pytest.mark.parametrize("needed", [3, 5])
@@ -127,7 +124,7 @@ def test_the_solver_cuts_behind_the_last_layer_that_needs_vision(needed: int) ->
         Problem(random_profile(LAYERS, 0), (), target_of(budget), POLICY, sensitivity=table_from(need))
     )
     assert solution.stages == (Stage(layer=needed, keep_ratio=0.0),)
-    assert solution.evidence.predicted_kl == pytest.approx(0)
+    assert solution.evidence.predicted_change == pytest.approx(0)
     # No doubt, whatever samples are drawn.
     assert solution.evidence.confidence.layers == {str(needed): 20}
 
@@ -149,9 +146,9 @@ def test_tokens_leave_before_a_first_layer_that_needs_none_where_the_budget_is_t
     assert target.cost(stages) == pytest.approx(0.2, abs=1e-9)
     # Two of ten layers less the scoring, for six layers: .285 of the tokens each, .28 on the grid. Behind a whole first
     # layer there is one left for five.
-    assert predict(table, target, stages) == pytest.approx(5 * (1 - 0.28))
+    assert predict(table, target, stages) == pytest.approx(UNIT * 5 * (1 - 0.28))
     later = solved(table_from(need), target)
-    assert predict(table, target, later) == pytest.approx(5 * (1 - 0.2))
+    assert predict(table, target, later) == pytest.approx(UNIT * 5 * (1 - 0.2))
 
 
 @pytest.mark.parametrize("first_needs", [0.0, 1.0])
@@ -205,7 +202,7 @@ def test_a_stage_more_is_taken_where_it_saves_enough() -> None:
     # Of the three layers that need some, half of the tokens' worth, whichever of them sees it.
     assert len(solution.stages) == 2
     assert solution.stages[-1] == Stage(layer=solution.stages[-1].layer, keep_ratio=0.0)
-    assert solution.evidence.predicted_kl == pytest.approx(0.3 * 1.5)
+    assert solution.evidence.predicted_change == pytest.approx(UNIT * 0.3 * 1.5)
     # Where all layers behind the first stage need the same, one is enough.
     even = np.array([1.0] * 4 + [0.3] * 6)
     alone = SOLVERS["sensitivity"]().solve(

@@ -7,55 +7,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pruning_runtime.geometry import DecoderShape
 from pruning_runtime.schedule import Stage
 from schedule_finder.errors import InputError
-from schedule_finder.measuring.answer_kl import TokenPolicy
-from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS
 from schedule_finder.profiling.store import Profile
 from schedule_finder.solvers import SOLVERS, BudgetTarget, Problem
 from schedule_finder.solvers.grid import every_schedule
 from schedule_finder.solvers.retained import Replay, Retained, layer_weights
 from schedule_finder.solvers.shapes import random_stages
+from tests.support.solver_profiles import KINDS, POLICY, profile_of, random_profile, shape_of
 
-KINDS = ("processed", "published", "flops", "kv")
-POLICY = TokenPolicy("text_guided")
 PROFILE_ONLY = sorted(name for name, solver in SOLVERS.items() if not solver.measures)
-
-
-def shape_of(layers: int) -> DecoderShape:
-    return DecoderShape(layers, 64, 4, 2, 16, 128, 1000)
-
-
-def profile_of(maps: list[np.ndarray], scores: list[np.ndarray] | None = None) -> Profile:
-    """A profile whose every score field is ``scores`` (default the maps themselves)."""
-    layers = maps[0].shape[0]
-    count = len(maps)
-    fields = dict.fromkeys(SCORE_FIELDS, scores or maps) | {"uniform_text": maps}
-    return Profile(
-        meta={"backbone": {"num_layers": layers}, "layers": list(range(layers))},
-        ids=[f"{i:03d}" for i in range(count)],
-        counts={
-            "num_vision": np.array([sample.shape[1] for sample in maps]),
-            "num_text_queries": np.full(count, 5),
-            "num_other": np.full(count, 8),
-        },
-        scores=fields,
-        curves={name: np.zeros((count, layers)) for name in CURVE_FIELDS},
-    )
-
-
-def random_profile(layers: int, seed: int, samples: int = 6, missing: set[int] = frozenset()) -> Profile:
-    """``missing``: decoder layers without attention, which have no row."""
-    rng = np.random.default_rng(seed)
-    sizes = rng.integers(8, 30, samples)
-    present = [layer for layer in range(layers) if layer not in missing]
-    profile = profile_of(
-        [rng.dirichlet(np.full(size, 0.3), layers).astype(np.float32)[present] for size in sizes],
-        [rng.random((layers, size)).astype(np.float32)[present] for size in sizes],
-    )
-    profile.meta |= {"backbone": {"num_layers": layers}, "layers": present}
-    return profile
 
 
 def target_for(profile: Profile, kind: str, budget: float) -> BudgetTarget:

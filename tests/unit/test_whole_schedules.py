@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from pruning_runtime import ScheduleError
+from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.evidence import RuleProbe, RuleResult
 from schedule_finder.measuring.rule_probe import FINALISTS, applicable_scorers, probe_rules
 from schedule_finder.measuring.token_policy import CONTROLS, TokenPolicy
 from schedule_finder.search import _alternatives
 from schedule_finder.solvers import SOLVERS, Problem, Solution
-from schedule_finder.solvers.whole_schedules import FIRST_SAMPLES
-from tests.unit.test_sensitivity import LAYERS, POLICY, table_from, target_of
-from tests.unit.test_solvers import random_profile
+from schedule_finder.solvers.whole_schedules import ROUNDS, Candidate, WholeSchedules
+from tests.support.planted_tables import LAYERS, POLICY, table_from, target_of
+from tests.support.solver_profiles import random_profile
 
-SAMPLES = 64
+SAMPLES = 192
 Rule = Callable[[Stage, TokenPolicy], float]
 
 
@@ -109,6 +110,25 @@ def test_a_rule_before_the_decoder_is_combined_with_one_inside_it() -> None:
     assert solution.evidence.measured_kl == 0
 
 
+def test_tokens_that_leave_twice_are_tried_with_every_rule() -> None:
+    """Layers 0 to 5 lose with the square of what they miss, so an even share is best; random tokens lose least."""
+
+    class TwoParts(PlantedKL):
+        def measure(
+            self, stages: Sequence[Stage], policy: TokenPolicy, samples: int | None = None
+        ) -> np.ndarray:
+            count = min(samples or self.samples, self.samples)
+            ratios = np.array(processed_ratios(stages, LAYERS))[:6]
+            rule = 0.5 if {scorer_at(stage, policy) for stage in stages} == {"random"} else 1.0
+            return (rule * ((1 - ratios) ** 2).mean() * self.spread[:count]).astype(np.float32)
+
+    need = np.array([3.0] * 6 + [0.0] * 4)
+    solution = solve(TwoParts(lambda _stage, _policy: 0.0), sensitivity=table_from(need, earliest=-1))
+    assert solution.policy == TokenPolicy("random")
+    assert [stage.layer for stage in solution.stages] == [-1, 5]
+    assert solution.stages[-1].keep_ratio == 0
+
+
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_control_that_is_not_worse_is_chosen_and_the_evidence_says_so(control: str) -> None:
     def factor(stage: Stage, policy: TokenPolicy) -> float:
@@ -145,10 +165,10 @@ def test_the_best_of_all_that_was_measured_is_never_left_for_something_worse() -
 def test_only_the_best_candidates_are_measured_on_all_samples() -> None:
     planted = PlantedKL(lambda stage, policy: 1.0 + stage.layer / 100)
     solution = solve(planted)
-    first = {(stages, policy) for stages, policy, count in planted.calls if count == FIRST_SAMPLES}
+    first = {(stages, policy) for stages, policy, count in planted.calls if count == ROUNDS[0][0]}
     last = {(stages, policy) for stages, policy, count in planted.calls if count == SAMPLES}
     assert len(first - last) > 0
-    few = [one for one in solution.evidence.candidates if one.samples == FIRST_SAMPLES]
+    few = [one for one in solution.evidence.candidates if one.samples == ROUNDS[0][0]]
     assert all(one.worse_by is None for one in few)
     assert all(one.worse_by is not None for one in solution.evidence.candidates if one.samples == SAMPLES)
 
@@ -223,3 +243,51 @@ def test_a_policy_is_told_by_what_its_stages_use(layers: tuple[int, ...], expect
     assert policy.apply(once) == once
     own = [None if stage.scorer is None else stage.scorer.name for stage in once]
     assert own == ["divprune" if layer == -1 else None for layer in layers]
+
+
+@pytest.mark.parametrize("better_by", [0.004, 0.05])
+def test_a_neighbour_is_taken_only_if_it_is_better_by_more_than_chance(better_by: float) -> None:
+    """Schedules at even layers change other answers than those at odd ones; one layer changes fewer on average.
+
+    One standard error of the difference is .0072.
+    """
+
+    class Noisy(PlantedKL):
+        def measure(
+            self, stages: Sequence[Stage], policy: TokenPolicy, samples: int | None = None
+        ) -> np.ndarray:
+            count = min(samples or self.samples, self.samples)
+            layers = [stage.layer for stage in stages]
+            change = 0.2 + 0.05 * (-1.0) ** (sum(layers) % 2 + np.arange(self.samples))
+            if layers == [2]:
+                change -= better_by
+            return -np.log1p(-change[:count])
+
+    planted = Noisy(lambda _stage, _policy: 0.0)
+    schedules = WholeSchedules(
+        Problem(random_profile(LAYERS, 0), (), target_of(0.4), POLICY),
+        planted,  # type: ignore[arg-type]
+        earliest=0,
+    )
+    first = Candidate(target_of(0.4).spend_rest([3], ()) or (), POLICY)
+    best, _ = schedules.choose([first])
+    assert [stage.layer for stage in best.stages] == ([2] if better_by > 0.01 else [3])
+
+
+def test_one_answer_that_is_lost_by_far_does_not_decide() -> None:
+    """Half of the answers lost by 3 nats are worse than one that is lost by 200, although its KL has the higher mean."""
+
+    class Outlier(PlantedKL):
+        def measure(
+            self, stages: Sequence[Stage], policy: TokenPolicy, samples: int | None = None
+        ) -> np.ndarray:
+            count = min(samples or self.samples, self.samples)
+            scorers = {scorer_at(stage, policy) for stage in stages}
+            if scorers == {"divprune"}:
+                return np.where(np.arange(count) == 40, 200.0, 0.0)
+            return np.where(np.arange(count) % 2, 3.0, 0.0)
+
+    solution = solve(Outlier(lambda _stage, _policy: 0.0))
+    assert solution.policy.used_by(solution.stages) == TokenPolicy("divprune", "merge")
+    assert solution.evidence.measured_change == pytest.approx(1 / SAMPLES, abs=1e-5)
+    assert solution.evidence.measured_kl == pytest.approx(200 / SAMPLES, abs=1e-5)

@@ -5,6 +5,7 @@ from schedule_finder.cli.commands import (
     run,
     schedule,
     results,
+    report,
     benchmark,
     serve_check,
     merge,
@@ -15,4 +16,15 @@ from schedule_finder.cli.commands import (
 # isort: on
 from schedule_finder.cli.runner import app
 
-__all__ = ["app", "backbones", "bench", "benchmark", "merge", "results", "run", "schedule", "serve_check"]
+__all__ = [
+    "app",
+    "backbones",
+    "bench",
+    "benchmark",
+    "merge",
+    "report",
+    "results",
+    "run",
+    "schedule",
+    "serve_check",
+]

@@ -19,7 +19,7 @@ from schedule_finder.cli.names import (
     RANDOM_DRAWS,
     SOLVER_NAMES,
 )
-from schedule_finder.cli.progress import status
+from schedule_finder.cli.progress import note, status
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, EngineOptions, begin_run, open_search
 from schedule_finder.cli.steps import (
@@ -28,6 +28,8 @@ from schedule_finder.cli.steps import (
     evaluate_schedule,
     note_stale,
     profile_samples,
+    record_viewer,
+    write_reports,
 )
 from schedule_finder.cli.terminal import screen
 from schedule_finder.cli.terminal.evaluation import show_evaluation
@@ -39,6 +41,7 @@ from schedule_finder.run.numbers import run_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import pandas as pd
 
@@ -81,7 +84,7 @@ def run(
     columns: dict[str, Any],
     loading: dict[str, Any],
 ) -> dict[str, Any]:
-    """All steps: profile, detect, schedule, evaluate, plot.
+    """All steps: profile, detect, schedule, evaluate, plot, report.
 
     adaptinfer-profile run ./my-llava --dataset data.jsonl --samples 64 --out outputs/mine
     """
@@ -95,9 +98,8 @@ def run(
     model = BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading))
     planned: list[SampleEntry] = []
     check = _checks(planned, samples, eval_samples, seed, budget, kind, asked["solver"])
-    batches = EngineOptions(
-        "local" if dry_run else engine, None if dry_run else workers, batch_size, batch_tokens
-    )
+    where = ("local", None) if dry_run else (engine, workers)
+    batches = EngineOptions(*where, batch_size, batch_tokens)
     current, running, data = begin_run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
         out=out, check=check, write=not dry_run, metric=metric,
@@ -109,7 +111,8 @@ def run(
         return _plan(opened, planned, solver=asked["solver"], budget=share, methods=methods)
     loaded = _profile_and_detect(opened, detector, most_skipped)
     _find_schedule(opened, loaded, budget, kind, asked)
-    return _finish(current, _evaluate(opened, loaded, baselines, sweep) if eval_samples else None)
+    evaluated = _evaluate(opened, loaded, baselines, sweep) if eval_samples else None
+    return _finish(opened, loaded, evaluated)
 
 
 @dataclass(frozen=True)
@@ -217,21 +220,38 @@ def _plan(opened: Opened, planned: Sequence[SampleEntry], **work: Any) -> dict[s
     return {"dry_run": True, **plan}
 
 
-def _finish(current: Run, evaluated: pd.DataFrame | None) -> dict[str, Any]:
-    """Draw the figures, and show and return where everything is."""
+def _finish(opened: Opened, loaded: LoadedBackbone, evaluated: pd.DataFrame | None) -> dict[str, Any]:
+    """Draw the figures, write the report, and show and return where everything is."""
+    current = opened.run
     figures = draw_figures(current)
+    report = _report(opened, loaded, evaluated is not None)
     if evaluated is not None:
         show_evaluation(evaluated, current)
     screen.print(f"schedule: [bold]{current.schedule}[/bold]", soft_wrap=True)
     note_stale(current)
     screen.print(f"figures:  [bold]{current.figures}[/bold] ({len(figures)} files)", soft_wrap=True)
+    if report is not None:
+        screen.print(f"report:   [bold]{report}[/bold]", soft_wrap=True)
     return {
         "run": str(current.folder),
         "schedule": str(current.schedule),
         "evaluation": str(current.evaluation) if evaluated is not None else None,
         "figures": [str(path) for path in figures],
+        "report": None if report is None else str(report),
         "numbers": run_numbers(current),
     }
+
+
+def _report(opened: Opened, loaded: LoadedBackbone, evaluated: bool) -> Path | None:
+    """Step 7; None, with a note, where its packages are not installed."""
+    from schedule_finder.report import missing_packages
+
+    if missing := missing_packages():
+        note(f"no report.html: it needs {', '.join(missing)} (pip install 'adaptinfer[report]')")
+        return None
+    if evaluated:
+        record_viewer(opened.run, loaded, opened.data)
+    return write_reports([opened.run], opened.run.report)
 
 
 @command

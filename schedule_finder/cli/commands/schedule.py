@@ -71,10 +71,7 @@ def schedule(
     """
     current = open_run(folder)
     if select is not None:
-        with current.step("select", schedule=select):
-            chosen = current.schedules.select(select)
-        show_schedule(chosen.schedule)
-        return _result(current, chosen)
+        return _select(current, select)
     kind = parsing.budget_kind(budget_kind)
     parsing.check_budget(budget, kind)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
@@ -97,6 +94,14 @@ def schedule(
         show_schedule(found.schedule)
         return _result(current, found)
     return _show_front(current, table)
+
+
+def _select(current: Run, name: str) -> dict[str, Any]:
+    """Make a kept schedule the run's own and show it."""
+    with current.step("select", schedule=name):
+        chosen = current.schedules.select(name)
+    show_schedule(chosen.schedule)
+    return _result(current, chosen)
 
 
 def _show_front(current: Run, table: Any) -> dict[str, Any]:

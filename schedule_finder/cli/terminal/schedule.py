@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         HeldOutResult,
         HeldOutSummary,
         PolicyChoice,
+        PolicyResult,
         SolverEvidence,
     )
     from schedule_finder.run.folder import Run
@@ -99,7 +100,7 @@ def show_schedule(schedule: Schedule, held_out: HeldOutSummary | None = None) ->
         if (result := found.get(method)) is not None and (score := _score(result)) is not None
     ]
     if results:
-        screen.print(f"held out: {', '.join(results)}, n = {found['schedule'].n}")
+        screen.print(f"held out: {', '.join(results)}, n = {(found.get('schedule') or found['full']).n}")
     _show_quality((held_out.full_model if held_out is not None else None) or evidence.full_model)
 
 
@@ -107,11 +108,10 @@ def _serving_cost(evidence: Evidence) -> Iterator[str]:
     """What a schedule for a serving engine costs beside the best one of its budget."""
     found = evidence.serving
     if found is not None:
-        low, high = map(_nats, found.worse_by)
         yield (
-            f"for {found.engine}: KL {_nats(found.measured_kl)}; without the restriction to what it can run "
-            f"{_nats(found.unrestricted_kl)} ({found.unrestricted_policy}); difference {low} to {high} nats on "
-            f"{found.samples} samples"
+            f"for {found.engine}: answer change {_share(found.measured_change)}; without the restriction to what it can "
+            f"run {_share(found.unrestricted_change)} ({found.unrestricted_policy}); difference "
+            f"{_interval(found.worse_by, found.measured_change)} on {found.samples} samples"
         )
 
 
@@ -123,10 +123,10 @@ def _better_controls(evidence: Evidence) -> Iterator[str]:
         return
     for name, result in evidence.solver.policies.items():
         if name.split(",")[0] in CONTROLS and result.worse_by[1] < 0:
-            low, high = (_nats(-bound) for bound in reversed(result.worse_by))
+            low, high = (-bound for bound in reversed(result.worse_by))
             yield (
-                f"warning: {name} tokens on these stages have a lower KL than --scorer {evidence.asked.scorer}, by {low} to "
-                f"{high} nats; leave --scorer out to let the search choose"
+                f"warning: {name} tokens on these stages change fewer answers than --scorer {evidence.asked.scorer}, by "
+                f"{_interval((low, high), result.measured_change)}; leave --scorer out to let the search choose"
             )
 
 
@@ -170,12 +170,12 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     reasons = [f"placed by {solver.placed_by}"] if solver.placed_by else []
     if solver.retained is not None:
         reasons.append(f"{100 * solver.retained:.1f} % of text-to-vision attention retained in replay")
-    if solver.predicted_kl is not None:
-        reasons.append(f"KL {_nats(solver.predicted_kl)} predicted from {solver.measured_samples} samples")
+    if (predicted := _predicted(solver)) is not None:
+        reasons.append(f"{predicted} predicted from {solver.measured_samples} samples")
     if solver.measured_kl is not None:
         on = f" on {solver.chosen_on_samples}" if solver.chosen_on_samples else ""
         tried = solver.measured_schedules
-        reasons.append(f"KL {_nats(solver.measured_kl)} measured{on}, best of {tried} schedules")
+        reasons.append(f"{_measured(solver)} measured{on}, best of {tried} schedules")
     if solver.answer_tokens is not None:
         first = solver.answer_tokens == 1
         reasons.append(
@@ -184,21 +184,20 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     reasons += [solver.source] if solver.source else []
     yield f"solver {solver.solver}: {'; '.join(reasons) or 'no reasons given'}"
     by_number = ", ".join(
-        f"{count}: {_nats(best.predicted_kl)}"
+        f"{count}: {predicted}"
         for count, best in solver.by_number_of_stages.items()
-        if best.predicted_kl is not None
+        if (predicted := _predicted(best)) is not None
     )
     if by_number:
-        yield f"KL predicted by number of stages: {by_number}"
+        yield f"predicted by number of stages: {by_number}"
     yield from _compared_rules(solver)
     if solver.policy_choice is not None:
         yield _why_policy(solver.policy_choice)
     others = {name: result for name, result in solver.policies.items() if any(result.worse_by)}
     if others:
-        yield "other policies on these stages: measured KL, and how much higher (95 %)"
+        yield "other policies on these stages, and how much worse (95 %)"
         for name, result in others.items():
-            low, high = map(_nats, result.worse_by)
-            yield f"  {name}: {_nats(result.measured_kl)} ({low} to {high})"
+            yield f"  {name}: {_measured(result)} ({_interval(result.worse_by, result.measured_change)})"
     if solver.confidence is not None:
         often = ", ".join(f"({layers}) {count}" for layers, count in solver.confidence.layers.items())
         yield f"layers chosen in {solver.confidence.resamples} resamples: {often}"
@@ -212,28 +211,29 @@ def _compared_rules(solver: SolverEvidence) -> Iterator[str]:
     for place, words in _PLACES.items():
         rules = [rule for rule in solver.compared_rules if rule.place == place]
         # Those of the final round first; a mean over fewer samples cannot be compared with them.
-        rules.sort(key=lambda rule: (-rule.samples, rule.kl))
+        rules.sort(key=lambda rule: (-rule.samples, rule.loss))
         if rules:
             most = rules[0].samples
             shown = ", ".join(
                 rule.scorer
                 + (f" ({rule.dropped_tokens})" if rule.dropped_tokens != "discard" else "")
-                + f" {_nats(rule.kl)}"
+                + f" {_share(rule.change) if rule.change is not None else _nats(rule.kl)}"
                 + ("" if rule.samples == most else f" (on {rule.samples})")
                 for rule in rules
             )
-            yield f"scorers {words}, KL of single stages on {most} samples: {shown}"
+            what = "KL" if rules[0].change is None else "answer change"
+            yield f"scorers {words}, {what} of single stages on {most} samples: {shown}"
     for policy, reason in solver.refused_rules.items():
         yield f"not usable here: {policy}: {reason}"
     best = sorted(
         (one for one in solver.candidates if one.measured_kl is not None and one.worse_by is not None),
-        key=lambda one: one.measured_kl or 0.0,
+        key=lambda one: one.measured_change or one.measured_kl or 0.0,
     )
     if any(one.policy for one in best):
-        yield "whole schedules that were tried, the best first: measured KL, and how much higher (95 %)"
+        yield "whole schedules that were tried, the best first, and how much worse (95 %)"
         for one in best:
-            low, high = map(_nats, one.worse_by or (0.0, 0.0))
-            yield f"  {_staged(one)}: {_nats(one.measured_kl or 0.0)} ({low} to {high})"
+            worse = _interval(one.worse_by or (0.0, 0.0), one.measured_change)
+            yield f"  {_staged(one)}: {_measured(one)} ({worse})"
 
 
 def _staged(candidate: Alternative) -> str:
@@ -244,35 +244,70 @@ def _staged(candidate: Alternative) -> str:
 
 def _why_policy(choice: PolicyChoice) -> str:
     """Why this scorer and dropped-token setting, in one sentence."""
-    low, high = choice.interval
-    excess = f"{choice.difference:.2g} nats (95 % interval {_nats(low)} to {_nats(high)})"
+    what = f"measured {choice.measure}"
+    shown = _points if choice.measure == "answer change" else lambda value: f"{_nats(value)} nats"
+    low, high = map(shown, choice.interval)
+    excess = f"{shown(choice.difference)} (95 % interval {low} to {high})"
+    tolerance = shown(choice.tolerance)
     reasons = {
-        "preferred is best": "preferred, and of least measured KL",
-        "preferred within tolerance": f"preferred; measured KL is higher than that of {choice.compared} by {excess}, "
-        f"within the tolerance of {_nats(choice.tolerance)}",
-        "significantly better": f"measured KL is lower than that of {choice.preferred}, which is preferred, by {excess}; "
+        "preferred is best": f"preferred, and of least {what}",
+        "preferred within tolerance": f"preferred; {what} is higher than that of {choice.compared} by {excess}, within "
+        f"the tolerance of {tolerance}",
+        "significantly better": f"{what} is lower than that of {choice.preferred}, which is preferred, by {excess}; "
         "the interval excludes zero",
-        "beyond tolerance": f"measured KL is lower than that of {choice.preferred}, which is preferred, by {excess}, "
-        f"more than the tolerance of {_nats(choice.tolerance)}",
-        "control is not worse": "it reads nothing, and its measured KL is not higher than that of the best scorer "
+        "beyond tolerance": f"{what} is lower than that of {choice.preferred}, which is preferred, by {excess}, "
+        f"more than the tolerance of {tolerance}",
+        "control is not worse": f"it reads nothing, and its {what} is not higher than that of the best scorer "
         f"({choice.preferred} is higher by {excess})",
     }
     return f"chosen on {choice.samples} samples: {choice.chosen}: {reasons[choice.rule]}"
+
+
+def _predicted(one: SolverEvidence | Alternative) -> str | None:
+    """What a solver predicts, with its unit; None where it does not."""
+    if one.predicted_change is not None:
+        return f"answer change {_share(one.predicted_change)}"
+    return None if one.predicted_kl is None else f"KL {_nats(one.predicted_kl)}"
+
+
+def _measured(one: SolverEvidence | Alternative | PolicyResult) -> str:
+    """What was measured, with its unit; files of earlier releases have the KL alone."""
+    kl = f"KL {_nats(one.measured_kl or 0.0)}"
+    return kl if one.measured_change is None else f"answer change {_share(one.measured_change)}, {kl}"
+
+
+def _interval(bounds: tuple[float, float], measured_change: float | None) -> str:
+    """An interval of differences: points of answer change, or nats where no answer change was measured."""
+    if measured_change is None:
+        return f"{_nats(bounds[0])} to {_nats(bounds[1])} nats"
+    return f"{100 * bounds[0]:.2g} to {_points(bounds[1])}"
+
+
+def _share(change: float) -> str:
+    return f"{100 * change:.2g} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.2g} points"
 
 
 def _nats(divergence: float) -> str:
     return f"{divergence:.2g}"
 
 
+_FRONT = ("change pred.", "change meas.")
+
+
 def show_pareto(table: pd.DataFrame, current: Run) -> None:
     """The front over budgets."""
-    shown = make_table(
-        "Schedules by budget", "budget", "processed", "flops", "kv", "KL pred.", "KL meas.", "stages"
-    )
+    shown = make_table("Schedules by budget", "budget", "processed", "flops", "kv", *_FRONT, "stages")
     for row in table.itertuples():
         shown.add_row(
             *(f"{100 * value:.0f} %" for value in (row.budget, row.processed, row.flops, row.kv)),
-            *("" if value != value else f"{value:.3g}" for value in (row.predicted_kl, row.measured_kl)),
+            *(
+                "" if value != value else _share(value)
+                for value in (row.predicted_change, row.measured_change)
+            ),
             row.stages,
         )
     show_table(shown)
