@@ -44,6 +44,7 @@ from schedule_finder.run.folder import Run
 from schedule_finder.samples import DataSet, Sample, choose_samples, open_data
 from schedule_finder.search import Search
 from schedule_finder.solvers import BudgetTarget
+from schedule_finder.solvers.sensitivity import UNNEEDED
 from schedule_finder.solvers.shapes import scaled_to_budget
 from schedule_finder.solvers.whole_schedules import respent
 
@@ -151,13 +152,17 @@ def _methods(search: Search, loaded: LoadedBackbone, budget: float) -> list[Comp
     found = [_one(SEARCHED, SEARCHED, target.under(policy), schedule.stages)]
     found += [
         _one(name, place, target.under(rule), stages)
-        for name, place, rule, stages in _placed(target, schedule)
+        for name, place, rule, stages in _placed(
+            target, schedule, search.sensitivity_table().last_needed(UNNEEDED)
+        )
     ]
     return [one for one in found if _allowed(loaded, schedule, one)]
 
 
-def _placed(target: BudgetTarget, schedule: Schedule) -> Iterator[tuple[str, str, TokenPolicy, Stages]]:
-    """Every rule before the decoder, at its published place, and on the searched stages."""
+def _placed(
+    target: BudgetTarget, schedule: Schedule, end: int | None
+) -> Iterator[tuple[str, str, TokenPolicy, Stages]]:
+    """Every rule before the decoder, at its published place, and on the searched stages; ``end``: where vision ends."""
     for name, rule in SCORERS.items():
         policy = TokenPolicy(name)
         budget = target.under(policy)
@@ -166,6 +171,8 @@ def _placed(target: BudgetTarget, schedule: Schedule) -> Iterator[tuple[str, str
         ]
         if not (issubclass(rule, FeatureScorer) and rule.needs_layer):
             ways.append(("before the decoder", lambda budget=budget: budget.spend_rest([-1], ())))  # type: ignore[misc]
+            if end is not None:
+                ways.append(("leaving twice", lambda budget=budget: budget.spend_first(-1, end)))  # type: ignore[misc]
         if schedule.dropped_tokens == "merge":
             merging = target.under(TokenPolicy(name, "merge"))
             ways.append(("searched stages, merged", lambda budget=merging: respent(schedule.stages, budget)))  # type: ignore[misc]

@@ -14,11 +14,13 @@ from schedule_finder.figures.style import (
     LABELS,
     ORANGE,
     PURPLE,
+    VERMILLION,
 )
 
 PLACES = {
     "search": (BLUE, "o", "Search"),
     "before the decoder": (GREEN, "D", "One stage before the decoder"),
+    "leaving twice": (VERMILLION, "P", "Before the decoder, and all where vision ends"),
     "published": (ORANGE, "s", "Published layers"),
     "searched stages": (GREY, "^", "On the searched stages"),
     "searched stages, merged": (PURPLE, "v", "On the searched stages, merged"),

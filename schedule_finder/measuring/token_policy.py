@@ -48,9 +48,9 @@ class TokenPolicy:
         )
 
     def used_by(self, stages: Sequence[Stage]) -> TokenPolicy:
-        """The policy without what ``stages`` do not use."""
+        """The policy without what ``stages`` do not use: a stage that keeps nothing has nothing to score."""
         has_first = any(stage.layer < 0 for stage in stages)
-        inside = any(stage.layer >= 0 for stage in stages)
+        inside = any(stage.layer >= 0 and stage.keep_ratio > 0 for stage in stages)
         if not has_first:
             return TokenPolicy(self.scorer, self.dropped_tokens, self.seed)
         if not inside:

@@ -227,6 +227,14 @@ def test_alternatives_differ_from_the_policy_in_one_choice() -> None:
     assert _alternatives(policy, "text_guided", "merge", None, ["text_guided"]) == []
 
 
+def test_a_stage_that_keeps_nothing_needs_no_scorer() -> None:
+    """Or schedules that do the same would be measured under several names."""
+    twice = (Stage(layer=-1, keep_ratio=0.3), Stage(layer=5, keep_ratio=0.0))
+    policy = TokenPolicy("text_guided", "merge", pre_decoder="divprune")
+    assert policy.used_by(twice) == TokenPolicy("divprune", "merge")
+    assert policy.used_by(twice[1:]) == TokenPolicy("text_guided", "merge")
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
