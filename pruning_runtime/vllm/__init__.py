@@ -1,4 +1,4 @@
-"""Plug-in for vLLM 0.32: a schedule's stage before the decoder, on LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL.
+"""Plug-in for vLLM 0.32: a schedule's stage before the decoder, for LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL and Qwen3-VL.
 
     vllm serve MODEL --hf-overrides '{"adaptinfer": {"schedule": "4_schedule.json"}}'
 
@@ -12,7 +12,7 @@ import logging
 
 
 def register() -> None:
-    """Put the classes that can prune in place of vLLM's; one warning, and no change, under another release of vLLM."""
+    """Replace vLLM's classes by those that can prune; one warning, and no change, under another release of vLLM."""
     from pruning_runtime.vllm.interface import problem_of_installed
 
     if (problem := problem_of_installed()) is not None:

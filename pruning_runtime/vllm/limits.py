@@ -72,7 +72,11 @@ def check_backbone(schedule: Schedule, hf_config: Any) -> None:
 def conflict_with(config: Any) -> str | None:
     """The first option of vLLM that pruning does not work with, and what to do; None where there is none."""
     multimodal = config.model_config.multimodal_config
+    videos = config.model_config.hf_config.model_type == "qwen3_vl" and (
+        multimodal is None or multimodal.get_limit_per_prompt("video") > 0
+    )
     conflicts = {
+        "videos of Qwen3-VL, whose frames are apart in the prompt; add --limit-mm-per-prompt '{\"video\": 0}'": videos,
         "speculative decoding: the draft model would get other positions; remove --speculative-config": (
             config.speculative_config is not None
         ),

@@ -84,7 +84,7 @@ class OnePositionPerToken(PruningModel):
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         """Embeddings without their further columns, and the prompt's positions with those of the tokens of this step."""
-        features, ids, slots, index = self.place(
+        features, ids, slots, index = self.match_slots(
             input_ids,
             multimodal_embeddings,
             mrope_positions,

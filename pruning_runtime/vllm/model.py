@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruning_runtime.errors import PruningError
 from pruning_runtime.vllm.limits import OPEN_GATE, entry_of
-from pruning_runtime.vllm.positions import computed_slots, split_numbers, with_numbers
+from pruning_runtime.vllm.positions import LARGEST, computed_slots, split_numbers, with_numbers
 from pruning_runtime.vllm.processing import setting_field, setting_in, tokens_field
 from pruning_runtime.vllm.selection import kept_indices
 
@@ -43,6 +44,10 @@ class PruningModel:
         """
         raise NotImplementedError
 
+    def scored(self, features: Tensor) -> Tensor:
+        """The columns of ``features`` (``[tokens, width]``) that scorers read: what enters the first decoder layer."""
+        return features
+
     def protected(self, features: Tensor) -> Tensor | None:
         """Image-newline tokens among ``features`` (``[tokens, width]``); None for families without them."""
         return None
@@ -58,12 +63,17 @@ class PruningModel:
         for item, features in enumerate(super().embed_multimodal(**fields)):  # type: ignore[misc]
             setting = settings[item]
             protected = self.protected(features) if setting.image_newlines == "protected" else None
-            kept = kept_indices(features, setting.kept(len(features)), setting.rule(), protected)
-            numbers = self.numbers(modality, item, len(features), fields).to(features.device)
-            found.append(with_numbers(features[kept], numbers[kept]))
+            kept = kept_indices(self.scored(features), setting.kept(len(features)), setting.rule(), protected)
+            numbers = self.numbers(modality, item, len(features), fields)
+            if int(numbers.max()) > LARGEST:
+                raise PruningError(
+                    f"adaptinfer: positions inside a {modality} reach {int(numbers.max())}, above {LARGEST}; send a shorter "
+                    "video or a smaller image"
+                )
+            found.append(with_numbers(features[kept], numbers.to(features.device)[kept]))
         return tuple(found)
 
-    def place(
+    def match_slots(
         self,
         input_ids: Any,
         embeddings: Sequence[Tensor],

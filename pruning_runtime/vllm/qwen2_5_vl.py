@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from vllm.model_executor.models import qwen2_5_vl as qwen
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from pruning_runtime.vllm.model import PruningModel
-from pruning_runtime.vllm.positions import grid_positions, position_before
+from pruning_runtime.vllm.positions import grid_positions
 from pruning_runtime.vllm.processing import PruningProcessor
+from pruning_runtime.vllm.qwen_positions import Grid, GridPositions
 
 
 class PrunedQwenProcessor(PruningProcessor, qwen.Qwen2_5_VLMultiModalProcessor):
@@ -33,11 +33,8 @@ class PrunedQwenProcessor(PruningProcessor, qwen.Qwen2_5_VLMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedQwenProcessor, info=qwen.Qwen2_5_VLProcessingInfo, dummy_inputs=qwen.Qwen2_5_VLDummyInputsBuilder
 )
-class PrunedQwen25VL(PruningModel, qwen.Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL; every kept token carries its time, row and column."""
-
-    config: Any
-    numbers_per_token = 3
+class PrunedQwen25VL(GridPositions, qwen.Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL."""
 
     def numbers(self, modality: str, item: int, count: int, fields: dict[str, Any]) -> Tensor:
         """See `PruningModel.numbers`."""
@@ -53,48 +50,7 @@ class PrunedQwen25VL(PruningModel, qwen.Qwen2_5_VLForConditionalGeneration):
     def _per_second(self) -> float:
         return getattr(self.config.vision_config, "tokens_per_second", 1.0)
 
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[Any]
-    ) -> tuple[Tensor, int]:
-        """Positions of a prompt; those of images and videos wait for the embeddings."""
-        if not self.prunes:
-            return super().get_mrope_input_positions(input_tokens, mm_features)
-        length = len(input_tokens)
-        position, parts, start = 0, [], 0
-        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        for feature, (offset, *sizes) in zip(features, self.iter_mm_grid_thw(features), strict=True):
-            parts.append(torch.arange(position, position + offset - start))
-            position += offset - start
-            kept = feature.mm_position.length
-            parts.append(torch.full((kept,), position))
-            frames, rows, columns, step = sizes
-            position += int(grid_positions(frames, rows, columns, step).max()) + 1
-            start = offset + kept
-        parts.append(torch.arange(position, position + length - start))
-        after = position + length - start
-        return torch.cat(parts).expand(3, -1).clone(), after - length
-
-    def recompute_mrope_positions(
-        self,
-        input_ids: list[int] | Tensor,
-        multimodal_embeddings: Sequence[Tensor],
-        mrope_positions: Tensor,
-        num_computed_tokens: int,
-    ) -> tuple[Sequence[Tensor], Tensor, int]:
-        """Embeddings without their further columns, and the prompt's positions with those of the tokens of this step.
-
-        An image follows a text token (its start mark), whose position is one less than the image's first.
-        """
-        if not self.prunes:
-            return super().recompute_mrope_positions(
-                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
-            )
-        vision_ids = [self.config.image_token_id, self.config.video_token_id]
-        features, ids, slots, numbers = self.place(
-            input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens, vision_ids
-        )
-        positions = mrope_positions.clone()
-        first = position_before(ids, vision_ids, positions[0], slots) + 1
-        positions[:, slots] = first + numbers.T
-        # A prompt ends with text, which has the highest position.
-        return features, positions, int(positions[0, -1]) + 1 - len(ids)
+    def grids(self, features: Sequence[Any]) -> Iterator[Grid]:
+        """See `GridPositions.grids`."""
+        for _, frames, rows, columns, step in self.iter_mm_grid_thw(list(features)):
+            yield frames, rows, columns, step

@@ -1,4 +1,4 @@
-"""Puts the classes that can prune in place of vLLM's, and checks settings when a server starts."""
+"""Replaces vLLM's classes by those that can prune, and checks settings when a server starts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ CLASSES = {
     "LlavaForConditionalGeneration": "pruning_runtime.vllm.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "pruning_runtime.vllm.llava_next:PrunedLlavaNext",
     "Qwen2_5_VLForConditionalGeneration": "pruning_runtime.vllm.qwen2_5_vl:PrunedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "pruning_runtime.vllm.qwen3_vl:PrunedQwen3VL",
 }
 """Architecture -> class. Names only: importing model code in every process of vLLM may initialize CUDA too early."""
 

@@ -83,10 +83,10 @@ def ask(url: str, body: bytes) -> ServedAnswer:
             if event.get("usage"):
                 prompt_tokens = event["usage"]["prompt_tokens"]
             for choice in event["choices"]:
-                piece = choice["delta"].get("content") or ""
-                if first is None and (piece or choice.get("finish_reason")):
+                part = choice["delta"].get("content") or ""
+                if first is None and (part or choice.get("finish_reason")):
                     first = time.perf_counter() - begin
-                text += piece
+                text += part
     finally:
         connection.close()
     return ServedAnswer(text.strip(), prompt_tokens, first or time.perf_counter() - begin)

@@ -32,13 +32,19 @@ Turns = list[list[dict[str, Any]]]
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoint folders by family."""
-    from tests.vllm.folders import write_demo_folder, write_llava_next_folder, write_qwen_folder
+    from tests.support.vllm_folders import (
+        write_demo_folder,
+        write_llava_next_folder,
+        write_qwen3_folder,
+        write_qwen_folder,
+    )
 
     base = tmp_path_factory.mktemp("checkpoints")
     return {
         "llava": write_demo_folder(base / "llava"),
         "llava_next": write_llava_next_folder(base / "llava_next"),
         "qwen": write_qwen_folder(base / "qwen"),
+        "qwen3": write_qwen3_folder(base / "qwen3"),
     }
 
 
@@ -69,7 +75,13 @@ def answers(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         name = f"{family}-{plugin}-{setting}"
         (base / f"{name}-job.json").write_text(json.dumps(job))
         done = subprocess.run(
-            [sys.executable, "-m", "tests.vllm.answer", base / f"{name}-job.json", base / f"{name}.json"],
+            [
+                sys.executable,
+                "-m",
+                "tests.support.vllm_answers",
+                base / f"{name}-job.json",
+                base / f"{name}.json",
+            ],
             cwd=ROOT,
             env=os.environ | ({} if plugin else {"VLLM_PLUGINS": ""}),
             capture_output=True,

@@ -65,6 +65,12 @@ def test_options_that_pruning_does_not_work_with(
         config_of(folders[family], **options)
 
 
+def test_videos_of_qwen3_vl_must_be_off(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="adaptinfer cannot prune in vLLM with videos of Qwen3-VL.*limit-mm"):
+        config_of(folders["qwen3"])
+    config_of(folders["qwen3"], limit_mm_per_prompt={"video": 0})
+
+
 def test_model_runner_v2(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(ValueError, match="model runner V2: not tested; set VLLM_USE_V2_MODEL_RUNNER=0"):

@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("vllm")
 
 from pruning_runtime.vllm.setting import Setting
-from tests.vllm.references import reference_answers
-from tests.vllm.requests import REQUESTS
+from tests.support.vllm_references import reference_answers
+from tests.support.vllm_requests import REQUESTS
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("llava", "llava_next", "qwen")
+FAMILIES = ("llava", "llava_next", "qwen", "qwen3")
 Turns = list[list[dict[str, Any]]]
 
 

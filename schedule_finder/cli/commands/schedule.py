@@ -76,13 +76,10 @@ def schedule(
     parsing.check_budget(budget, kind)
     asked = parsing.solver_options(solver, scorer, dropped_tokens)
     _check_names(current, name, out, pareto)
-    _check_serving(served_by, pareto, model)
+    _check_serving(served_by, pareto, model, asked)
     from schedule_finder import pipeline
-    from schedule_finder.served_search import servable
     from schedule_finder.solvers import SOLVERS
 
-    if served_by is not None:
-        servable(scorer, asked["dropped_tokens"])
     measures = model and (SOLVERS[asked["solver"]].measures or kind == "latency" or served_by is not None)
     backbone = load_again(current, device, dtype, threads, trust_remote_code) if measures else None
     with open_search(current, backbone, batch_size, answer_tokens, served=served_by is not None) as search:
@@ -122,14 +119,17 @@ def _show_front(current: Run, table: Any) -> dict[str, Any]:
     }
 
 
-def _check_serving(served_by: str | None, pareto: bool, model: bool) -> None:
+def _check_serving(served_by: str | None, pareto: bool, model: bool, asked: dict[str, Any]) -> None:
     """Refuse before the search what ``--for`` cannot be combined with. Raises `InputError`."""
     if served_by is None:
         return
+    from schedule_finder.served_search import servable
+
     parsing.choice("--for", served_by, SERVING_ENGINES)
     if pareto or not model:
         other = "--pareto" if pareto else "--no-model"
         raise InputError(f"--for {served_by}: measures one budget on the backbone; leave {other} away")
+    servable(asked["scorer"], asked["dropped_tokens"])
 
 
 def _check_names(run: Run, name: str | None, out: Path | None, pareto: bool) -> None:

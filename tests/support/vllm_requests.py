@@ -39,7 +39,7 @@ class Request:
 
 
 def video_metadata(video: np.ndarray, fps: float) -> dict[str, Any]:
-    """What vLLM and transformers are told of a video that is decoded already."""
+    """Facts about a decoded video for vLLM and transformers."""
     return {
         "fps": fps,
         "duration": len(video) / fps,
@@ -99,7 +99,17 @@ def llava_next_requests(count: int = 10) -> list[Request]:
     return found
 
 
-REQUESTS = {"llava": llava_requests, "qwen": qwen_requests, "llava_next": llava_next_requests}
+def qwen3_requests() -> list[Request]:
+    """The images of `qwen_requests`."""
+    return [request for request in qwen_requests(6) if request.video is None]
+
+
+REQUESTS = {
+    "llava": llava_requests,
+    "qwen": qwen_requests,
+    "llava_next": llava_next_requests,
+    "qwen3": qwen3_requests,
+}
 
 
 def _by_image(ratio: float) -> list[dict[str, Any]]:

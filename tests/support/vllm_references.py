@@ -11,7 +11,7 @@ from transformers.video_utils import VideoMetadata
 
 from pruning_runtime import Schedule, Stage, find_backbone, pruned
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice
-from tests.vllm.requests import REQUESTS, STEPS, Request, video_metadata
+from tests.support.vllm_requests import REQUESTS, STEPS, Request, video_metadata
 
 
 def reference_answers(folder: Path, family: str) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def reference_answers(folder: Path, family: str) -> list[dict[str, Any]]:
 
 
 def schedule_of(model: Any, setting: dict[str, Any]) -> Schedule:
-    """The schedule that a request's setting stands for."""
+    """The schedule of a request's setting."""
     backbone = find_backbone(model)
     scorer = setting["scorer"]
     return Schedule(

@@ -22,6 +22,10 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from schedule_finder.demo import BACKBONE_FOLDER
@@ -88,6 +92,40 @@ def write_qwen_folder(folder: Path) -> Path:
     return folder
 
 
+def write_qwen3_folder(folder: Path) -> Path:
+    """Qwen3-VL with random weights and DeepStack features after three tower layers."""
+    pixels = {"patch_size": 16, "merge_size": 2, "min_pixels": 32 * 32, "max_pixels": 32 * 32 * 256}
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=_tokenizer(QWEN_SPECIAL, eos_token="<|im_end|>"),
+        video_processor=Qwen3VLVideoProcessor(patch_size=16, merge_size=2),
+        chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+    ).save_pretrained(folder)
+    ids = {name: QWEN_SPECIAL.index(name) for name in QWEN_SPECIAL}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        vision_config={
+            "depth": 3,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "out_hidden_size": 128,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1, 2],
+        },
+        text_config={**_decoder(len(QWEN_SPECIAL)), "head_dim": 32, "rope_parameters": rope},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    _randomized(Qwen3VLForConditionalGeneration, config).save_pretrained(folder)
+    return folder
+
+
 def write_llava_next_folder(folder: Path) -> Path:
     """LLaVA-NeXT with random weights: a thumbnail and up to two tiles of 16 tokens, and image-newline tokens."""
     pinpoints = [[64, 128], [128, 64], [64, 64]]
@@ -150,7 +188,7 @@ def _tokenizer(special: tuple[str, ...], *, eos_token: str) -> PreTrainedTokeniz
 
 
 def _randomized(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
-    """Weights large enough that answers depend on which tokens are kept."""
+    """Weights so large that answers depend on which tokens are kept."""
     torch.manual_seed(0)
     model = model_class(config).float()
     with torch.no_grad():

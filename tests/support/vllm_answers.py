@@ -1,4 +1,4 @@
-"""Answers the requests of a family in a process of its own: `python -m tests.vllm.answer JOB.json OUT.json`.
+"""Answers the requests of a family in a process of its own: `python -m tests.support.vllm_answers JOB OUT`.
 
 A job: ``folder``, ``family``, ``engine`` (arguments of `LLM`), ``settings`` (whether requests send theirs), ``uuids``
 (whether they name their images), ``turns``.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.vllm.requests import REQUESTS, STEPS
+from tests.support.vllm_requests import REQUESTS, STEPS
 
 
 def main(job_path: str, out_path: str) -> None:
@@ -25,7 +25,7 @@ def main(job_path: str, out_path: str) -> None:
         "enforce_eager": True,
         "max_num_seqs": 16,
         "disable_log_stats": True,
-        "limit_mm_per_prompt": {"image": 2, "video": 1} if job["family"] == "qwen" else {"image": 2},
+        "limit_mm_per_prompt": {"image": 2, "video": int(job["family"] == "qwen")},
     }
     llm = LLM(model=job["folder"], **engine | job["engine"])
     requests = []
