@@ -80,10 +80,9 @@ def profile(
     from schedule_finder.samples import open_data
 
     sources = _sources(backbone, dataset)
-    folder = Path(out)
-    check_folder(folder)
+    check_folder(folder := Path(out))
     check_not_among_data(folder, sources)
-    reading: dict[str, Any] = dict.fromkeys(_ALWAYS_STORED) | columns
+    reading = dict.fromkeys(_ALWAYS_STORED) | columns
     options = {
         "backbone": backbone,
         "dataset": sources[0] if len(sources) == 1 else sources,

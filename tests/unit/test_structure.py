@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEST_FOLDERS = ("unit", "model", "demo", "gpu", "lmms")
+TEST_FOLDERS = ("unit", "model", "demo", "gpu", "lmms", "vllm")
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 400
 
 
