@@ -82,7 +82,7 @@ def profile(
     sources = _sources(backbone, dataset)
     check_folder(folder := Path(out))
     check_not_among_data(folder, sources)
-    reading = dict.fromkeys(_ALWAYS_STORED) | columns
+    reading: dict[str, Any] = dict.fromkeys(_ALWAYS_STORED) | columns
     options = {
         "backbone": backbone,
         "dataset": sources[0] if len(sources) == 1 else sources,
