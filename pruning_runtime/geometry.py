@@ -50,7 +50,7 @@ class DecoderShape:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
                 if len(value) != self.num_layers:
-                    raise ValueError(f"{name}: {len(value)} entries for {self.num_layers} layers")
+                    raise ValueError(f"{name} has {len(value)} entries, num_layers is {self.num_layers}")
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -66,7 +66,7 @@ def test_a_shape_from_an_old_profile_has_no_flops_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["linear_flops", "pair_flops"])
 def test_a_damaged_shape_without_an_entry_for_every_layer_is_refused(name: str) -> None:
     sizes = find_backbone(FAMILIES["llava"].build()).shape.sizes
-    with pytest.raises(ValueError, match=f"{name}: {LAYERS - 1} entries for {LAYERS} layers"):
+    with pytest.raises(ValueError, match=f"{name} has {LAYERS - 1} entries, num_layers is {LAYERS}"):
         DecoderShape(**sizes, **{name: (1,) * (LAYERS - 1)})  # type: ignore[arg-type]
 
 
