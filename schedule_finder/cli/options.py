@@ -108,7 +108,7 @@ ServedBy = Annotated[
     str | None,
     typer.Option(
         "--for",
-        help=f"{listed(SERVING_ENGINES)}: search only what this engine can run, and say what that costs in answer KL.",
+        help=f"{listed(SERVING_ENGINES)}: search only what this engine can run, and say what that costs in changed answers.",
     ),
 ]
 DryRun = Annotated[
