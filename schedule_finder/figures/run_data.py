@@ -14,6 +14,7 @@ from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
 from schedule_finder.evidence import Evidence, digest
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
+from schedule_finder.report.viewer import Viewer, current_viewer
 from schedule_finder.run.reader import ChangePoints, read_change_points
 from schedule_finder.run.stale import example_digest
 
@@ -159,6 +160,12 @@ class RunData:
                 return _read_example(described), image.convert("RGB")
         except OSError as error:
             raise InputError(f"{pictured}: not a readable image ({error}); evaluate again") from error
+
+    @property
+    def viewer(self) -> Viewer | None:
+        """The samples of the report's viewer, if they are of the selected schedule and of the last evaluation."""
+        self.uses_schedule = True
+        return None if self.digest is None else current_viewer(self.run, self.digest)
 
     @property
     def change_points(self) -> list[int]:

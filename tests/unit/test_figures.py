@@ -22,6 +22,7 @@ from schedule_finder.change_points import DETECTORS
 from schedule_finder.errors import InputError
 from schedule_finder.evaluation.methods import BASELINES, DEFAULT_BASELINES
 from schedule_finder.evaluation.outcomes import COLUMNS
+from schedule_finder.evidence import digest
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.accuracy import accuracy
 from schedule_finder.figures.attention_map import ranked_attention
@@ -32,8 +33,18 @@ from schedule_finder.figures.run_data import RunData, read_evaluation
 from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
+from schedule_finder.figures.tables import to_latex, to_markdown, write_tables
 from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.report.viewer import (
+    StageTokens,
+    Viewer,
+    ViewerPanel,
+    ViewerSample,
+    answers_digest,
+    as_bytes,
+    as_data_uri,
+)
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
 from tests.unit.test_sensitivity import table_from
@@ -110,6 +121,28 @@ def write_run(run):
     run.convergence.write_text(CHECKS)
     evaluation_table().to_csv(run.evaluation, index=False)
     write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
+    write_viewed(run)
+
+
+def write_viewed(run):
+    """Nine samples of the report's viewer; attention of layer 0 is on token 9, of layer 1 on token 10, and so on."""
+    pd.DataFrame({"id": ["s"]}).to_parquet(run.answers)
+    attention = np.full((LAYERS, TOKENS), 0.1)
+    attention[range(LAYERS), range(9, 9 + LAYERS)] = 1.0
+    values, peaks = as_bytes(attention)
+    panel = ViewerPanel(
+        picture=as_data_uri(Image.new("RGB", (64, 64), (90, 120, 200)), 64), rows=SIDE, columns=SIDE
+    )
+    sample = ViewerSample(
+        id="s", question="what costs $5 and $6", question_type="where", references=[], full_answer="blue",
+        pruned_answer="", full_score=None, pruned_score=None, kl=0.1, panels=[panel],
+        places=[(0, token // SIDE, token % SIDE) for token in range(TOKENS)], layers=list(range(LAYERS)),
+        attention=values, peaks=peaks, stages=[StageTokens(layer=2, kept=[0, 8, 18])],
+    )  # fmt: skip
+    digest_of = digest(Schedule.load(run.schedule))
+    Viewer(schedule=digest_of, answers=answers_digest(run), num_layers=LAYERS, samples=[sample] * 9).save(
+        run.viewer
+    )
 
 
 def write_profile(run, lengths, num_layers=LAYERS, layers=None):
@@ -591,9 +624,10 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
         ("2_profile", {"1_attention_map", "2_shift"}),
         ("3_change_points.json", {"3_change_points"}),
         ("4_sensitivity.parquet", {"4_sensitivity"}),
-        ("4_schedule.json", {"4_schedule"}),
+        ("4_schedule.json", {"4_schedule", "6_gallery", "6_heatmaps"}),
         ("4_pareto.csv", {"4_pareto"}),
-        ("5_evaluation.csv", {"5_accuracy"}),
+        ("5_evaluation.csv", {"5_accuracy", "5_time"}),
+        ("7_viewer.json", {"6_gallery", "6_heatmaps"}),
         ("5_example.json", {"6_overlay"}),
         ("5_example.png", {"6_overlay"}),
     ],
@@ -719,3 +753,48 @@ def test_the_schedule_against_the_number_of_samples(tmp_path: Path) -> None:
     assert below.get_lines()[0].get_ydata().tolist() == pytest.approx([5, 3, 1.5])
     assert below.get_lines()[1].get_ydata() == [2, 2]  # percent: the tolerance
     assert len(table) == 10
+
+
+def test_the_gallery_and_the_heatmaps_show_the_viewers_samples(drawn):
+    shown = table(drawn, "6_gallery")
+    assert shown.kept.tolist() == [3] * 8
+    heat = table(drawn, "6_heatmaps")
+    most = heat.loc[heat.groupby("layer").attention_over_mean.idxmax()]
+    assert most.token.tolist() == list(range(9, 9 + LAYERS))
+    assert most.attention_over_mean.iloc[0] == pytest.approx(1 / 0.1140625, abs=0.02)
+
+
+def test_time_is_relative_to_the_full_model(drawn, run):
+    assert set(table(drawn, "5_time").time_share) == {1.0}
+    evaluated = pd.read_csv(run.evaluation)
+    evaluated.loc[evaluated.method != "full", "prefill_ms"] = 0.1
+    evaluated.to_csv(run.evaluation, index=False)
+    make_figures(run, ["5_time"])
+    again = pd.read_csv(run.figures / "5_time.csv").set_index("method")
+    assert again.time_share["full"] == 1.0
+    assert set(again.time_share.drop("full")) == {0.2}
+    evaluated.drop(columns="prefill_ms").to_csv(run.evaluation, index=False)
+    assert "5_time" not in names_that_can_be_drawn(run)
+
+
+def test_style_and_column_width(run):
+    wide, paper = make_figures(run, ["1_attention_map"]), None
+    with Image.open(wide[1]) as image:
+        before = image.size
+    paper = make_figures(run, ["1_attention_map"], style="paper", column=2 * style.SINGLE)
+    with Image.open(paper[1]) as image:
+        assert image.size == pytest.approx([2 * side for side in before], abs=2)
+    assert b"STIX" in paper[0].read_bytes()
+
+
+def test_tables_are_written_as_markdown_and_latex(run):
+    make_figures(run, ["5_accuracy", "4_pareto"])
+    names = {path.name for path in write_tables(run)}
+    assert names == {
+        f"{name}.{end}" for name in ("5_accuracy", "4_pareto", "5_evaluation") for end in ("md", "tex")
+    }
+    some = pd.DataFrame({"a_b": ["x|y & 50%", "z"], "n": [0.123456, np.nan]})
+    assert to_markdown(some) == "| a_b | n |\n| --- | --- |\n| x\\|y & 50% | 0.1235 |\n| z |  |\n"
+    latex = to_latex(some)
+    assert "\\begin{tabular}{lr}" in latex
+    assert "x|y \\& 50\\% & 0.1235" in latex.replace("\\textbar ", "|")
