@@ -37,9 +37,10 @@ def gallery(data: RunData) -> Drawing | None:
     rows = []
     for axes, sample in zip(panels, shown, strict=False):
         kept = _grid(sample, np.isin(np.arange(len(sample.places)), sample.stages[-1].kept))
-        pixels = light_pixels(_picture(sample), *kept.shape, len(shown))
+        height, width = kept.shape
+        pixels = light_pixels(_picture(sample), height, width, len(shown))
         draw_tokens(axes, pixels, kept, ())
-        axes.set_aspect(pixels.shape[0] / pixels.shape[1] * kept.shape[1] / kept.shape[0])
+        axes.set_aspect(pixels.shape[0] / pixels.shape[1] * width / height)
         question = textwrap.shorten(sample.question, 60, placeholder=" \u2026")
         lines = [
             *textwrap.wrap(question, 32),
