@@ -15,6 +15,7 @@ from schedule_finder.figures.change_points import change_points
 from schedule_finder.figures.convergence import convergence
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
+from schedule_finder.figures.retention import retention
 from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
@@ -44,6 +45,7 @@ FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
     "4_pareto": pareto,
     "5_accuracy": accuracy,
     "5_time": accuracy_by_time,
+    "5_retention": retention,
     "6_overlay": overlay,
     "6_gallery": gallery,
     "6_heatmaps": heatmaps,

@@ -142,6 +142,23 @@ class RunData:
         return pd.concat([table[table.method == "full"], ours])
 
     @property
+    def evaluation_by_type(self) -> pd.DataFrame | None:
+        """Rows of the full model and of the selected schedule at its budget by question type; None without scores."""
+        overall = self.evaluation
+        own = overall[overall.method == "schedule"] if overall is not None else None
+        if own is None or own.empty:
+            return None
+        table = pd.read_csv(self.run.evaluation)
+        if not {"score", "score_low", "score_high", "schedule"} <= set(table):
+            return None
+        name, budget = own.schedule.iloc[0], own.budget.iloc[0]
+        ours = table[table.method.isin(["schedule", name]) & ((table.budget - budget).abs() < 1e-9)]
+        if isinstance(name, str):
+            ours = ours[ours.schedule == name]
+        both = pd.concat([table[table.method == "full"], ours.assign(method="schedule")])
+        return both[both.question_type != "all"]
+
+    @property
     def example(self) -> tuple[Example, Image.Image] | None:
         """One sample with the tokens that each stage of the selected schedule keeps, and its image."""
         self.uses_schedule = True

@@ -177,7 +177,7 @@ def evaluation_table():
                 | {"schedule": None, "digest": None, "metric": "exact_match"}
                 | {"method": method, "budget": used, "question_type": kind, "n": 200, "processed": used}
                 | {"exact_match": round(200 * exact * used**0.1) / 200, "ci_low": low, "ci_high": high}
-                for kind in ("all", "where")
+                for kind in ("all", "where", "count")
             ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -626,7 +626,7 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
         ("4_sensitivity.parquet", {"4_sensitivity"}),
         ("4_schedule.json", {"4_schedule", "6_gallery", "6_heatmaps"}),
         ("4_pareto.csv", {"4_pareto"}),
-        ("5_evaluation.csv", {"5_accuracy", "5_time"}),
+        ("5_evaluation.csv", {"5_accuracy", "5_time", "5_retention"}),
         ("7_viewer.json", {"6_gallery", "6_heatmaps"}),
         ("5_example.json", {"6_overlay"}),
         ("5_example.png", {"6_overlay"}),
@@ -798,3 +798,15 @@ def test_tables_are_written_as_markdown_and_latex(run):
     latex = to_latex(some)
     assert "\\begin{tabular}{lr}" in latex
     assert "x|y \\& 50\\% & 0.1235" in latex.replace("\\textbar ", "|")
+
+
+def test_retention_compares_the_schedule_with_the_full_model_by_question_type(run):
+    evaluated = pd.read_csv(run.evaluation)
+    evaluated["score"] = np.where(evaluated.method == "full", 0.8, 0.6)
+    evaluated.loc[(evaluated.method == "schedule") & (evaluated.question_type == "count"), "score"] = 0.2
+    evaluated.to_csv(run.evaluation, index=False)
+    make_figures(run, ["5_retention"])
+    shown = pd.read_csv(run.figures / "5_retention.csv").set_index("question_type")
+    assert shown.retained.to_dict() == pytest.approx({"where": 0.75, "count": 0.25})
+    evaluated[evaluated.question_type != "count"].to_csv(run.evaluation, index=False)
+    assert "5_retention" not in names_that_can_be_drawn(run)
