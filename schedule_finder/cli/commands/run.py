@@ -112,8 +112,7 @@ def run(
         return _plan(opened, planned, solver=asked["solver"], budget=share, methods=methods)
     loaded = _profile_and_detect(opened, detector, most_skipped)
     _find_schedule(opened, loaded, budget, kind, asked)
-    evaluated = _evaluate(opened, loaded, baselines, sweep) if eval_samples else None
-    return _finish(opened, loaded, evaluated)
+    return _finish(opened, loaded, _evaluate(opened, loaded, baselines, sweep) if eval_samples else None)
 
 
 @dataclass(frozen=True)
