@@ -98,9 +98,7 @@ def profile(
     files = RunFolder.begin(folder, command, options)
     with LocalEngine(loaded, data, BatchLimits(samples=batch_size)) as engine:
         pipeline.profile_step(files, engine, data, progress, report=log.warning)
-    run = Run(files, device, dtype)
-    run.__dict__["model"] = loaded, data  # loaded already
-    return run
+    return Run(files, device, dtype, model=(loaded, data))
 
 
 def find_schedule(

@@ -35,9 +35,18 @@ def silent(_done: int, _total: int) -> None:
 class Run:
     """A run folder with its steps as methods and its files as tables. Made by `load_run` and `profile`."""
 
-    def __init__(self, files: RunFolder, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        files: RunFolder,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        model: tuple[LoadedBackbone, DataSet] | None = None,
+    ) -> None:
         self.files = files
         self._device, self._dtype = device, dtype
+        if model is not None:  # loaded already
+            self.model = model
 
     @property
     def folder(self) -> Path:

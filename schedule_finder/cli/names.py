@@ -38,6 +38,8 @@ BASELINE_NAMES = (
 """`schedule_finder.evaluation.methods.BASELINES`."""
 METRIC_NAMES = tuple(METRICS)
 """`schedule_finder.evaluation.metrics.METRICS`."""
+STYLE_NAMES = ("screen", "paper")
+"""`schedule_finder.figures.style.STYLES`; the first is the default."""
 DTYPE_NAMES = (AUTO, "float32", "bfloat16", "float16")
 """`schedule_finder.models.loading.DTYPES` and `AUTO`."""
 

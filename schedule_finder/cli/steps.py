@@ -93,12 +93,12 @@ def evaluate_schedule(
         )
 
 
-def draw_figures(run: Run) -> list[Path]:
-    """Step 6; returns the files written."""
+def draw_figures(run: Run, **look: Any) -> list[Path]:
+    """Step 6; returns the files written. ``look``: see `make_figures`."""
     from schedule_finder import figures
 
     with run.step("plot"), status("drawing"):
-        return figures.make_figures(run, report=note)
+        return figures.make_figures(run, report=note, **look)
 
 
 def record_viewer(run: Run, loaded: LoadedBackbone, data: DataSet) -> None:

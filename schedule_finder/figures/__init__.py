@@ -15,11 +15,14 @@ from schedule_finder.figures.change_points import change_points
 from schedule_finder.figures.convergence import convergence
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
+from schedule_finder.figures.retention import retention
 from schedule_finder.figures.run_data import RunData
 from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.shift import shift
-from schedule_finder.figures.style import STYLE
+from schedule_finder.figures.style import SINGLE, STYLES
+from schedule_finder.figures.time import accuracy_by_time
+from schedule_finder.figures.viewed import gallery, heatmaps
 from schedule_finder.run.stale import FIGURE_KEY, figure_digest
 
 if TYPE_CHECKING:
@@ -41,7 +44,11 @@ FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
     "4_schedule": staircase,
     "4_pareto": pareto,
     "5_accuracy": accuracy,
+    "5_time": accuracy_by_time,
+    "5_retention": retention,
     "6_overlay": overlay,
+    "6_gallery": gallery,
+    "6_heatmaps": heatmaps,
 }
 
 
@@ -52,6 +59,9 @@ def make_figures(
     run: Run,
     names: Collection[str] = tuple(FIGURES),
     report: Callable[[str], None] = lambda _line: None,
+    *,
+    style: str = "screen",
+    column: float | None = None,
 ) -> list[Path]:
     """Draw the figures that the run has data for into ``run.figures``; returns the files written.
 
@@ -63,17 +73,22 @@ def make_figures(
         run: the run's folder.
         names: which figures.
         report: called with a line about each result that is left out because it is of another schedule.
+        style: of `STYLES`; ``paper`` has a serif.
+        column: width of a column in inches; None: 3.3. Figures of two columns are wider in proportion.
 
     Raises:
         InputError: a file cannot be used; the message says which one and why.
     """
     data = RunData(run)
     written: list[Path] = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLES[style]):
         for name in names:
             data.uses_schedule = False
             drawing = FIGURES[name](data)
             if drawing is not None:
+                if column is not None:
+                    width, height = drawing[0].get_size_inches() * column / SINGLE
+                    drawing[0].set_size_inches(float(width), float(height))
                 shown = data.digest if data.uses_schedule else None
                 written += save_figure(run.figures / name, *drawing, schedule=shown)
             else:

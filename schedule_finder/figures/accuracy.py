@@ -31,15 +31,21 @@ def accuracy(data: RunData) -> Drawing | None:
     results = held_out_results(data)
     if results is None:
         return None
-    names, spare = _methods_in_order(results.table), iter(SPARE_STYLES * len(results.table))
-    used = {kind: METHOD_STYLES.get(kind) or next(spare) for kind in dict.fromkeys(map(_kind, names))}
-    styles = {name: _style(name, *used[_kind(name)], data.schedule) for name in names}
-    for name, style in styles.items():
-        if several_draws(rows := results.table[results.table.method == name]):
-            style["label"] += f" (range of {int(rows.draws.max())})"
+    styles = method_looks(results, data.schedule)
     one_budget = results.table.budget[results.table.method != "full"].nunique() <= 1
     draw = _by_method if one_budget else _by_budget
     return draw(results, styles), results.table
+
+
+def method_looks(results: HeldOut, schedule: Schedule | None) -> dict[str, dict[str, Any]]:
+    """Colour, marker, line and label of each method but the full model, in their order."""
+    names, spare = _methods_in_order(results.table), iter(SPARE_STYLES * len(results.table))
+    used = {kind: METHOD_STYLES.get(kind) or next(spare) for kind in dict.fromkeys(map(_kind, names))}
+    styles = {name: _style(name, *used[_kind(name)], schedule) for name in names}
+    for name, style in styles.items():
+        if several_draws(rows := results.table[results.table.method == name]):
+            style["label"] += f" (range of {int(rows.draws.max())})"
+    return styles
 
 
 def _by_budget(results: HeldOut, styles: dict[str, dict[str, Any]]) -> Figure:

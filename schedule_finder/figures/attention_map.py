@@ -72,8 +72,11 @@ def _draw_map(figure: Figure, axes: Axes, values: np.ndarray, edges: np.ndarray)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("Vision token rank (log scale)")
     bar = figure.colorbar(mesh, ax=axes, aspect=25, pad=0.02)
-    bar.set_label("Attention relative to uniform")
-    steps = (1.0, 2.0, 5.0) if high > 12 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    bar.set_label("Attention / uniform attention\n(log scale, mean over samples)")
+    span = high / low
+    steps: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0) if span > 12 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    if span < 5:
+        steps = (1.0, 1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 9.0)
     ticks = [step * 10.0**power for power in range(-4, 5) for step in steps]
     ticks = [tick for tick in ticks if low <= tick <= high]
     bar.ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

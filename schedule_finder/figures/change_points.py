@@ -71,8 +71,11 @@ def change_points(data: RunData) -> Drawing | None:
         table = _curve_table(detectors["token_curve"], curve, layers, path)
         handles += _draw_histogram(panels[-1], table, num_layers)
         tables.append(table)
-    for letter, axes in zip("abc", panels, strict=False):
+    names = ["attention_shift"] * (2 * (shift is not None)) + ["token_curve"] * (curve is not None)
+    for letter, name, axes in zip("abc", names, panels, strict=False):
         axes.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=2)
+        use = "followed by schedules" if name == data.detections.default else "for comparison"
+        axes.set_title(f"{name} ({use})", loc="right", fontsize=6.5, color="#555555", pad=3)
     table = tables[0] if len(tables) == 1 else tables[1].merge(tables[0], how="outer")
     for name, detection in detectors.items():
         table[name] = np.isin(table.first_layer_of_new_regime, detection.change_points).astype(int)
@@ -251,7 +254,7 @@ def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[An
             label="Shuffled layers, limit",
         )
     for a, b in pairwise([*first[table.straight_ramp_percent > 0], None]):
-        ramp = axes.axvline(a, color=_GREY, linewidth=4, zorder=0, label="Straight ramp")
+        ramp = axes.axvline(a, color=_GREY, linewidth=4, zorder=0, label="Ramp, not counted")
         handles += [ramp] * (b is None)
     own = table[table.token_curve == 1]
     if len(own):

@@ -40,7 +40,7 @@ def overlay(data: RunData) -> Drawing | None:
         where = "Before the decoder" if stage.layer < 0 else f"After layer {stage.layer}"
         panels.append((f"{where}: {kept.sum()} tokens", kept.to_numpy().reshape(rows, columns)))
 
-    pixels = _light(image, rows, columns, len(panels))
+    pixels = light_pixels(image, rows, columns, len(panels))
     across = min(len(panels), 4)
     down = -(-len(panels) // across)
     gap, line, rim = 0.06, 0.15, 0.01  # inches
@@ -54,13 +54,13 @@ def overlay(data: RunData) -> Drawing | None:
         left = (index % across) * (side + gap) + rim
         bottom = height - (index // across + 1) * (high + line + gap) + line + gap - rim
         axes = figure.add_axes((left / width, bottom / height, side / width, high / height))
-        _draw_tokens(axes, pixels, kept, example.regions)
+        draw_tokens(axes, pixels, kept, example.regions)
         figure.text((left + side / 2) / width, (bottom - 0.03) / height, label, ha="center", va="top")
     figure.text(0.5, 0.03 / height, "\n".join(caption), ha="center", va="bottom")
     return figure, table
 
 
-def _light(image: Image.Image, rows: int, columns: int, copies: int) -> np.ndarray:
+def light_pixels(image: Image.Image, rows: int, columns: int, copies: int) -> np.ndarray:
     """Pixels ``[height, width, 3]``, the same whole number per token; photographs get few colours.
 
     A PDF compresses only images of few colours well; it holds ``copies`` of this one.
@@ -76,7 +76,8 @@ def _light(image: Image.Image, rows: int, columns: int, copies: int) -> np.ndarr
     return np.asarray(image)
 
 
-def _draw_tokens(axes: Axes, pixels: np.ndarray, kept: np.ndarray, regions: Sequence[int]) -> None:
+def draw_tokens(axes: Axes, pixels: np.ndarray, kept: np.ndarray, regions: Sequence[int]) -> None:
+    """Draw the picture with tokens that are not ``kept`` (bool ``[rows, columns]``) faded, and ``regions`` outlined."""
     rows, columns = kept.shape
     faded = (255 - 0.15 * (255 - pixels.astype(float))).astype(np.uint8)
     here = np.kron(kept, np.ones((pixels.shape[0] // rows, pixels.shape[1] // columns), dtype=bool))

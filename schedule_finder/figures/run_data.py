@@ -14,6 +14,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.evidence import Evidence, digest
 from schedule_finder.files import parse_json
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
+from schedule_finder.report.viewer import Viewer, current_viewer
 from schedule_finder.run.reader import ChangePoints, read_change_points
 from schedule_finder.run.stale import example_digest
 
@@ -141,6 +142,23 @@ class RunData:
         return pd.concat([table[table.method == "full"], ours])
 
     @property
+    def evaluation_by_type(self) -> pd.DataFrame | None:
+        """Rows of the full model and of the selected schedule at its budget by question type; None without scores."""
+        overall = self.evaluation
+        own = overall[overall.method == "schedule"] if overall is not None else None
+        if own is None or own.empty:
+            return None
+        table = pd.read_csv(self.run.evaluation)
+        if not {"score", "score_low", "score_high", "schedule"} <= set(table):
+            return None
+        name, budget = own.schedule.iloc[0], own.budget.iloc[0]
+        ours = table[table.method.isin(["schedule", name]) & ((table.budget - budget).abs() < 1e-9)]
+        if isinstance(name, str):
+            ours = ours[ours.schedule == name]
+        both = pd.concat([table[table.method == "full"], ours.assign(method="schedule")])
+        return both[both.question_type != "all"]
+
+    @property
     def example(self) -> tuple[Example, Image.Image] | None:
         """One sample with the tokens that each stage of the selected schedule keeps, and its image."""
         self.uses_schedule = True
@@ -159,6 +177,12 @@ class RunData:
                 return _read_example(described), image.convert("RGB")
         except OSError as error:
             raise InputError(f"{pictured}: not a readable image ({error}); evaluate again") from error
+
+    @property
+    def viewer(self) -> Viewer | None:
+        """The samples of the report's viewer, if they are of the selected schedule and of the last evaluation."""
+        self.uses_schedule = True
+        return None if self.digest is None else current_viewer(self.run, self.digest)
 
     @property
     def change_points(self) -> list[int]:

@@ -59,9 +59,9 @@ def sensitivity(data: RunData) -> Drawing | None:
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
     title = f"{words(str(measured.policy)).capitalize()}; {len(measured.sample_ids)} samples"
+    title += "\nBars below: loss of each layer, with 95% bootstrap intervals"
     if min(measured.layers) < 0:
-        title += "\nLeft edge: stage before the decoder"
-    title += "\nBlack bars: 95% bootstrap intervals"
+        _label_before(above)
     handles = [*above.get_lines()[: len(measured.ratios)], *mark_layers([above, below], data)]
     legend_above(figure, handles, columns=3, title=title)
     return figure, table.merge(losses.assign(loss_ratio=LOSS_RATIO), on="layer", how="outer")
@@ -92,6 +92,20 @@ def _draw_change(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_l
         )
     axes.set_ylabel("Answers changed (share)")
     kl_axis(axes, mean)
+
+
+def _label_before(axes: Axes) -> None:
+    """Name the stage at the left edge."""
+    axes.axvline(-0.5, color="#BBBBBB", linewidth=0.6, zorder=0)
+    axes.annotate(
+        "\u2193 before the decoder",
+        (-0.5, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, 2),
+        textcoords="offset points",
+        fontsize=6.5,
+        color="#555555",
+    )
 
 
 def _draw_losses(axes: Axes, losses: pd.DataFrame) -> None:

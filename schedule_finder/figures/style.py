@@ -125,6 +125,20 @@ STYLE: dict[Any, Any] = {
 }
 
 
+PAPER: dict[Any, Any] = STYLE | {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+}
+"""A serif as in the text of a paper; matplotlib brings it."""
+
+STYLES = {"screen": STYLE, "paper": PAPER}
+
+
 KL_FLOOR = 1e-4
 """Nats. Smaller values do not change answers; logarithmic axes end here."""
 

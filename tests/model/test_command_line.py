@@ -45,7 +45,7 @@ def test_run_writes_every_numbered_file(made: dict[str, Path]) -> None:
     out = made["run"]
     assert set(RUN_FILES) <= {path.name for path in out.iterdir()}
     steps = json.loads((out / "run.json").read_text())["steps"]
-    assert list(steps)[:5] == ["profile", "detect", "schedule", "evaluate", "plot"]
+    assert list(steps) == ["profile", "detect", "schedule", "evaluate", "viewer", "plot"]
     assert {step["state"] for step in steps.values()} == {"done"}
     schedule = Schedule.load(out / "4_schedule.json")
     assert schedule.budget.processed == pytest.approx(0.35, rel=0.01)

@@ -13,8 +13,18 @@ from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder.change_points import DETECTORS
 from schedule_finder.evaluation.methods import DEFAULT_BASELINES
 from schedule_finder.evaluation.outcomes import COLUMNS
+from schedule_finder.evidence import digest
 from schedule_finder.intervals import wilson_interval
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+from schedule_finder.report.viewer import (
+    StageTokens,
+    Viewer,
+    ViewerPanel,
+    ViewerSample,
+    answers_digest,
+    as_bytes,
+    as_data_uri,
+)
 from tests.support.planted_tables import table_from
 
 LAYERS, SIDE, SHIFTS, SAMPLES = 12, 8, (3, 6), 12
@@ -67,6 +77,28 @@ def write_run(run):
     run.convergence.write_text(CHECKS)
     evaluation_table().to_csv(run.evaluation, index=False)
     write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
+    write_viewed(run)
+
+
+def write_viewed(run):
+    """Nine samples of the report's viewer; attention of layer 0 is on token 9, of layer 1 on token 10, and so on."""
+    pd.DataFrame({"id": ["s"]}).to_parquet(run.answers)
+    attention = np.full((LAYERS, TOKENS), 0.1)
+    attention[range(LAYERS), range(9, 9 + LAYERS)] = 1.0
+    values, peaks = as_bytes(attention)
+    panel = ViewerPanel(
+        picture=as_data_uri(Image.new("RGB", (64, 64), (90, 120, 200)), 64), rows=SIDE, columns=SIDE
+    )
+    sample = ViewerSample(
+        id="s", question="what costs $5 and $6", question_type="where", references=[], full_answer="blue",
+        pruned_answer="", full_score=None, pruned_score=None, kl=0.1, panels=[panel],
+        places=[(0, token // SIDE, token % SIDE) for token in range(TOKENS)], layers=list(range(LAYERS)),
+        attention=values, peaks=peaks, stages=[StageTokens(layer=2, kept=[0, 8, 18])],
+    )  # fmt: skip
+    digest_of = digest(Schedule.load(run.schedule))
+    Viewer(schedule=digest_of, answers=answers_digest(run), num_layers=LAYERS, samples=[sample] * 9).save(
+        run.viewer
+    )
 
 
 def write_profile(run, lengths, num_layers=LAYERS, layers=None):
@@ -101,7 +133,7 @@ def evaluation_table():
                 | {"schedule": None, "digest": None, "metric": "exact_match"}
                 | {"method": method, "budget": used, "question_type": kind, "n": 200, "processed": used}
                 | {"exact_match": round(200 * exact * used**0.1) / 200, "ci_low": low, "ci_high": high}
-                for kind in ("all", "where")
+                for kind in ("all", "where", "count")
             ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -31,6 +31,7 @@ from schedule_finder.figures.run_data import RunData, read_evaluation
 from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
+from schedule_finder.figures.tables import to_latex, to_markdown, write_tables
 from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
@@ -158,7 +159,7 @@ def test_legends_lie_inside_the_figure(run):
             figure, _ = draw(data)
             FigureCanvasAgg(figure).draw()
             boxes = [legend.get_window_extent() for legend in figure.legends]
-            assert boxes or name == "6_overlay"
+            assert boxes or name.startswith("6_")
             for box in boxes:
                 assert box.x0 >= 0, name
                 assert box.x1 <= figure.bbox.x1, name
@@ -528,9 +529,10 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
         ("2_profile", {"1_attention_map", "2_shift"}),
         ("3_change_points.json", {"3_change_points"}),
         ("4_sensitivity.parquet", {"4_sensitivity"}),
-        ("4_schedule.json", {"4_schedule"}),
+        ("4_schedule.json", {"4_schedule", "6_gallery", "6_heatmaps"}),
         ("4_pareto.csv", {"4_pareto"}),
-        ("5_evaluation.csv", {"5_accuracy"}),
+        ("5_evaluation.csv", {"5_accuracy", "5_time", "5_retention"}),
+        ("7_viewer.json", {"6_gallery", "6_heatmaps"}),
         ("5_example.json", {"6_overlay"}),
         ("5_example.png", {"6_overlay"}),
     ],
@@ -656,3 +658,60 @@ def test_the_schedule_against_the_number_of_samples(tmp_path: Path) -> None:
     assert below.get_lines()[0].get_ydata().tolist() == pytest.approx([5, 3, 1.5])
     assert below.get_lines()[1].get_ydata() == [2, 2]  # percent: the tolerance
     assert len(table) == 10
+
+
+def test_the_gallery_and_the_heatmaps_show_the_viewers_samples(drawn):
+    shown = table(drawn, "6_gallery")
+    assert shown.kept.tolist() == [3] * 8
+    heat = table(drawn, "6_heatmaps")
+    most = heat.loc[heat.groupby("layer").attention_over_mean.idxmax()]
+    assert most.token.tolist() == list(range(9, 9 + LAYERS))
+    assert most.attention_over_mean.iloc[0] == pytest.approx(1 / 0.1140625, abs=0.02)
+
+
+def test_time_is_relative_to_the_full_model(drawn, run):
+    assert set(table(drawn, "5_time").time_share) == {1.0}
+    evaluated = pd.read_csv(run.evaluation)
+    evaluated.loc[evaluated.method != "full", "prefill_ms"] = 0.1
+    evaluated.to_csv(run.evaluation, index=False)
+    make_figures(run, ["5_time"])
+    again = pd.read_csv(run.figures / "5_time.csv").set_index("method")
+    assert again.time_share["full"] == 1.0
+    assert set(again.time_share.drop("full")) == {0.2}
+    evaluated.drop(columns="prefill_ms").to_csv(run.evaluation, index=False)
+    assert "5_time" not in names_that_can_be_drawn(run)
+
+
+def test_style_and_column_width(run):
+    wide, paper = make_figures(run, ["1_attention_map"]), None
+    with Image.open(wide[1]) as image:
+        before = image.size
+    paper = make_figures(run, ["1_attention_map"], style="paper", column=2 * style.SINGLE)
+    with Image.open(paper[1]) as image:
+        assert image.size == pytest.approx([2 * side for side in before], abs=2)
+    assert b"STIX" in paper[0].read_bytes()
+
+
+def test_tables_are_written_as_markdown_and_latex(run):
+    make_figures(run, ["5_accuracy", "4_pareto"])
+    names = {path.name for path in write_tables(run)}
+    assert names == {
+        f"{name}.{end}" for name in ("5_accuracy", "4_pareto", "5_evaluation") for end in ("md", "tex")
+    }
+    some = pd.DataFrame({"a_b": ["x|y & 50%", "z"], "n": [0.123456, np.nan]})
+    assert to_markdown(some) == "| a_b | n |\n| --- | --- |\n| x\\|y & 50% | 0.1235 |\n| z |  |\n"
+    latex = to_latex(some)
+    assert "\\begin{tabular}{lr}" in latex
+    assert "x|y \\& 50\\% & 0.1235" in latex.replace("\\textbar ", "|")
+
+
+def test_retention_compares_the_schedule_with_the_full_model_by_question_type(run):
+    evaluated = pd.read_csv(run.evaluation)
+    evaluated["score"] = np.where(evaluated.method == "full", 0.8, 0.6)
+    evaluated.loc[(evaluated.method == "schedule") & (evaluated.question_type == "count"), "score"] = 0.2
+    evaluated.to_csv(run.evaluation, index=False)
+    make_figures(run, ["5_retention"])
+    shown = pd.read_csv(run.figures / "5_retention.csv").set_index("question_type")
+    assert shown.retained.to_dict() == pytest.approx({"where": 0.75, "count": 0.25})
+    evaluated[evaluated.question_type != "count"].to_csv(run.evaluation, index=False)
+    assert "5_retention" not in names_that_can_be_drawn(run)

@@ -59,6 +59,7 @@ def run(tmp_path: Path) -> Run:
     }
     Run.begin(made.folder, "adaptinfer-profile run planted", options)
     write_run(made)
+    made.viewer.unlink()
     schedule = Schedule.load(made.schedule)
     budget = Budget(kind="processed", target=0.2, processed=0.2, published=0.2)
     schedule.model_copy(update={"budget": budget}).save(made.schedule)

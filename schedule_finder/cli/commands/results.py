@@ -11,7 +11,7 @@ import typer
 from pruning_runtime.schedule import Schedule
 from schedule_finder.cli import options as opt
 from schedule_finder.cli import parsing
-from schedule_finder.cli.names import METRIC_NAMES, RESERVED_NAMES
+from schedule_finder.cli.names import METRIC_NAMES, RESERVED_NAMES, STYLE_NAMES, listed
 from schedule_finder.cli.progress import progress_bar
 from schedule_finder.cli.runner import command
 from schedule_finder.cli.session import BackboneOptions, load_again, open_run
@@ -82,10 +82,30 @@ def evaluate(
 
 
 @command
-def plot(folder: opt.RunArgument) -> dict[str, Any]:
-    """Step 6: the figures (PDF and PNG) that the run has data for, each with its table."""
+def plot(
+    folder: opt.RunArgument,
+    style: Annotated[
+        str, typer.Option("--style", help=f"{listed(STYLE_NAMES)}; paper: a serif as in the text of a paper.")
+    ] = STYLE_NAMES[0],
+    column: Annotated[
+        float | None,
+        typer.Option("--column-width", min=1, max=20, help="Width of a column in inches; default 3.3."),
+    ] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Also write every table as Markdown and LaTeX.")
+    ] = False,
+) -> dict[str, Any]:
+    """Step 6: the figures (PDF and PNG) that the run has data for, each with its table.
+
+    adaptinfer-profile plot outputs/demo --style paper --column-width 3.25 --tables
+    """
+    style = parsing.choice("--style", style, STYLE_NAMES)
     current = open_run(folder)
-    figures = draw_figures(current)
+    figures = draw_figures(current, style=style, column=column)
+    if tables:
+        from schedule_finder.figures.tables import write_tables
+
+        figures += write_tables(current)
     for path in figures:
         screen.print(str(path), soft_wrap=True)
     return {

@@ -111,8 +111,7 @@ def run(
         return _plan(opened, planned, solver=asked["solver"], budget=share, methods=methods)
     loaded = _profile_and_detect(opened, detector, most_skipped)
     _find_schedule(opened, loaded, budget, kind, asked)
-    evaluated = _evaluate(opened, loaded, baselines, sweep) if eval_samples else None
-    return _finish(opened, loaded, evaluated)
+    return _finish(opened, loaded, _evaluate(opened, loaded, baselines, sweep) if eval_samples else None)
 
 
 @dataclass(frozen=True)
@@ -223,8 +222,10 @@ def _plan(opened: Opened, planned: Sequence[SampleEntry], **work: Any) -> dict[s
 def _finish(opened: Opened, loaded: LoadedBackbone, evaluated: pd.DataFrame | None) -> dict[str, Any]:
     """Draw the figures, write the report, and show and return where everything is."""
     current = opened.run
+    if evaluated is not None:
+        record_viewer(current, loaded, opened.data)
     figures = draw_figures(current)
-    report = _report(opened, loaded, evaluated is not None)
+    report = _report(current)
     if evaluated is not None:
         show_evaluation(evaluated, current)
     screen.print(f"schedule: [bold]{current.schedule}[/bold]", soft_wrap=True)
@@ -242,16 +243,14 @@ def _finish(opened: Opened, loaded: LoadedBackbone, evaluated: pd.DataFrame | No
     }
 
 
-def _report(opened: Opened, loaded: LoadedBackbone, evaluated: bool) -> Path | None:
+def _report(current: Run) -> Path | None:
     """Step 7; None, with a note, where its packages are not installed."""
     from schedule_finder.report import missing_packages
 
     if missing := missing_packages():
         note(f"no report.html: it needs {', '.join(missing)} (pip install 'adaptinfer[report]')")
         return None
-    if evaluated:
-        record_viewer(opened.run, loaded, opened.data)
-    return write_reports([opened.run], opened.run.report)
+    return write_reports([current], current.report)
 
 
 @command
