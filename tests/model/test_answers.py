@@ -189,7 +189,7 @@ def test_the_choice_of_a_scorer_is_explained(run: Path) -> None:
     choice = schedule.evidence["solver"]["policy_choice"]
     assert choice["chosen"].split(",")[0] == schedule.scorer.name
     assert f"chosen on {choice['samples']} samples: {choice['chosen']}: " in output
-    measured = {name: one["measured_kl"] for name, one in schedule.evidence["solver"]["policies"].items()}
+    measured = {name: one["measured_change"] for name, one in schedule.evidence["solver"]["policies"].items()}
     assert measured[choice["best"]] == min(measured.values())
     excess = measured[choice["preferred"]] - measured[choice["compared"]]
     assert choice["difference"] == pytest.approx(excess, abs=2e-5)

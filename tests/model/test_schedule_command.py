@@ -229,7 +229,7 @@ def test_the_stored_table_is_enough_for_another_budget_without_the_backbone(run:
     assert schedule.budget is not None
     assert schedule.budget.processed == pytest.approx(0.55, rel=0.01)
     assert "measured_kl" not in schedule.evidence["solver"]
-    assert schedule.evidence["solver"]["predicted_kl"] >= 0
+    assert schedule.evidence["solver"]["predicted_change"] >= 0
 
 
 @pytest.mark.slow
@@ -240,9 +240,9 @@ def test_the_front_is_a_table_and_a_figure(run: Path) -> None:
     assert len(found["pareto"]) == len(table) >= 5
     assert table.budget.tolist() == sorted(table.budget)
     assert table.processed.tolist() == pytest.approx(table.budget.tolist(), rel=0.01)
-    assert table[["predicted_kl", "measured_kl", "flops", "kv"]].notna().all(axis=None)
+    assert table[["predicted_change", "measured_change", "measured_kl", "flops", "kv"]].notna().all(axis=None)
     # A schedule is measured, not predicted: another one than the best predicted may be chosen.
-    assert table.predicted_kl.iloc[0] > table.predicted_kl.iloc[-1]
+    assert table.predicted_change.iloc[0] > table.predicted_change.iloc[-1]
     assert sorted(path.name for path in (run / "6_figures").glob("4_pareto.*")) == [
         "4_pareto.csv",
         "4_pareto.pdf",
@@ -258,8 +258,8 @@ def test_the_front_without_a_model_is_predicted_from_the_stored_table(run: Path)
     found = call("schedule", run, "--pareto", "--no-model")
     assert (run / "6_figures" / "4_pareto.png") in map(Path, found["figures"])
     table = pd.read_csv(run / "4_pareto.csv")
-    assert table.predicted_kl.notna().all()
-    assert table.measured_kl.isna().all()
+    assert table.predicted_change.notna().all()
+    assert table.measured_change.isna().all()
 
 
 def test_a_front_of_a_solver_that_predicts_nothing_is_a_table_only(run: Path) -> None:
@@ -294,7 +294,10 @@ def test_inspecting_a_schedule_says_what_it_costs_why_and_how_sure(run: Path) ->
     assert "evs" in rules.refused  # an image is no video
     for place, words in (("pre_decoder", "before the decoder"), ("decoder", "in the decoder")):
         best = rules.ranked(place)[0]
-        assert f"scorers {words}, KL of single stages on {best.samples} samples: {best.scorer}" in said
+        assert (
+            f"scorers {words}, answer change of single stages on {best.samples} samples: {best.scorer}"
+            in said
+        )
     assert "layers chosen in 20 resamples" in said
     assert "other policies on these stages" in said
 
@@ -317,14 +320,16 @@ def full_schedule(stages: int) -> Schedule:
             "solver": {
                 "solver": "sensitivity",
                 "placed_by": "measured sensitivity",
-                "predicted_kl": 0.00123,
+                "predicted_change": 0.00123,
                 "measured_samples": 32,
+                "measured_change": 0.00123,
                 "measured_kl": 0.00123,
                 "chosen_on_samples": 64,
                 "measured_schedules": 123,
-                "by_number_of_stages": {str(n): {"predicted_kl": 0.00123} for n in range(1, 5)},
+                "by_number_of_stages": {str(n): {"predicted_change": 0.00123} for n in range(1, 5)},
                 "policies": {
-                    name: {"measured_kl": 0.00123, "worse_by": [0.0, 0.0] if not index else [-0.00123, 0.00123]}
+                    name: {"measured_kl": 0.00123, "measured_change": 0.00123}
+                    | {"worse_by": [0.0, 0.0] if not index else [-0.00123, 0.00123]}
                     for index, name in enumerate(policies)
                 },
                 "confidence": {
@@ -352,7 +357,7 @@ def test_the_fullest_schedule_fits_one_screen(tmp_path: Path, stages: int) -> No
     assert max(map(len, lines)) <= SCREEN[1]
     said = " ".join(" ".join(lines).split())
     assert "exact match 98.7 % (98.1-99.1), full model 98.7 % (98.1-99.1), n = 2250" in said
-    assert "uniform_text, merge: 0.0012 (-0.0012 to 0.0012)" in said
+    assert "uniform_text, merge: answer change 0.12 %, KL 0.0012 (-0.12 to 0.12 points)" in said
     for stage in schedule.stages:
         assert f"{100 * stage.keep_ratio:.1f}" in said
 
