@@ -38,7 +38,11 @@ def rules_figure(table: pd.DataFrame) -> Figure:
     table = table[table.method != "full"]
     budgets = sorted(table.budget.unique(), reverse=True)
     best = table.groupby("method").change.min().sort_values(ascending=False)
-    rows = {name: place for place, name in enumerate(best.index)}
+    order = [
+        *(name for name in best.index if name != "search"),
+        *(name for name in best.index if name == "search"),
+    ]
+    rows = {name: place for place, name in enumerate(order)}
     figure = Figure(figsize=(DOUBLE, 0.9 + 0.2 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for panel, budget in zip(panels, budgets, strict=True):
@@ -59,13 +63,13 @@ def rules_figure(table: pd.DataFrame) -> Figure:
         searched = some[some.place == "search"].change
         if len(searched):
             panel.axvline(100 * float(searched.iloc[0]), color=BLUE, linewidth=0.7, zorder=0)
-        panel.set_xlim(left=0)
+        panel.set_xlim(left=-2)
         panel.set_title(f"{100 * budget:.0f} % processed", fontsize=8)
-        panel.set_xlabel("Answers changed (%)")
         panel.grid(axis="y", color="#EEEEEE", linewidth=0.6)
-        panel.tick_params(colors=BLACK)
+        panel.tick_params(colors=BLACK, labelsize=7)
     names = [_OWN.get(name) or LABELS.get(name, name) for name in rows]
     panels[0].set_yticks(list(rows.values()), names)
+    figure.supxlabel("Answers changed (%)", fontsize=8)
     figure.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside upper center",
