@@ -32,7 +32,8 @@ $(TEST_VENV)/.done: pyproject.toml constraints.txt
 
 $(OLD_VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLD_VENV)
-	sed 's/^transformers==.*/transformers==$(OLD_TRANSFORMERS)/' constraints.txt > $(OLD_VENV)/constraints.txt
+	# It asks for an older huggingface_hub.
+	sed -e 's/^transformers==.*/transformers==$(OLD_TRANSFORMERS)/' -e '/^huggingface_hub==/d' constraints.txt > $(OLD_VENV)/constraints.txt
 	$(OLD_VENV)/bin/python -m pip install -q --disable-pip-version-check -c $(OLD_VENV)/constraints.txt -e '.[profile,test]'
 	@touch $@
 
