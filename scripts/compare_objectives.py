@@ -1,4 +1,4 @@
-"""Which objective ranks schedules as their answers do: the KL of the first token, or of the whole answer?
+"""Which objective ranks schedules as their answers do: of the first token or of the whole answer, KL or answer change?
 
 Random schedules of several budgets and scorers are measured by both on calibration samples, and by the exact match of whole
 answers on held-out samples. Finished schedules are kept in the table and not measured again:
@@ -20,6 +20,7 @@ from pruning_runtime import Schedule, pruned
 from pruning_runtime.schedule import Stage
 from schedule_finder.evaluation.metrics import same_answer
 from schedule_finder.files import write_text
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.answer_kl import AnswerKL
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS, TokenPolicy
 from schedule_finder.models.loading import LoadedBackbone, load_backbone
@@ -28,10 +29,15 @@ from schedule_finder.solvers import BudgetTarget
 from schedule_finder.solvers.shapes import random_stages
 
 BUDGETS = (0.15, 0.25, 0.35, 0.5, 0.7)
-SCORERS = ("text_guided", "last_token", "strided", "random")
+SCORERS = ("text_guided", "mmtok", "strided", "random")
 BATCH = 8
 RESAMPLES = 2000
-OBJECTIVES = {"first": "first token", "whole": "whole answer"}
+OBJECTIVES = {
+    "first KL": "first token, KL",
+    "whole KL": "whole answer, KL",
+    "first change": "first token, answer change",
+    "whole change": "whole answer, answer change",
+}
 
 
 def main() -> None:
@@ -67,7 +73,9 @@ def main() -> None:
         for draw in missing:
             stages, policy = _random_schedule(shape, draw)
             row = {"draw": draw, "scorer": policy.scorer, "stages": _text(stages)}
-            row |= {name: float(one.measure(stages, policy).mean()) for name, one in objectives.items()}
+            for name, one in objectives.items():
+                kl = one.measure(stages, policy)
+                row |= {f"{name} KL": float(kl.mean()), f"{name} change": float(answer_change(kl).mean())}
             schedule = Schedule(backbone=loaded.identity, stages=policy.apply(stages), scorer=policy.choice)
             row["exact_match"] = _share(_answers(loaded, held_out, schedule), held_out)
             table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
@@ -144,15 +152,18 @@ def _report(table: pd.DataFrame) -> None:
     for name, words in OBJECTIVES.items():
         low, high = np.nanquantile(resampled[name], [0.025, 0.975])
         print(f"| {words} | {_rank_correlation(table, name):.3f} | {low:.3f} to {high:.3f} |")
-    gain = resampled["first"] - resampled["whole"]
-    low, high = np.nanquantile(gain, [0.025, 0.975])
+    for measure in ("KL", "change"):
+        gain = resampled[f"first {measure}"] - resampled[f"whole {measure}"]
+        low, high = np.nanquantile(gain, [0.025, 0.975])
+        print(
+            f"{measure}, first minus whole: 95 % {low:.3f} to {high:.3f} (above 0: the whole answer ranks better)"
+        )
     best = {name: float(table.exact_match[table[name].idxmin()]) for name in OBJECTIVES}
-    print(f"\nfirst minus whole: 95 % {low:.3f} to {high:.3f} (above 0: the whole answer ranks better)")
-    print(f"exact match of the schedule with the least KL: {best}")
+    print(f"exact match of the schedule with the least of each: {best}")
 
 
 def _rank_correlation(table: pd.DataFrame, name: str) -> float:
-    """-1: the lower the KL, the more answers are right."""
+    """-1: the lower the objective, the more answers are right."""
     return float(table[name].rank().corr(table.exact_match.rank()))
 
 
