@@ -39,6 +39,8 @@ TESTS = (
     "tests/model/test_given_answers.py",
     "tests/model/test_feature_scorers.py",
     "tests/model/test_tower.py",
+    "tests/model/test_image_newlines.py",
+    "tests/model/test_tower_scorers.py",
 )
 
 FIRST = {

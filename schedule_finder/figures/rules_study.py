@@ -49,6 +49,8 @@ def rules_figure(table: pd.DataFrame) -> Figure:
         some = table[table.budget == budget]
         for place, (colour, marker, words) in PLACES.items():
             own = some[some.place == place]
+            if own.empty and not (table.place == place).any():
+                continue
             panel.errorbar(
                 100 * own.change,
                 [rows[name] for name in own.method],
