@@ -29,7 +29,7 @@ def model_card(repo_id: str, entries: Sequence[Entry], figure: str | None) -> st
     parts = [
         _metadata(bases),
         f"# Pruning schedules for {', '.join(bases)}",
-        "Schedules of [adaptinfer](https://pypi.org/project/adaptinfer/): the decoder layers at which vision tokens leave, "
+        "Schedules of adaptinfer: the decoder layers at which vision tokens leave, "
         "how many are kept, and the rule that chooses them. They are applied to the stock checkpoint; no weights are here.",
         _costs(entries),
         _results(entries),

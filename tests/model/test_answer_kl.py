@@ -128,7 +128,7 @@ def test_it_is_the_mean_over_the_tokens_of_the_unpruned_answer() -> None:
     assert found == pytest.approx(expected, abs=1e-5)
     assert tokens.tolist() == likely
     first = answer_kl_of(model, batches, answer_tokens=1).measure(stages, POLICY)
-    assert np.abs(found - first).max() > 0.01  # the other tokens are heard
+    assert np.abs(found - first).max() > 0.01  # the other tokens count
     assert answer_kl.measure((), POLICY) == pytest.approx(np.zeros(4), abs=1e-7)
 
 

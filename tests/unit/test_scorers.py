@@ -90,7 +90,7 @@ def test_text_importance_counts_attention_given_and_received_and_own_attention_o
     # One head, two text queries at positions 0 and 2, and a vision token at 1.
     rows = torch.tensor([[[[1.0, 0.0, 0.0], [0.5, 0.2, 0.3]]]])
     weights = text_importance(rows, torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool))
-    # Rater 0: own 1.0, received 0.5. Rater 2: own 0.3, given 0.5.
+    # Text query 0: own 1.0, received 0.5. Text query 2: own 0.3, given 0.5.
     torch.testing.assert_close(weights, torch.tensor([[[1.5, 0.8]]]))
 
 
