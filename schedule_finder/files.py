@@ -48,6 +48,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_folders(*results: Path) -> None:
+    """Raise `InputError` for a folder in the place of a file that a step will write: before its work, not after it."""
+    for path in results:
+        if path.is_dir():
+            raise InputError(
+                f"{path}: is a folder, a result belongs there; remove it or choose another --out"
+            )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 in one step; makes the folder if needed."""
     with replacing(path) as partial:

@@ -13,7 +13,7 @@ from pruning_runtime.errors import ScheduleError
 from pruning_runtime.schedule import BudgetKind, Schedule
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.evidence import AnswerQuality, Evidence
-from schedule_finder.files import write_json, write_text
+from schedule_finder.files import refuse_folders, write_json, write_text
 from schedule_finder.profiling.collect import Collection
 from schedule_finder.profiling.engines.base import Engine, Report
 from schedule_finder.profiling.store import ProfileStore
@@ -259,12 +259,9 @@ def evaluate_step(
     """
     from schedule_finder.evaluation.example import write_example
     from schedule_finder.evaluation.held_out import held_out_batches
-    from schedule_finder.evaluation.methods import baseline_names
 
     chosen = list(schedules) or [_selected(run)]
-    for one in chosen:
-        one.schedule.check_backbone(loaded.backbone)
-        baseline_names(baselines, one.schedule)
+    _check_evaluation(run, loaded, chosen, baselines)
     entries = read_entries(run.samples)
     first = _first(run, chosen)
     with run.step("evaluate", max_new_tokens=max_new_tokens, schedules=[one.name for one in chosen]) as facts:
@@ -286,6 +283,18 @@ def evaluate_step(
         shutil.rmtree(run.evaluation_parts, ignore_errors=True)
         facts |= count_by_status(entries, "held_out")
     return table
+
+
+def _check_evaluation(
+    run: Run, loaded: LoadedBackbone, chosen: Sequence[NamedSchedule], baselines: str | None
+) -> None:
+    """Refuse what would fail after the answers were generated. Raises `InputError` or an error of the runtime."""
+    from schedule_finder.evaluation.methods import baseline_names
+
+    for one in chosen:
+        one.schedule.check_backbone(loaded.backbone)
+        baseline_names(baselines, one.schedule)
+    refuse_folders(run.answers, run.evaluation, run.evaluation_summary)
 
 
 def viewer_step(run: Run, loaded: LoadedBackbone, data: DataSet, progress: Progress) -> int:

@@ -88,6 +88,12 @@ def test_an_unknown_baseline_is_one_line_before_anything_runs(run: Path) -> None
     assert not (run / "5_evaluation.csv").exists()
 
 
+def test_a_folder_in_the_place_of_the_table_is_refused_before_any_answer(run: Path) -> None:
+    (run / "5_evaluation.csv").mkdir()
+    assert "5_evaluation.csv: is a folder" in call("evaluate", run, "--baselines", "none", code=2)
+    assert not (run / "5_answers.parquet").exists()
+
+
 def test_evaluation_leaves_the_schedule_file_alone_and_inspect_shows_both(run: Path) -> None:
     before = (run / "4_schedule.json").read_bytes()
     table = evaluated(run).set_index("method")

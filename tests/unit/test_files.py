@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from schedule_finder.errors import InputError
-from schedule_finder.files import parse_json
+from schedule_finder.files import parse_json, refuse_folders
 from schedule_finder.run.folder import Run
 from schedule_finder.run.reader import read_change_points
 
@@ -35,3 +35,9 @@ def test_files_of_a_run_that_hold_one_are_an_error_that_names_them(tmp_path: Pat
         (tmp_path / name).write_text(json.dumps({"format": HALF}))
         with pytest.raises(InputError, match=f"{name}: not readable"):
             read()
+
+
+def test_a_folder_in_the_place_of_a_result_is_refused_before_the_work(tmp_path: Path) -> None:
+    refuse_folders(tmp_path / "not there", Path(__file__))
+    with pytest.raises(InputError, match="is a folder, a result belongs there"):
+        refuse_folders(Path(__file__), tmp_path)
