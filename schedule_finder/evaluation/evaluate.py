@@ -14,6 +14,7 @@ from torch import Tensor
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.costs import prefill_flops, published_ratios
 from pruning_runtime.schedule import ScorerChoice
+from pruning_runtime.setup import tower_needs
 from schedule_finder.evaluation.answers import metric_of, quality_of, write_answers
 from schedule_finder.evaluation.methods import Method, scaled
 from schedule_finder.evaluation.metrics import METRICS, same_answer
@@ -22,6 +23,7 @@ from schedule_finder.evaluation.prompt_cost import prompt_cost
 from schedule_finder.evidence import AnswerQuality
 from schedule_finder.measuring.answer_kl import answer_kl
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest
+from schedule_finder.measuring.vision_features import VisionFeatures
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
 
@@ -88,6 +90,7 @@ class _Batch:
         self._number = number
         self._inputs = self._on_device(samples)
         self._reference: _Answer | None = None
+        self._features = VisionFeatures(evaluation.loaded.backbone)
         self.full_seconds: float | None = None
         """What the full model took; None until it had to run."""
         known = [
@@ -147,7 +150,9 @@ class _Batch:
 
     def _answer(self, schedule: Schedule, inputs: dict[str, Tensor]) -> _Answer:
         loaded = self._evaluation.loaded
-        with pruned(loaded.backbone.model, schedule, timing=True) as record:
+        # Statistics of the vision tower exist only where it runs.
+        reused = self._features.reused(tower_needs(schedule) is None)
+        with reused, pruned(loaded.backbone.model, schedule, timing=True) as record:
             output = loaded.generate(
                 inputs, self._evaluation.max_new_tokens, output_logits=True, return_dict_in_generate=True
             )

@@ -25,9 +25,11 @@ from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.forward_override import replaced_forwards
 from pruning_runtime.schedule import BackboneIdentity, Stage
+from pruning_runtime.setup import tower_needs
 from schedule_finder.measuring.own_answers import greedy_answers, with_answers
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS, TokenPolicy
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest, model_digest
+from schedule_finder.measuring.vision_features import VisionFeatures
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
 
@@ -103,6 +105,7 @@ class AnswerKL:
         self._backbone = backbone
         self._identity = identity
         self._store = store or UnitStore(None, {})
+        self._features = VisionFeatures(backbone)
         self._batches = [self._batch(inputs) for inputs in batches]
 
     @classmethod
@@ -208,7 +211,8 @@ class AnswerKL:
             key = {"inputs": digest, "answer_tokens": self.answer_tokens, "answers_of": "full"}
             answers = self._store.get(key)
             if answers is None:
-                answers = greedy_answers(self._backbone, inputs, self.answer_tokens)
+                with self._features.reused():
+                    answers = greedy_answers(self._backbone, inputs, self.answer_tokens)
                 self._store.put(key, answers)
                 self.forwards += rows
             inputs = with_answers(self._backbone, inputs, answers)
@@ -219,17 +223,18 @@ class AnswerKL:
 
     def _pruned(self, batch: _Batch, schedule: Schedule, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
         with pruned(self._backbone.model, schedule, answer_length=batch.answer_length) as record:
-            logits = self._logits(batch)
+            # Statistics of the vision tower exist only where it runs.
+            logits = self._logits(batch, reuse_features=tower_needs(schedule) is None)
         full = [vision + other for vision, other in zip(record.num_vision, record.num_other, strict=True)]
         ran = sum(map(sum, record.tokens_per_layer[since:])) + record.pre_decoder_cost * sum(full)
         self.forwards += ran / (sum(full) * record.num_layers) * len(full)
         return _mean_kl(batch, logits), logits[:, 0].float().argmax(-1).cpu().numpy()
 
-    def _logits(self, batch: _Batch) -> Tensor:
+    def _logits(self, batch: _Batch, reuse_features: bool = True) -> Tensor:
         """Logits of the last prompt position and of the answer's positions, ``[rows, longest answer, vocab]``."""
         model: Any = self._backbone.model
         steps = batch.answer_length + 1
-        with torch.inference_mode():
+        with torch.inference_mode(), self._features.reused(reuse_features):
             output = model(**batch.inputs, use_cache=False, logits_to_keep=steps)
         return output.logits[:, -steps:]
 
