@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_computed_each_time() -> None:
 def test_the_model_is_unchanged_afterwards_also_after_an_error() -> None:
     model, inputs = a_model_of("llava")
     before = dict(vars(model.model))
-    with pytest.raises(ValueError), VisionFeatures(find_backbone(model)).reused():
+    with pytest.raises(ValueError, match="unpack"), VisionFeatures(find_backbone(model)).reused():
         logits(model, inputs | {"pixel_values": torch.zeros(1)})
     assert vars(model.model) == before
 
