@@ -33,7 +33,7 @@ from pruning_runtime.preflight import check_setup
 from pruning_runtime.schedule import Schedule, Stage
 from pruning_runtime.scorers import SCORERS, FeatureScorer
 from schedule_finder.errors import InputError
-from schedule_finder.figures.rules_study import rules_figure
+from schedule_finder.figures.rules_study import PLACES, rules_figure
 from schedule_finder.files import write_json, write_text
 from schedule_finder.intervals import mean_interval, wilson_interval
 from schedule_finder.measuring.answer_change import answer_change
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--questions", type=int, default=400, help="held-out questions")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--places", nargs="+", choices=PLACES, help="where rules are placed; default: everywhere")
     parser.add_argument("--out", type=Path, default=Path("outputs/study_methods"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="begin no chunk after so many minutes")
@@ -114,6 +115,8 @@ def main() -> None:
     loaded = load_backbone(asked.backbone, device="cpu")
     data = open_data(asked.dataset)
     compared = _compared(asked.out / "schedules.json", asked.run, loaded, data, asked.budgets)
+    places = {SEARCHED, *(asked.places or PLACES)}
+    compared = [one for one in compared if one.place in places]
     entries = [entry for entry in choose_samples(data, 2, asked.questions, seed=0) if entry.use == "held_out"]
     outcomes = asked.out / "outcomes.parquet"
     for first in range(0, len(entries), CHUNK):
