@@ -4,10 +4,10 @@
     python -m scripts.bench_profile --shape llava-1.5-7b --device cuda --dtype bfloat16
     python -m scripts.bench_profile --repeats 9 --text 40
 
-Three methods: the plain forward; the profile (`profile_batch`: attention rows of the text queries, computed beside the
-model's SDPA kernel); dumps as in published analyses: eager attention with `output_attentions`, and one `.npy` file per
-sample (the mean over heads in float16, less than is usually stored). With as many key heads as query heads and with a
-quarter of them, with short and long questions.
+Four methods: the plain forward; the profile as `adaptinfer-profile` makes it (`profile_batch`: attention rows of at most
+128 text queries, computed beside the model's SDPA kernel); the same with all text queries; dumps as in published
+analyses: eager attention with `output_attentions`, and one `.npy` file per sample (the mean over heads in float16, less
+than is usually stored). With as many key heads as query heads and with a quarter of them, with short and long questions.
 
 Time: all methods in one process in turn, so that other load affects all of them; the median over rounds of the ratio to
 the plain forward. Memory: the peak of one batch, in a process per method, above the memory before it; on the CPU
@@ -32,8 +32,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from pruning_runtime import find_backbone
 from schedule_finder.profiling.capture import profile_batch
+from schedule_finder.profiling.fields import MOST_QUERIES
 
-WAYS = ("plain", "profile", "dumps")
+WAYS = ("plain", "profile", "exact", "dumps")
 IMAGE_ID = 5
 SHAPES = {
     # layers, width, width inside the MLP, heads; tower: layers, width, heads, image size, patch size
@@ -95,7 +96,12 @@ def make_calls(
             kept = torch.stack([layer[row].mean(0).half() for layer in maps])
             np.save(folder / f"{row}.npy", kept.cpu().numpy())
 
-    return {"plain": forward, "profile": lambda: profile_batch(backbone, inputs), "dumps": dumps}
+    return {
+        "plain": forward,
+        "profile": lambda: profile_batch(backbone, inputs, MOST_QUERIES),
+        "exact": lambda: profile_batch(backbone, inputs),
+        "dumps": dumps,
+    }
 
 
 def wait(device: str) -> None:

@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--questions", type=int, default=400, help="held-out questions")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
-    parser.add_argument("--places", nargs="+", choices=PLACES, help="where rules are placed; default: everywhere")
+    parser.add_argument(
+        "--places", nargs="+", choices=PLACES, help="where rules are placed; default: everywhere"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/study_methods"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="begin no chunk after so many minutes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import FeatureScorer, Scope, VisionTokens
+from pruning_runtime.scorers.coverage import Coverage
 from pruning_runtime.scorers.similarity import cosine, greedy_scores
 
 if TYPE_CHECKING:
@@ -48,17 +49,8 @@ class MMTok(FeatureScorer):
         from_vision = _shares(tokens.features, tokens, tokens.is_token, self.vision_temperature)
         # [groups, vision tokens, rows]: a chosen token's row is then contiguous.
         shares = torch.cat([from_text, self.alpha * from_vision], 1).transpose(1, 2).contiguous()
-        covered = shares.new_zeros(len(shares), 1, shares.shape[2])
-
-        def gains() -> Tensor:
-            return (shares - covered).clamp_(min=0).sum(2)
-
-        def choose(slot: Tensor) -> None:
-            nonlocal covered
-            row = shares.gather(1, slot[..., None].expand(-1, 1, shares.shape[2]))
-            covered = covered.maximum(row)
-
-        return greedy_scores(tokens.is_token, tokens.most_kept, gains, choose)
+        cover = Coverage(shares)
+        return greedy_scores(tokens.is_token, tokens.most_kept, cover.gains, cover.choose)
 
 
 def _shares(rows: Tensor, tokens: VisionTokens, is_row: Tensor, temperature: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pruning_runtime.scorers.base import Scope, TowerScorer, VisionTokens
+from pruning_runtime.scorers.coverage import Coverage
 from pruning_runtime.scorers.similarity import cosine, greedy_scores
 
 if TYPE_CHECKING:
@@ -35,19 +36,12 @@ class SCOPE(TowerScorer):
         similarity = cosine(tower.states, tower.states)
         # The scale of saliency does not matter: 1 for the highest keeps small numbers away from underflow.
         saliency = tower.saliency["deep"] / tower.saliency["deep"].amax(1, keepdim=True).clamp(min=1e-30)
-        weight = saliency**self.alpha
-        covered = similarity.new_zeros(len(similarity), 1, similarity.shape[2])
+        cover = Coverage(similarity, saliency**self.alpha)
 
         def gains() -> Tensor:
-            gained = (similarity - covered).clamp_(min=0).sum(2) * weight
-            return gained.masked_fill(~tower.has_patch, -1.0)
+            return cover.gains().masked_fill(~tower.has_patch, -1.0)
 
-        def choose(slot: Tensor) -> None:
-            nonlocal covered
-            row = similarity.gather(1, slot[..., None].expand(-1, 1, similarity.shape[2]))
-            covered = covered.maximum(row)
-
-        return greedy_scores(tokens.is_token, tokens.most_kept, gains, choose)
+        return greedy_scores(tokens.is_token, tokens.most_kept, gains, cover.choose)
 
     @classmethod
     def flops(cls, tokens: float, kept: float, width: float, text: float) -> float:

@@ -136,6 +136,13 @@ BatchTokens = Annotated[
         help="Maximum number of tokens in a batch, padding included; halved when memory runs out.",
     ),
 ]
+TextQueries = Annotated[
+    str,
+    typer.Option(
+        "--text-queries",
+        help="Text tokens of a question whose attention is profiled: of longer texts a sample of so many, or all.",
+    ),
+]
 MaxSkipped = Annotated[
     str, typer.Option("--max-skipped", help="Share of unusable samples that stops the run: 0.05 or 5%.")
 ]

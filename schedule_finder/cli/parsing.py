@@ -38,6 +38,15 @@ def fraction(option: str, text: str) -> float:
     return value
 
 
+def number_or_all(option: str, text: str) -> int | None:
+    """A positive whole number; None for ``all``."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or not 0 < int(text) < MOST_ROWS:
+        raise InputError(f"{option} {text!r}: a whole number above 0, or all")
+    return int(text)
+
+
 def choice(option: str, text: str, names: Sequence[str]) -> str:
     """One of ``names``, or a name of the previous release for one of them."""
     name = text if text in names else OLD_NAMES.get(text, text)

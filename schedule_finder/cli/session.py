@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from schedule_finder.models.loading import LoadedBackbone
-    from schedule_finder.profiling.engines.base import Engine
+    from schedule_finder.profiling.engines.base import BatchLimits, Engine
     from schedule_finder.samples import DataSet
     from schedule_finder.search import Search
 
@@ -91,19 +91,25 @@ class EngineOptions:
     workers: int | None
     batch_size: int
     batch_tokens: int
+    text_queries: int | None
+
+    @property
+    def limits(self) -> BatchLimits:
+        """Of the batches."""
+        from schedule_finder.profiling.engines.base import BatchLimits
+
+        return BatchLimits(self.batch_size, self.batch_tokens, self.text_queries)
 
     def make(self, backbone: BackboneOptions, data: DataSet, options: dict[str, Any]) -> Engine:
         """The engine, with its backbone loaded. Raises `InputError`."""
-        from schedule_finder.profiling.engines.base import BatchLimits
         from schedule_finder.profiling.engines.local import LocalEngine
         from schedule_finder.profiling.engines.ray_engine import RayEngine, WorkerSettings
 
-        limits = BatchLimits(samples=self.batch_size, tokens=self.batch_tokens)
         if choice("--engine", self.name, ENGINE_NAMES) == "ray":
             settings = WorkerSettings(
                 backbone.load,
                 functools.partial(open_data_of, options),
-                limits,
+                self.limits,
                 threads=backbone.threads or 1,
                 gpus={"auto-map": None, "cpu": 0}.get(backbone.device, 1),
             )
@@ -111,7 +117,7 @@ class EngineOptions:
                 return RayEngine(settings, self.workers)
         if self.workers is not None:
             raise InputError(f"--workers {self.workers}: needs --engine ray; the local engine is one process")
-        return LocalEngine(backbone.load(), data, limits)
+        return LocalEngine(backbone.load(), data, self.limits)
 
 
 def begin_run(

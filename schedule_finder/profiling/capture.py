@@ -23,6 +23,7 @@ from pruning_runtime.attention_tap import AttentionInputs, attention_tap
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.scorers.text_guided import importance_from_sums, weighted_rows
 from schedule_finder.errors import ProfileError
+from schedule_finder.profiling.drawn_queries import draw_queries
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 
 __all__ = ["CURVE_FIELDS", "SCORE_FIELDS", "ProfileError", "ProfileRow", "layers_to_profile", "profile_batch"]
@@ -54,13 +55,17 @@ def layers_to_profile(backbone: Backbone) -> tuple[list[int], dict[int, str]]:
     return layers, left_out
 
 
-def profile_batch(backbone: Backbone, inputs: dict[str, Tensor]) -> list[ProfileRow]:
+def profile_batch(
+    backbone: Backbone, inputs: dict[str, Tensor], most_queries: int | None = None
+) -> list[ProfileRow]:
     """Run one batch through the backbone and return a row per sample.
 
     Args:
         backbone: the model runs with its own attention kernel and no cache.
         inputs: output of the processor with ``input_ids`` ``[batch, length]``, on the host: the tokens are
             counted there, so that the device is not waited for.
+        most_queries: text queries of a sample whose attention is computed; of longer texts a sample of them, see
+            `draw_queries`. None: all.
 
     Raises:
         ProfileError: a sample has no vision tokens, or no text after them.
@@ -71,6 +76,7 @@ def profile_batch(backbone: Backbone, inputs: dict[str, Tensor]) -> list[Profile
     vision = vision & valid
     text_queries = find_text_queries(vision, valid)
     num_vision, num_text_queries = vision.sum(1).tolist(), text_queries.sum(1).tolist()
+    drawn = text_queries if most_queries is None else draw_queries(text_queries, most_queries)
     num_other = (valid.sum(1) - vision.sum(1)).tolist()
     if min(num_vision) == 0:
         raise ProfileError(f"sample {num_vision.index(0)} of the batch has no vision tokens")
@@ -81,7 +87,8 @@ def profile_batch(backbone: Backbone, inputs: dict[str, Tensor]) -> list[Profile
     devices = (parameter.device for parameter in backbone.text_model.parameters())
     device = next((device for device in devices if device.type != "meta"), torch.device("cpu"))
     layers, _ = layers_to_profile(backbone)
-    reducer = _BatchReducer(layers, vision.to(device), text_queries.to(device), max(num_text_queries))
+    most = max(num_text_queries) if most_queries is None else min(most_queries, max(num_text_queries))
+    reducer = _BatchReducer(layers, vision.to(device), text_queries.to(device), drawn.to(device), most)
     on_device = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     with torch.inference_mode(), attention_tap(backbone, reducer.on_attention):
         # No logits are needed; one row of them is the fewest that every model accepts.
@@ -104,32 +111,38 @@ class _TextQueries:
     """Text queries and vision tokens of some samples, as tensors on one device.
 
     Attributes:
-        rows, real: query positions and which of them are not padding, ``[samples, width]``; see `padded_indices`.
+        rows, real: positions of the drawn queries and which of them are not padding, ``[samples, width]``; see
+            `padded_indices`.
         vision_and_text: 1 at vision tokens, and 1 at text queries, float32 ``[samples, 1, 2, length]``, so that
             one product sums attention over both.
-        count: text queries, float32 ``[samples]``.
+        count: drawn queries, float32 ``[samples]``.
+        total: text queries, float32 ``[samples]``.
     """
 
     rows: Tensor
     real: Tensor
     vision_and_text: Tensor
     count: Tensor
+    total: Tensor
 
     def part(self, samples: slice, device: torch.device) -> _TextQueries:
         """Some of the samples, on ``device``."""
-        tensors = (self.rows, self.real, self.vision_and_text, self.count)
+        tensors = (self.rows, self.real, self.vision_and_text, self.count, self.total)
         return _TextQueries(*(tensor[samples].to(device) for tensor in tensors))
 
 
 class _BatchReducer:
     """Reduces attention rows to scores and curves, layer by layer; they stay on the device until `to_host`."""
 
-    def __init__(self, layers: list[int], vision: Tensor, text_queries: Tensor, width: int) -> None:
+    def __init__(
+        self, layers: list[int], vision: Tensor, text_queries: Tensor, drawn: Tensor, width: int
+    ) -> None:
         self._layers = layers
         self._vision = vision
-        rows, real = padded_indices(text_queries, width)
+        rows, real = padded_indices(drawn, width)
         kinds = torch.stack([vision, text_queries], 1).float()
-        self._queries = _TextQueries(rows, real, kinds[:, None], text_queries.sum(1).float())
+        counts = drawn.sum(1).float(), text_queries.sum(1).float()
+        self._queries = _TextQueries(rows, real, kinds[:, None], *counts)
         self._results: dict[int, tuple[Tensor, Tensor]] = {}
 
     def on_attention(self, call: AttentionInputs) -> None:
@@ -177,6 +190,7 @@ def _reduce(call: AttentionInputs, samples: slice, queries: _TextQueries) -> tup
     """Scores ``[fields, samples, length]`` and curves ``[fields, samples]`` of one layer and some samples."""
     rows, real, kinds = queries.rows, queries.real, queries.vision_and_text
     mask = call.mask if call.mask is None or call.mask.shape[0] == 1 else call.mask[samples]
+    others = ((queries.total - 1) / (queries.count - 1).clamp(min=1)).clamp(min=1)[:, None, None]
     scores = kinds.new_zeros(len(SCORE_FIELDS), len(rows), kinds.shape[3])
     entropies = kinds.new_zeros(len(rows))
     blocks = attention_rows_and_logits(
@@ -194,6 +208,8 @@ def _reduce(call: AttentionInputs, samples: slice, queries: _TextQueries) -> tup
         mass, given = (kinds @ block.transpose(2, 3)).unbind(2)
         received = block.sum(2)
         weights = importance_from_sums(block, received, given, rows, real)
+        # A query receives attention from all others, of which the drawn ones are a sample; what it gives is known.
+        weights = others * weights + (1 - others) * given
         scores[0] += received.sum(1)
         scores[1] += weighted_rows(block, weights)
         scores[2] += block[:, :, -1].sum(1)  # the last index holds each sample's last text query
@@ -206,5 +222,6 @@ def _reduce(call: AttentionInputs, samples: slice, queries: _TextQueries) -> tup
         entropies += entropy.masked_fill(~real[:, None], 0.0).sum((1, 2))
     per_text_query = call.query.shape[1] * queries.count
     scores[0] /= per_text_query[:, None]
+    scores[1] *= (queries.total / queries.count)[:, None]  # a sum over text queries
     vision_mass = (scores[0] * kinds[:, 0, 0]).sum(1)
     return scores, torch.stack([vision_mass, entropies / per_text_query / np.log(2.0)])

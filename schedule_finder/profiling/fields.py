@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_QUERIES = 128
+"""Text queries of a sample whose attention is profiled, by default; see `draw_queries`."""
+
 SCORE_FIELDS = ("uniform_text", "text_guided", "last_token")
 """One number per layer and vision token; the scorer of the same name ranks tokens by it."""
 

@@ -32,6 +32,8 @@ __all__ = ["Profile", "ProfileStore", "StoreError"]
 
 FORMAT, VERSION = "adaptinfer-profile", 2
 _COUNTS = ("num_vision", "num_text_queries", "num_other")
+_EARLIER: dict[str, Any] = {"left_out": {}, "text_queries": None}
+"""Fields that earlier releases did not write, as they were then."""
 _VERSION_1_NAMES = {"num_raters": "num_text_queries"}
 
 
@@ -133,7 +135,7 @@ class ProfileStore:
         where the folder holds a profile of something else.
         """
         # Through JSON, which has lists only: what is compared is what a file holds.
-        meta = json.loads(json.dumps({"format": FORMAT, "version": VERSION, "left_out": {}, **meta}))
+        meta = json.loads(json.dumps(_EARLIER | {"format": FORMAT, "version": VERSION} | meta))
         if self.meta_path.exists():
             known = self.meta()
             if "backbone" in meta:
@@ -198,7 +200,7 @@ class ProfileStore:
                 f"{self.meta_path}: format {meta.get('format')!r}, version {meta.get('version')!r}; need {FORMAT!r}, "
                 f"version 1 or {VERSION}"
             )
-        meta = {"left_out": {}} | meta | {"version": VERSION}
+        meta = _EARLIER | meta | {"version": VERSION}
         if (problem := problem_of_meta(meta)) is not None:
             raise StoreError(f"{self.meta_path}: {problem}; profile again into a new folder")
         return meta

@@ -117,3 +117,44 @@ def test_samples_without_an_image_or_without_text() -> None:
     cut = {name: inputs[name][:, : last_vision + 1] for name in ("input_ids", "attention_mask")}
     with pytest.raises(ProfileError, match="no text after"):
         profile_batch(backbone, {**inputs, **cut})
+
+
+def mean_deviation(most: int | None) -> dict[str, float]:
+    """Mean relative deviation of scores and curves from those of all text queries, over layers and tokens."""
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1,), text=(300,))
+    backbone = find_backbone(model)
+    (exact,), (found,) = profile_batch(backbone, inputs), profile_batch(backbone, inputs, most)
+    assert (found.num_text_queries, found.num_vision) == (exact.num_text_queries, exact.num_vision)
+    np.testing.assert_allclose(found.scores["last_token"], exact.scores["last_token"], rtol=1e-5)
+    pairs = [(name, found.scores[name], exact.scores[name]) for name in SCORE_FIELDS]
+    pairs += [(name, found.curves[name], exact.curves[name]) for name in CURVE_FIELDS]
+    return {name: float(np.abs(some / whole - 1).mean()) for name, some, whole in pairs}
+
+
+def test_a_sample_of_the_text_queries_estimates_all_of_them() -> None:
+    few, many = mean_deviation(16), mean_deviation(128)
+    for name in ("uniform_text", "text_guided", *CURVE_FIELDS):
+        assert many[name] < 0.05, name
+        assert many[name] < 0.7 * few[name], name
+
+
+def test_a_limit_above_the_text_changes_nothing() -> None:
+    tiny = FAMILIES["llava"]
+    backbone, inputs = find_backbone(tiny.build()), tiny.batch((2, 1, 1))
+    for some, whole in zip(
+        profile_batch(backbone, inputs, 10_000), profile_batch(backbone, inputs), strict=True
+    ):
+        for name in SCORE_FIELDS:
+            np.testing.assert_array_equal(some.scores[name], whole.scores[name])
+        for name in CURVE_FIELDS:
+            np.testing.assert_array_equal(some.curves[name], whole.curves[name])
+
+
+def test_a_short_text_beside_a_long_one_keeps_its_numbers() -> None:
+    tiny = FAMILIES["llava"]
+    backbone, inputs = find_backbone(tiny.build()), tiny.batch((1, 1), text=(6, 90))
+    short = profile_batch(backbone, inputs, 20)[0]
+    exact = profile_batch(backbone, inputs)[0]
+    for name in SCORE_FIELDS:
+        np.testing.assert_allclose(short.scores[name], exact.scores[name], rtol=1e-4, atol=1e-7)

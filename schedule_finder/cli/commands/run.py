@@ -37,6 +37,7 @@ from schedule_finder.cli.terminal.plan import show_plan
 from schedule_finder.cli.terminal.schedule import show_detections, show_schedule
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS
 from schedule_finder.models.load_options import LoadOptions
+from schedule_finder.profiling.fields import MOST_QUERIES
 from schedule_finder.run.numbers import run_numbers
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def run(
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 32,
     batch_tokens: opt.BatchTokens = 16384,
+    text_queries: opt.TextQueries = str(MOST_QUERIES),
     max_skipped: opt.MaxSkipped = "5%",
     engine: opt.EngineName = "local",
     workers: opt.Workers = None,
@@ -99,7 +101,9 @@ def run(
     planned: list[SampleEntry] = []
     check = _checks(planned, samples, eval_samples, seed, budget, kind, asked["solver"])
     where = ("local", None) if dry_run else (engine, workers)
-    batches = EngineOptions(*where, batch_size, batch_tokens)
+    batches = EngineOptions(
+        *where, batch_size, batch_tokens, parsing.number_or_all("--text-queries", text_queries)
+    )
     current, running, data = begin_run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
         out=out, check=check, write=not dry_run, metric=metric,
@@ -203,12 +207,11 @@ def _number_of_methods(baselines: str | None) -> int:
 
 def _plan(opened: Opened, planned: Sequence[SampleEntry], **work: Any) -> dict[str, Any]:
     """Time a few batches, and show and return the work ahead; ``work`` is passed to `plan_run`."""
-    from schedule_finder.profiling.engines.base import BatchLimits
     from schedule_finder.work_ahead import plan_run
 
     loaded = opened.engine.loaded
     assert loaded is not None  # the local engine's
-    limits = BatchLimits(samples=opened.batches.batch_size, tokens=opened.batches.batch_tokens)
+    limits = opened.batches.limits
     with status("timing a few batches"):
         work |= {
             "max_new_tokens": opened.max_new_tokens,
@@ -264,6 +267,7 @@ def profile(
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 32,
     batch_tokens: opt.BatchTokens = 16384,
+    text_queries: opt.TextQueries = str(MOST_QUERIES),
     max_skipped: opt.MaxSkipped = "5%",
     engine: opt.EngineName = "local",
     workers: opt.Workers = None,
@@ -275,9 +279,10 @@ def profile(
 ) -> dict[str, Any]:
     """Steps 1 and 2: choose samples and record the attention to their vision tokens, layer by layer. Resumes."""
     most_skipped = parsing.fraction("--max-skipped", max_skipped)
+    queries = parsing.number_or_all("--text-queries", text_queries)
     current, running, data = begin_run(
         BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading)),
-        EngineOptions(engine, workers, batch_size, batch_tokens),
+        EngineOptions(engine, workers, batch_size, batch_tokens, queries),
         dataset=dataset,
         samples=samples,
         eval_samples=eval_samples,

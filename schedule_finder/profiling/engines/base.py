@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pruning_runtime.geometry import DecoderShape
-from schedule_finder.profiling.fields import ProfileRow
+from schedule_finder.profiling.fields import MOST_QUERIES
 from schedule_finder.samples import SampleEntry
 
 if TYPE_CHECKING:
     from schedule_finder.models.loading import LoadedBackbone
+    from schedule_finder.profiling.fields import ProfileRow
 
 CHUNK_SIZE = 64
 """Samples in a chunk: a compromise between grouping by length and work that an interruption repeats."""
@@ -32,10 +33,12 @@ class BatchLimits:
     Attributes:
         samples: samples.
         tokens: tokens with padding, which determine the memory of a forward pass.
+        text_queries: text queries of a sample whose attention is computed, see `draw_queries`; None: all.
     """
 
     samples: int = 32
     tokens: int = 16384
+    text_queries: int | None = MOST_QUERIES
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Engine(Protocol):
         """
 
 
-def describe_backbone(loaded: LoadedBackbone) -> dict[str, Any]:
+def describe_backbone(loaded: LoadedBackbone, limits: BatchLimits) -> dict[str, Any]:
     """Meta of a profile: equal for all profiles that can be merged."""
     from schedule_finder.profiling.capture import layers_to_profile
 
@@ -100,6 +103,7 @@ def describe_backbone(loaded: LoadedBackbone) -> dict[str, Any]:
         "left_out": {str(layer): reason for layer, reason in left_out.items()},
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "prompt_digest": loaded.prompt_digest,
+        "text_queries": limits.text_queries,
     }
 
 

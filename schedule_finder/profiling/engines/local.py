@@ -22,7 +22,7 @@ class LocalEngine:
 
     def __init__(self, loaded: LoadedBackbone, data: DataSet, limits: BatchLimits) -> None:
         self.loaded: LoadedBackbone | None = loaded
-        self.meta = describe_backbone(loaded)
+        self.meta = describe_backbone(loaded, limits)
         self.place = str(loaded.device)
         self._worker = functools.partial(Worker, loaded, data, limits)
 

@@ -60,7 +60,7 @@ class _RayWorker:
         self._worker: Worker | None = None
 
     def meta(self) -> dict[str, Any]:
-        return describe_backbone(self._load().loaded)
+        return describe_backbone(self._load().loaded, self._settings.limits)
 
     def profile(self, chunk: SampleChunk) -> tuple[list[Outcome], list[str]]:
         outcomes = [outcome for some in self._load().profile(chunk) for outcome in some]

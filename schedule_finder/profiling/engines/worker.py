@@ -34,6 +34,7 @@ class Worker:
         self._report = report
         self._most_samples = limits.samples
         self._most_tokens = limits.tokens
+        self._most_queries = limits.text_queries
         self._longest = 0  # tokens per row of the current batch
         self._held: dict[str, Sample] = {}
 
@@ -90,7 +91,7 @@ class Worker:
             if tokens <= self._most_tokens or len(batch) == 1:
                 if wanted.isdisjoint(entry.id for entry in batch):
                     return
-                rows = profile_batch(self.loaded.backbone, inputs)
+                rows = profile_batch(self.loaded.backbone, inputs, self._most_queries)
         except (InputError, UnsupportedBackbone, torch.AcceleratorError):
             raise  # not about one sample
         except Exception as error:  # processors and models raise errors of any type
