@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+READS_ARE_FREE = ("cpu",)
+"""Devices on which reading a tensor's value does not wait for anything."""
 _NEAR, _NEAR_ZERO = 1e-5, 1e-12
 """Gains this close to the largest, as a share of it and of the largest at the start, are summed again. The sums of
 thousands of float32 numbers differ by less."""
@@ -32,7 +34,8 @@ class Coverage:
         self._shares = shares
         self._weight = shares.new_ones(shares.shape[:2]) if weight is None else weight
         self._covered = shares.new_zeros(len(shares), shares.shape[2])
-        self._updates = [_Updates(group) for group in shares] if shares.device.type == "cpu" else None
+        free = shares.device.type in READS_ARE_FREE
+        self._updates = [_Updates(group) for group in shares] if free else None
 
     def gains(self) -> Tensor:
         """What choosing each token would add now, ``[groups, tokens]``."""

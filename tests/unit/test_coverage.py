@@ -41,7 +41,9 @@ def shares_of(kind: str, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("steps", [1, 10, 60])
 def test_the_choices_are_those_of_plain_sums(kind: str, seed: int, steps: int) -> None:
     shares = shares_of(kind, seed).contiguous()
-    weight = torch.rand(3, 60, generator=torch.Generator().manual_seed(seed)) if seed % 3 else torch.ones(3, 60)
+    weight = (
+        torch.rand(3, 60, generator=torch.Generator().manual_seed(seed)) if seed % 3 else torch.ones(3, 60)
+    )
     cover = Coverage(shares, weight)
     found = greedy_scores(torch.ones(3, 60, dtype=torch.bool), steps, cover.gains, cover.choose)
     assert torch.equal(found, plain_scores(shares, weight, steps))

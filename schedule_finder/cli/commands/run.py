@@ -111,8 +111,7 @@ def run(
     opened = Opened(current, running, data, model, batches, max_new_tokens, answer_tokens)
     if dry_run:
         methods = _number_of_methods(baselines) if eval_samples else 0
-        share = parsing.fraction("--budget", budget) if kind == "processed" else None
-        return _plan(opened, planned, solver=asked["solver"], budget=share, methods=methods)
+        return _plan(opened, planned, solver=asked["solver"], budget=_share(budget, kind), methods=methods)
     loaded = _profile_and_detect(opened, detector, most_skipped)
     _find_schedule(opened, loaded, budget, kind, asked)
     return _finish(opened, loaded, _evaluate(opened, loaded, baselines, sweep) if eval_samples else None)
@@ -203,6 +202,11 @@ def _number_of_methods(baselines: str | None) -> int:
         return 2 + NUM_DEFAULT_BASELINES - 1 + RANDOM_DRAWS  # one of the default ones is `random`
     names = BASELINE_NAMES if baselines == "all" else () if baselines == "none" else baselines.split(",")
     return 2 + sum(RANDOM_DRAWS if name.strip() in DRAWN_BASELINES else 1 for name in names)
+
+
+def _share(budget: str, kind: BudgetKind) -> float | None:
+    """The share of vision tokens that is asked for; None where the budget is of another kind."""
+    return parsing.fraction("--budget", budget) if kind == "processed" else None
 
 
 def _plan(opened: Opened, planned: Sequence[SampleEntry], **work: Any) -> dict[str, Any]:
