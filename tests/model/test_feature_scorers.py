@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning_runtime import PruningError, Record, ScheduleError, find_backbone, pruned
 from pruning_runtime.schedule import ScorerChoice
+from pruning_runtime.scorers import coverage
 from tests.support import rule_references as rules
 from tests.support.exactness_a import family_named as family_a
 from tests.support.exactness_b import family_named as family_b
