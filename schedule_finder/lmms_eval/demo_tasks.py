@@ -203,7 +203,7 @@ def _yaml(name: str, task: DemoTask, data: Path) -> str:
         "doc_to_text: !function utils.question\n"
         "doc_to_target: answer\n"
         "process_results: !function utils.results\n"
-        "generation_kwargs:\n  max_new_tokens: {task.tokens}\n  temperature: 0\n  do_sample: false\n"
+        f"generation_kwargs:\n  max_new_tokens: {task.tokens}\n  temperature: 0\n  do_sample: false\n"
         f"metric_list:\n{''.join(metrics)}"
         "metadata:\n  version: 1.0\n"
     )

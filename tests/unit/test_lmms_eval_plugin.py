@@ -178,6 +178,7 @@ def test_local_tasks_have_data_and_metrics(tmp_path: Path) -> None:
             assert row["image"].size == (96, 96)
         text = (tmp_path / f"{name}.yaml").read_text()
         assert f"- metric: {TASKS[name].metric}\n" in text
+        assert f"max_new_tokens: {TASKS[name].tokens}\n" in text
     assert {task.metric for task in TASKS.values()} == set(METRICS)
 
 
