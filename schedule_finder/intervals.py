@@ -98,3 +98,17 @@ def score_interval(scores: np.ndarray) -> tuple[float, float]:
     if np.isin(scores, (0, 1)).all():
         return wilson_interval(float(scores.sum()) / len(scores), scores.shape[1])
     return mean_interval(scores.mean(axis=0))
+
+
+def ratio_interval(values: np.ndarray, reference: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Paired 95 % bootstrap interval of the ratio of two means over the same samples, each ``[num_samples]``.
+
+    NaN where the reference is 0 on every sample.
+    """
+    weights = bootstrap_weights(len(values), 1000, seed)
+    below = weights @ reference
+    ratios = (weights @ values)[below > 0] / below[below > 0]
+    if not len(ratios):
+        return math.nan, math.nan
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)

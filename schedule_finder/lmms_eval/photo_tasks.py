@@ -26,7 +26,9 @@ TASKS = {
 }
 
 
-def write_photo_tasks(folder: Path, items: int, seed: int = 0, assets: PhotoAssets | None = None) -> list[str]:
+def write_photo_tasks(
+    folder: Path, items: int, seed: int = 0, assets: PhotoAssets | None = None
+) -> list[str]:
     """Write every task with its data into ``folder``, and the group `GROUP`; returns the tasks' names.
 
     Scenes are held out: the photo backbone was not trained on their backgrounds and pairs of object and position.

@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 
 from schedule_finder.evaluation.hard_subset import FEWEST, HARD_COLUMNS, hard_items, on_hard_items
-from schedule_finder.intervals import mean_interval
+from schedule_finder.intervals import mean_interval, ratio_interval
 from schedule_finder.lmms_eval.arguments import SMALLER_IMAGES
 from schedule_finder.lmms_eval.recording import TaskRecord, agreement, read_record
 from schedule_finder.lmms_eval.runs import RECORD
 
 COLUMNS = (
-    "task", "metric", "method", "n", "score", "retention", "difference", "difference_low", "difference_high",
-    "agreement", "processed", "flops", "kv_bytes", "prefill_ms", *HARD_COLUMNS, "main",
+    "task", "metric", "method", "baseline", "n", "score", "retention", "retention_low", "retention_high",
+    "difference", "difference_low", "difference_high", "agreement", "processed", "flops", "kv_bytes", "prefill_ms",
+    *HARD_COLUMNS, "main",
 )  # fmt: skip
 _Metric = tuple[str, str]
 """A task and one of its metrics."""
@@ -45,9 +46,10 @@ def benchmark_table(folders: Sequence[Path]) -> pd.DataFrame:
     """One row per task, metric and method; ``folders`` as `Benchmark.run` returns them, the unpruned model's first.
 
     ``retention`` is the score as a share of the unpruned model's, NaN where that is 0. ``difference`` is the mean over
-    items of the score less the unpruned model's, with a paired 95 % bootstrap interval; NaN where the metric has no
-    score per item. ``processed`` and the costs are shares of the unpruned model's. `HARD_COLUMNS` are on the hard
-    subset of the method's schedule, NaN where the baseline with down-sampled images was not run.
+    items of the score less the unpruned model's. Both have paired 95 % bootstrap intervals; these are NaN where the
+    metric has no score per item. ``baseline`` is ``full``, empty for a schedule itself, else the baseline's name.
+    ``processed`` and the costs are shares of the unpruned model's. `HARD_COLUMNS` are on the hard subset of the method's
+    schedule, NaN where the baseline with down-sampled images was not run.
 
     ``main`` marks one metric of each task: the first that scores items, else the first.
     """
@@ -62,6 +64,7 @@ def benchmark_table(folders: Sequence[Path]) -> pd.DataFrame:
                 continue
             score = one.scores[key]
             row = {"task": task, "metric": metric, "method": one.name, "score": score}
+            row["baseline"] = one.facts["baseline"] or ""
             row |= {"retention": score / whole if whole else math.nan, "main": key in _main(full)}
             row |= _difference(one.items.get(key, {}), full.items.get(key, {}))
             row |= _costs(one.tasks.get(task), full.tasks.get(task))
@@ -103,7 +106,10 @@ def write_table(table: pd.DataFrame, out: Path) -> list[Path]:
             "metric": table.metric,
             "method": table.method,
             "score": [percent(value) for value in table.score],
-            "retention %": [percent(value) for value in table.retention],
+            "retention %": [
+                _with_interval(*one)
+                for one in zip(table.retention, table.retention_low, table.retention_high, strict=True)
+            ],
             "tokens %": [percent(value) for value in table.processed],
             "prefill %": [percent(value) for value in table.prefill_ms],
             "hard items": [few(count) for count in table.hard_n],
@@ -135,7 +141,8 @@ def few(count: float) -> str:
 
 
 def _with_interval(score: float, low: float, high: float) -> str:
-    return f"{percent(score)} ({percent(low)}-{percent(high)})" if not math.isnan(score) else ""
+    interval = f" ({percent(low)}-{percent(high)})" if low < high else ""
+    return "" if math.isnan(score) else percent(score) + interval
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -209,9 +216,18 @@ def _on_hard(ours: dict[str, float], full: dict[str, float], smaller: dict[str, 
 
 
 def _difference(ours: dict[str, float], full: dict[str, float]) -> dict[str, Any]:
-    """Mean difference over the items of both, with a paired interval."""
-    pairs = np.array([ours[name] - full[name] for name in ours if name in full])
-    if not len(pairs):
+    """Mean difference over the items of both, and the intervals of retention and difference."""
+    known = [name for name in ours if name in full]
+    if not known:
         return {}
-    low, high = mean_interval(pairs)
-    return {"difference": float(pairs.mean()), "difference_low": low, "difference_high": high}
+    scores = np.array([[each[name] for name in known] for each in (ours, full)])
+    difference = scores[0] - scores[1]
+    low, high = mean_interval(difference)
+    kept = ratio_interval(*scores)
+    return {
+        "difference": float(difference.mean()),
+        "difference_low": low,
+        "difference_high": high,
+        "retention_low": kept[0],
+        "retention_high": kept[1],
+    }
