@@ -51,7 +51,7 @@ def task_retention(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame] | None:
     methods = list(dict.fromkeys(shown.baseline))
     columns = min(len(schedules), _COLUMNS)
     lines = math.ceil(len(schedules) / columns)
-    height = 0.7 + lines * (0.3 + len(tasks) * max(0.25, 0.11 * len(methods)))
+    height = 0.7 + lines * (0.3 + len(tasks) * max(0.22, 0.06 + 0.085 * len(methods)))
     figure = Figure(figsize=(SINGLE if columns == 1 else DOUBLE, height), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     handles = []
@@ -59,13 +59,18 @@ def task_retention(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame] | None:
         handles += _draw(panel, shown[shown.schedule == schedule], tasks, methods)
         if columns > 1:
             panel.set_title(schedule, fontsize=7.5)
-        panel.set_xlabel("Retention (% of the full model), 95% interval (items)")
     for panel in panels[len(schedules) :]:
         panel.set_visible(False)
+    for panel in panels[max(0, len(schedules) - columns) : len(schedules)]:
+        panel.set_xlabel("Retention (%), 95% interval (items)")
+        panel.tick_params(labelbottom=True)
     counts = shown.groupby("task").n.max()
     prefix = _common_prefix([task for task in tasks if task != MEAN])
     labels = [
-        task if task == MEAN else f"{words(task.removeprefix(prefix))} ({counts[task]:.0f})" for task in tasks
+        f"Mean ({len(tasks) - 1} tasks)"
+        if task == MEAN
+        else f"{words(task.removeprefix(prefix))} ({counts[task]:.0f})"
+        for task in tasks
     ]
     panels[0].set_yticks(range(len(tasks)), labels)
     panels[0].set_ylim(len(tasks) - 0.5, -0.5)
@@ -75,7 +80,7 @@ def task_retention(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame] | None:
 
 def _draw(panel: Axes, own: pd.DataFrame, tasks: list[str], methods: list[str]) -> list[object]:
     """The methods of one schedule; returns handles for the legend."""
-    panel.axvline(100, color=GREY, linewidth=0.8, zorder=0)
+    panel.axvline(100, color=GREY, linewidth=1, linestyle=(0, (3, 1.5)), zorder=1)
     if tasks[-1] == MEAN:
         panel.axhline(len(tasks) - 1.5, color="#BBBBBB", linewidth=0.6)
     handles = []

@@ -51,6 +51,11 @@ class AdaptInfer(lmms):  # type: ignore[misc]  # lmms-eval is not installed besi
     def __init__(self, **given: Any) -> None:
         self._pruning, others = PruningArguments.take(given)
         super().__init__(**others)
+        if not hasattr(self.model, "generate"):
+            raise InputError(
+                f"--model_args: base={self._pruning.base} loads a {type(self.model).__name__}, which cannot generate; "
+                "choose llava_hf, qwen2_5_vl, ..."
+            )
         self._applied, self._image_scale = self._pruning.applied(find_backbone(self.model))
         self._tasks: dict[str, TaskRecord] = {}
 

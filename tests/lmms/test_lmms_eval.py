@@ -138,6 +138,16 @@ def test_llava_hf_loads_model_types_that_it_does_not_list(tmp_path: Path) -> Non
     assert llava_hf.model_map["llava"] is listed["llava"]
 
 
+def test_a_base_whose_model_cannot_generate_is_refused() -> None:
+    """`huggingface` of lmms-eval 0.7.3 takes the class without a language head of every model."""
+    from schedule_finder.lmms_eval.model import _wrapping
+
+    with pytest.raises(InputError, match="base=huggingface loads a LlavaModel, which cannot generate"):
+        _wrapping("huggingface")(
+            base="huggingface", baseline="full", pretrained=str(BACKBONE), device="cpu", device_map="cpu"
+        )
+
+
 def test_the_plug_in_is_registered() -> None:
     from lmms_eval.models import get_model, get_model_manifest
 

@@ -129,7 +129,11 @@ def test_the_figure_has_a_row_per_task_and_their_mean(folders: list[Path], tmp_p
     assert drawn is not None
     figure, shown = drawn
     (panel,) = figure.axes
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["docs (20)", "pope (20)", MEAN]
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        "docs (20)",
+        "pope (20)",
+        "Mean (2 tasks)",
+    ]
     assert set(shown.baseline) == {"", "random", "smaller-images"}
     assert shown[(shown.task == MEAN) & (shown.baseline == "")].retention.item() == pytest.approx(
         averages(table).set_index("method").retention[OWN]
