@@ -105,16 +105,16 @@ def write_table(table: pd.DataFrame, out: Path) -> list[Path]:
             "task": table.task,
             "metric": table.metric,
             "method": table.method,
-            "score": [percent(value) for value in table.score],
+            "score": [score_text(value) for value in table.score],
             "retention %": [
-                _with_interval(*one)
+                with_interval(*one)
                 for one in zip(table.retention, table.retention_low, table.retention_high, strict=True)
             ],
             "tokens %": [percent(value) for value in table.processed],
             "prefill %": [percent(value) for value in table.prefill_ms],
             "hard items": [few(count) for count in table.hard_n],
             "score on them": [
-                _with_interval(*one)
+                with_interval(*one)
                 for one in zip(table.hard_score, table.hard_low, table.hard_high, strict=True)
             ],
         }
@@ -126,11 +126,20 @@ def write_table(table: pd.DataFrame, out: Path) -> list[Path]:
     return paths
 
 
-def percent(value: float) -> str:
-    """A share in percent; a score above 1 (MME, SEED-Bench in percent) is left as it is."""
-    if math.isnan(value):
-        return ""
-    return f"{100 * value:.1f}" if abs(value) <= 2 else f"{value:.1f}"
+def percent(share: float) -> str:
+    """A share in percent, empty where it is missing."""
+    return "" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def score_text(value: float) -> str:
+    """A score in percent; one above 1 (MME, SEED-Bench in percent) is left as it is."""
+    return percent(value) if math.isnan(value) or abs(value) <= 1 else f"{value:.1f}"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """A share in percent with its interval, where there is one."""
+    interval = f" ({percent(low)}-{percent(high)})" if low < high else ""
+    return "" if math.isnan(share) else percent(share) + interval
 
 
 def few(count: float) -> str:
@@ -138,11 +147,6 @@ def few(count: float) -> str:
     if math.isnan(count):
         return ""
     return f"{count:.0f}" if count >= FEWEST else f"({count:.0f})"
-
-
-def _with_interval(score: float, low: float, high: float) -> str:
-    interval = f" ({percent(low)}-{percent(high)})" if low < high else ""
-    return "" if math.isnan(score) else percent(score) + interval
 
 
 def _markdown(table: pd.DataFrame) -> str:

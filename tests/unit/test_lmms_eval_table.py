@@ -14,7 +14,15 @@ import pytest
 
 from schedule_finder.figures.task_retention import MEAN, task_retention, write_task_retention
 from schedule_finder.lmms_eval.recording import PromptCosts, TaskRecord, write_records
-from schedule_finder.lmms_eval.table import averages, benchmark_table, few, write_table
+from schedule_finder.lmms_eval.table import (
+    averages,
+    benchmark_table,
+    few,
+    percent,
+    score_text,
+    with_interval,
+    write_table,
+)
 
 FULL, OWN, RANDOM, SMALLER = "full", "mine", "mine-random", "mine-smaller-images"
 Scores = Mapping[str, Sequence[float]]
@@ -121,6 +129,13 @@ def test_written_tables_mark_what_is_too_few(folders: list[Path]) -> None:
     assert "| 12 | 75.0 (46.8-91.1) |" in markdown.read_text()
     assert r"smaller-images & 20.0 & 25.0 (" in latex.read_text().replace("mine-", "")
     assert [few(9), few(10), few(math.nan)] == ["(9)", "10", ""]
+
+
+def test_shares_and_scores_above_one() -> None:
+    assert [percent(2.02), percent(0.5), percent(math.nan)] == ["202.0", "50.0", ""]
+    assert [score_text(1512.0), score_text(0.5), score_text(math.nan)] == ["1512.0", "50.0", ""]
+    assert with_interval(0.5, 0.25, 1.125) == "50.0 (25.0-112.5)"
+    assert with_interval(1.0, 1.0, 1.0) == with_interval(1.0, math.nan, math.nan) == "100.0"
 
 
 def test_the_figure_has_a_row_per_task_and_their_mean(folders: list[Path], tmp_path: Path) -> None:

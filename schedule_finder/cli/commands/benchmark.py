@@ -142,25 +142,21 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _show(table: pd.DataFrame) -> None:
-    """Scores and costs, in percent of the full model where they are shares."""
-    from schedule_finder.lmms_eval.table import percent
+    """The main metric of each task: scores, retention and costs of every method."""
+    from schedule_finder.lmms_eval.table import percent, score_text, with_interval
 
-    shown = make_table(
-        "lmms-eval; retention and costs in % of the full model",
-        *("task", "metric", "method", "score", "retention", "same", "proc.", "FLOPs", "KV", "time"),
-    )
-    for row in table.itertuples():
-        shares = (
-            row.score,
-            row.retention,
-            row.agreement,
-            row.processed,
-            row.flops,
-            row.kv_bytes,
-            row.prefill_ms,
+    main = table[table.main]
+    for task in main.task.unique():
+        own = main[main.task == task]
+        shown = make_table(
+            f"{task}: {own.metric.iloc[0]}; retention and costs in % of the full model",
+            *("method", "score", "retention", "same", "proc.", "FLOPs", "KV", "time"),
         )
-        shown.add_row(row.task, row.metric, row.method, *map(percent, shares))
-    show_table(shown)
+        for row in own.itertuples():
+            kept = with_interval(row.retention, row.retention_low, row.retention_high)
+            costs = (row.agreement, row.processed, row.flops, row.kv_bytes, row.prefill_ms)
+            shown.add_row(row.method, score_text(row.score), kept, *map(percent, costs))
+        show_table(shown)
 
 
 def _show_hard_subset(table: pd.DataFrame) -> None:
