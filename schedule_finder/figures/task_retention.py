@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -78,7 +79,7 @@ def task_retention(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame] | None:
     return figure, shown
 
 
-def _draw(panel: Axes, own: pd.DataFrame, tasks: list[str], methods: list[str]) -> list[object]:
+def _draw(panel: Axes, own: pd.DataFrame, tasks: list[str], methods: list[str]) -> list[Any]:
     """The methods of one schedule; returns handles for the legend."""
     panel.axvline(100, color=GREY, linewidth=1, linestyle=(0, (3, 1.5)), zorder=1)
     if tasks[-1] == MEAN:

@@ -29,6 +29,7 @@ from schedule_finder.demo.scenes import (
     ROW_NAMES,
     SHAPE_NAMES,
     DemoSample,
+    Split,
     ask,
     demo_samples,
     render_scene,
@@ -37,7 +38,8 @@ from schedule_finder.demo.scenes import (
 from schedule_finder.evaluation.metrics import METRICS
 
 GROUP = "adaptinfer_demo"
-SPLIT, SCENES = "test", "held_out"
+SPLIT = "test"
+SCENES: Split = "held_out"
 TEN, SURE = 10, 8
 """References of open questions, and how many of those are right."""
 OPTIONS = 4
