@@ -87,3 +87,28 @@ def wilson_interval(successes: float, count: int, z: float = 1.959964) -> tuple[
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def score_interval(scores: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean score: Wilson's where every score is 0 or 1, else a bootstrap over samples.
+
+    Args:
+        scores: ``[draws, samples]``, at least one of each; draws of a sample are averaged.
+    """
+    if np.isin(scores, (0, 1)).all():
+        return wilson_interval(float(scores.sum()) / len(scores), scores.shape[1])
+    return mean_interval(scores.mean(axis=0))
+
+
+def ratio_interval(values: np.ndarray, reference: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Paired 95 % bootstrap interval of the ratio of two means over the same samples, each ``[num_samples]``.
+
+    NaN where the reference is 0 on every sample.
+    """
+    weights = bootstrap_weights(len(values), 1000, seed)
+    below = weights @ reference
+    ratios = (weights @ values)[below > 0] / below[below > 0]
+    if not len(ratios):
+        return math.nan, math.nan
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)

@@ -22,6 +22,8 @@ from schedule_finder.solvers.shapes import random_stages
 
 OWN = "schedule"
 """Name of the method where a single schedule is evaluated."""
+SMALLER_IMAGES = "smaller images"
+"""Name of the method with down-sampled images, which defines the hard subset."""
 RANDOM_DRAWS = 3
 MOST_ATTEMPTS = 100
 """Random stages that are tried for so many different draws."""
@@ -187,7 +189,7 @@ def _smaller_images(name: str, comparison: Comparison) -> Iterator[Method]:
 
     if tokens([scaled(sample, scale) for sample in samples]) < tokens(samples):
         unpruned = schedule.model_copy(update={"stages": ()})
-        yield Method(name.replace("-", " "), unpruned, comparison.budget, image_scale=scale)
+        yield Method(SMALLER_IMAGES, unpruned, comparison.budget, image_scale=scale)
 
 
 BASELINES: dict[str, Baseline] = {

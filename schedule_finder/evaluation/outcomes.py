@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from schedule_finder.evaluation.methods import Method
+from schedule_finder.evaluation.hard_subset import HARD_COLUMNS, hard_items, on_hard_items
+from schedule_finder.evaluation.methods import SMALLER_IMAGES, Method
 from schedule_finder.evaluation.metrics import DEFAULT_METRIC, METRICS, Metric
-from schedule_finder.intervals import mean_interval, wilson_interval
+from schedule_finder.intervals import mean_interval, score_interval, wilson_interval
 
 DETAILS = ("precision", "recall", "f1", "yes_share")
 """What the metrics report besides their score."""
@@ -46,6 +47,7 @@ COLUMNS = (
     "draws",
     "draw_low",
     "draw_high",
+    *HARD_COLUMNS,
     "schedule",
     "digest",
 )
@@ -96,9 +98,11 @@ def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
     Draws of a random method share a row: values are means over the draws, intervals are those of the mean over
     samples, and ``draw_low`` and ``draw_high`` are the least and the highest score of a draw (agreement where no
     sample has a reference answer). The column ``metric`` is `MIXED` where the samples have several metrics;
-    `DETAILS` are then missing.
+    `DETAILS` are then missing. `HARD_COLUMNS` are of the hard subset of the schedule and its budget, and missing
+    without the baseline that defines it, down-sampled images.
     """
     own = {(method.of, method.budget): found for method, found in outcomes.items() if method.is_schedule}
+    hard = _hard_outcomes(outcomes)
     rows = []
     for draws in _by_method(outcomes):
         method, found = draws[0]
@@ -118,8 +122,41 @@ def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
             ]
             ours = own.get((method.of, method.budget), ())
             reference = [one for one in ours if kind in ("all", one.question_type)]
-            rows.append(facts | {"question_type": kind} | _summary(of_kind) | _difference(of_kind, reference))
+            row = facts | {"question_type": kind} | _summary(of_kind) | _difference(of_kind, reference)
+            full = [
+                one for one in hard.get((method.of, method.budget), ()) if kind in ("all", one.question_type)
+            ]
+            if (method.of, method.budget) in hard:
+                row |= _on_hard(of_kind, full)
+            rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"draws": float})
+
+
+_Of = tuple[tuple[str, str], float]
+"""A schedule and its budget."""
+
+
+def _hard_outcomes(outcomes: Mapping[Method, Sequence[Outcome]]) -> dict[_Of, list[Outcome]]:
+    """The full model's outcomes on the hard items, for each schedule and budget with down-sampled images."""
+    full = next((found for method, found in outcomes.items() if not any(method.of)), ())
+    known = np.array([one.score for one in full], float)
+    return {
+        (method.of, method.budget): [
+            one
+            for one, hard in zip(
+                full, hard_items(known, np.array([o.score for o in found], float)), strict=True
+            )
+            if hard
+        ]
+        for method, found in outcomes.items()
+        if full and method.name == SMALLER_IMAGES
+    }
+
+
+def _on_hard(draws: Sequence[Sequence[Outcome]], full: Sequence[Outcome]) -> dict[str, Any]:
+    hard = {one.id for one in full}
+    scores = [[one.score for one in drawn if one.id in hard] for drawn in draws]
+    return on_hard_items(np.array(scores, float), np.array([one.score for one in full], float))
 
 
 _Draw = tuple[Method, Sequence[Outcome]]
@@ -194,12 +231,7 @@ def _metric_summary(draws: Sequence[Sequence[Outcome]], scored: np.ndarray) -> d
     if not scored.size:
         return found
     found["score"] = float(scored.mean())
-    if np.isin(scored, (0, 1)).all():
-        found["score_low"], found["score_high"] = wilson_interval(
-            float(scored.sum()) / len(scored), scored.shape[1]
-        )
-    else:
-        found["score_low"], found["score_high"] = mean_interval(scored.mean(axis=0))
+    found["score_low"], found["score_high"] = score_interval(scored)
     return found | (_details(METRICS[name], draws) if name in METRICS else {})
 
 

@@ -104,7 +104,8 @@ class HeldOutResult(Facts):
 
     ``score`` is by ``metric``, ``exact_match`` and ``ci_*`` are by exact match whatever the metric. For a random
     baseline the values are means over ``draws`` draws, and ``draw_*`` is the range of the score over them (of
-    agreement where no sample has a reference answer).
+    agreement where no sample has a reference answer). ``hard_*`` are on the hard subset, which needs the baseline with
+    down-sampled images.
     """
 
     n: int
@@ -121,6 +122,11 @@ class HeldOutResult(Facts):
     draws: int | None = None
     draw_low: float | None = None
     draw_high: float | None = None
+    hard_n: int | None = None
+    hard_score: float | None = None
+    hard_low: float | None = None
+    hard_high: float | None = None
+    hard_retention: float | None = None
 
 
 class HeldOutSummary(_Document):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from lmms_eval.api.model import lmms
 from lmms_eval.models import get_model
 from lmms_eval.utils import simple_parse_args_string
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from pruning_runtime.backbone import find_backbone
 from pruning_runtime.errors import PruningError
@@ -43,11 +45,17 @@ class AdaptInfer(lmms):  # type: ignore[misc]  # lmms-eval is not installed besi
         # Most models take no `max_batch_size`, and refuse what they do not know.
         given.pop("max_batch_size", None)
         model = _wrapping(own.base)
+        _add_model_type(model, given)
         return model(**given | _device_map(model, given))
 
     def __init__(self, **given: Any) -> None:
         self._pruning, others = PruningArguments.take(given)
         super().__init__(**others)
+        if not hasattr(self.model, "generate"):
+            raise InputError(
+                f"--model_args: base={self._pruning.base} loads a {type(self.model).__name__}, which cannot generate; "
+                "choose llava_hf, qwen2_5_vl, ..."
+            )
         self._applied, self._image_scale = self._pruning.applied(find_backbone(self.model))
         self._tasks: dict[str, TaskRecord] = {}
 
@@ -116,6 +124,18 @@ def _device_map(model: type[AdaptInfer], given: dict[str, Any]) -> dict[str, str
         return {}
     device = given.get("device") or ("cuda" if parameter.default == "" else None)
     return {"device_map": str(device)} if device else {}
+
+
+def _add_model_type(model: type[AdaptInfer], given: dict[str, Any]) -> None:
+    """Let `llava_hf` load any checkpoint that transformers has a class for.
+
+    It has a list of three model types and refuses others, but its code is that of any model with LLaVA's processor.
+    """
+    modules = (sys.modules[each.__module__] for each in model.__mro__)
+    known = next((vars(module)["model_map"] for module in modules if "model_map" in vars(module)), None)
+    if isinstance(known, dict) and "pretrained" in given:
+        config = AutoConfig.from_pretrained(given["pretrained"], revision=given.get("revision", "main"))
+        known.setdefault(config.model_type, AutoModelForImageTextToText)
 
 
 @functools.cache

@@ -86,11 +86,18 @@ def write_records(path: Path, tasks: Mapping[str, TaskRecord], facts: Mapping[st
 
 def read_records(path: Path) -> dict[str, TaskRecord]:
     """The tasks of a file. Raises `InputError`."""
+    return read_record(path)[0]
+
+
+def read_record(path: Path) -> tuple[dict[str, TaskRecord], dict[str, Any]]:
+    """The tasks of a file, and the facts about what was run. Raises `InputError`."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT or document["version"] != VERSION:
-            raise ValueError(f"format {document['format']!r} {document['version']!r}")
-        return {name: TaskRecord.from_json(task) for name, task in document["tasks"].items()}
+        found = document.pop("format"), document.pop("version")
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"format {found[0]!r} {found[1]!r}")
+        tasks = {name: TaskRecord.from_json(task) for name, task in document.pop("tasks").items()}
+        return tasks, document
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); run with record={path} first"

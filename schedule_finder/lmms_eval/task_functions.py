@@ -23,12 +23,14 @@ def question(document: Document) -> str:
 
 
 def results(document: Document, answers: Sequence[str]) -> dict[str, Any]:
-    """The metric's score, and for metrics with `Metric.details` what their aggregation needs, under their names."""
+    """The metric's score, and what the aggregation of further numbers needs, under their names."""
     metric, references = METRICS[document["metric"]], list(document["references"])
     answer = chosen_letter(answers[0], document["options"]) if document["options"] else answers[0]
     judged = {"answer": answer, "references": references}
     details = metric.details([answer], [references])
-    return {metric.name: metric.score(answer, references)} | dict.fromkeys(details, judged)
+    score = metric.score(answer, references)
+    found = {metric.name: score} | dict.fromkeys(details, judged)
+    return found | ({"accuracy_plus": (document["pair"], score)} if document.get("pair") else {})
 
 
 def chosen_letter(answer: str, options: Sequence[str]) -> str:
@@ -48,3 +50,12 @@ def _aggregation(name: str) -> Callable[[Sequence[Mapping[str, Any]]], float]:
 
 
 precision, recall, f1, yes_share = map(_aggregation, ("precision", "recall", "f1", "yes_share"))
+
+
+def accuracy_plus(judged: Sequence[tuple[str, float]]) -> float:
+    """Share of the pairs of questions with both right, as in MME; a question without its pair is left out."""
+    of_pair: dict[str, list[float]] = {}
+    for pair, score in judged:
+        of_pair.setdefault(pair, []).append(score)
+    both = [min(scores) for scores in of_pair.values() if len(scores) == 2]
+    return sum(both) / max(1, len(both))

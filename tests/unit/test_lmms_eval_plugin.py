@@ -27,7 +27,7 @@ from schedule_finder.lmms_eval.recording import (
     summary_lines,
     write_records,
 )
-from schedule_finder.lmms_eval.task_functions import chosen_letter, f1, precision, results
+from schedule_finder.lmms_eval.task_functions import accuracy_plus, chosen_letter, f1, precision, results
 
 ROOT = Path(__file__).parents[2]
 PRESET = "fastv/llava-1.5-7b"
@@ -171,11 +171,14 @@ def test_local_tasks_have_data_and_metrics(tmp_path: Path) -> None:
         assert len(table) == 9
         for row in table:
             assert row["metric"] == TASKS[name].metric
-            found = results(row, [row["answer"]])
+            # A caption is longer than the one word that the question asks for.
+            answer = row["references"][0] if row["metric"] == "rouge_l" else row["answer"]
+            found = results(row, [answer])
             assert found[row["metric"]] == 1, row
             assert row["image"].size == (96, 96)
         text = (tmp_path / f"{name}.yaml").read_text()
         assert f"- metric: {TASKS[name].metric}\n" in text
+        assert f"max_new_tokens: {TASKS[name].tokens}\n" in text
     assert {task.metric for task in TASKS.values()} == set(METRICS)
 
 
@@ -191,6 +194,38 @@ def test_options_of_a_choice_are_different_words_of_a_kind(tmp_path: Path) -> No
         letters.add(letter)
         assert row["options"][string.ascii_uppercase.index(letter)] == row["answer"]
     assert len(letters) > 1
+
+
+def test_captions_hold_the_answer_and_one_word_of_them_scores_in_part(tmp_path: Path) -> None:
+    import datasets
+
+    write_tasks(tmp_path, 12)
+    for row in datasets.load_from_disk(str(tmp_path / "data" / f"{GROUP}_caption"))["test"]:
+        short, *others = row["references"]
+        assert row["answer"] in short.split()
+        assert all(short in other for other in others)
+        position = row["question"].removesuffix("?").split()[-2:]
+        assert others[-1].split()[-2:] == position
+        assert results(row, [row["answer"]])["rouge_l"] == pytest.approx(0.6289, abs=1e-4)
+        assert results(row, ["purple"])["rouge_l"] in (0, pytest.approx(0.6289, abs=1e-4))
+
+
+def test_pairs_ask_for_yes_and_no_about_the_same_image(tmp_path: Path) -> None:
+    import datasets
+
+    write_tasks(tmp_path, 9)
+    rows = list(datasets.load_from_disk(str(tmp_path / "data" / f"{GROUP}_pairs"))["test"])
+    for one, other in zip(rows[:8:2], rows[1:8:2], strict=True):
+        assert one["pair"] == other["pair"]
+        assert one["image"] == other["image"]
+        assert {one["answer"], other["answer"]} == {"yes", "no"}
+    assert len({row["pair"] for row in rows}) == 5
+    right = [results(row, [row["answer"]])["accuracy_plus"] for row in rows]
+    yes = [results(row, ["yes"])["accuracy_plus"] for row in rows]
+    assert accuracy_plus(right) == 1
+    assert accuracy_plus(yes) == 0
+    assert accuracy_plus(right[:6] + yes[6:]) == 3 / 4  # the ninth question has no pair
+    assert accuracy_plus([]) == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from schedule_finder.evaluation.metrics import METRICS
 from schedule_finder.evaluation.metrics.anls import edit_distance, similarity
 from schedule_finder.evaluation.metrics.multiple_choice import option_letter
+from schedule_finder.evaluation.metrics.rouge_l import common_length
 from schedule_finder.evaluation.metrics.vqa_accuracy import normalized
 from schedule_finder.evaluation.metrics.yes_no import says_yes
 
@@ -207,6 +208,32 @@ def test_relaxed_accuracy(answer: str, references: list[str], score: float) -> N
 )
 def test_contains(answer: str, references: list[str], score: float) -> None:
     assert METRICS["contains"].score(answer, references) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "score"),
+    [
+        ("A red star.", ["a red star"], 1.0),
+        ("star", ["a red star"], 2.44 * (1 / 3) / (1 / 3 + 1.44)),  # precision 1, recall 1/3
+        ("star red", ["red star"], 0.5),  # in the other order only one word is in common: both are 1/2
+        # Precision is best for one reference (1), recall for the other (1/2): 2.44 * 1/2 / (1/2 + 1.44).
+        ("red star", ["a red star in the corner", "blue star"], 2.44 * 0.5 / (0.5 + 1.44)),
+        ("blue ring", ["red star"], 0.0),
+        ("", ["red star"], 0.0),
+        (" . ", ["?"], 1.0),
+        ("red star", ["?", "red star"], 1.0),
+    ],
+)
+def test_rouge_l(answer: str, references: list[str], score: float) -> None:
+    assert METRICS["rouge_l"].score(answer, references) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "length"),
+    [("", "abc", 0), ("abcbdab", "bdcaba", 4), ("abc", "abc", 3), ("abc", "cba", 1)],
+)
+def test_common_length(one: str, other: str, length: int) -> None:
+    assert common_length(one, other) == common_length(other, one) == length
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -51,6 +51,9 @@ _Python = Annotated[
 _Out = Annotated[Path | None, typer.Option("--out", help="Folder; default outputs/benchmark/MODEL.")]
 
 
+FIGURE_SUFFIXES = (".pdf", ".png")
+
+
 @command
 def benchmark(
     model: _Model,
@@ -70,6 +73,7 @@ def benchmark(
 
     adaptinfer-profile benchmark llava-hf/llava-1.5-7b-hf --tasks pope,gqa --schedule adaptinfer/llava-1.5-7b-64
     """
+    from schedule_finder.figures.task_retention import write_task_retention
     from schedule_finder.lmms_eval.runs import Benchmark
     from schedule_finder.lmms_eval.table import benchmark_table, write_table
 
@@ -90,13 +94,16 @@ def benchmark(
         folders = run.run(methods)
     table = benchmark_table(folders)
     paths = write_table(table, folder)
+    paths += [path for path in write_task_retention(table, folder / "retention") if path.suffix != ".csv"]
     _show(table)
+    _show_hard_subset(table)
     for path in paths:
         screen.print(str(path), soft_wrap=True)
     if limit is not None:
         note(f"notice: the first {limit} items of each task only; these are not the benchmarks' scores")
     return {
-        "tables": list(map(str, paths)),
+        "tables": [str(path) for path in paths if path.suffix not in FIGURE_SUFFIXES],
+        "figures": [str(path) for path in paths if path.suffix in FIGURE_SUFFIXES],
         "rows": table.astype(object).where(table.notna(), None).to_dict("records"),
     }
 
@@ -135,22 +142,43 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _show(table: pd.DataFrame) -> None:
-    """Scores and costs, in percent of the full model where they are shares."""
-    from schedule_finder.lmms_eval.table import percent
+    """The main metric of each task: scores, retention and costs of every method."""
+    from schedule_finder.lmms_eval.table import percent, score_text, with_interval
 
-    shown = make_table(
-        "lmms-eval; retention and costs in % of the full model",
-        *("task", "metric", "method", "score", "retention", "same", "proc.", "FLOPs", "KV", "time"),
-    )
-    for row in table.itertuples():
-        shares = (
-            row.score,
-            row.retention,
-            row.agreement,
-            row.processed,
-            row.flops,
-            row.kv_bytes,
-            row.prefill_ms,
+    main = table[table.main]
+    for task in main.task.unique():
+        own = main[main.task == task]
+        shown = make_table(
+            f"{task}: {own.metric.iloc[0]}; retention and costs in % of the full model",
+            *("method", "score", "retention", "same", "proc.", "FLOPs", "KV", "time"),
         )
-        shown.add_row(row.task, row.metric, row.method, *map(percent, shares))
+        for row in own.itertuples():
+            kept = with_interval(row.retention, row.retention_low, row.retention_high)
+            costs = (row.agreement, row.processed, row.flops, row.kv_bytes, row.prefill_ms)
+            shown.add_row(row.method, score_text(row.score), kept, *map(percent, costs))
+        show_table(shown)
+
+
+def _show_hard_subset(table: pd.DataFrame) -> None:
+    """Mean retention over the tasks, and scores on the hard items of all tasks, by method."""
+    from schedule_finder.evaluation.hard_subset import describe_hard
+    from schedule_finder.lmms_eval.table import averages, few, percent
+
+    means = averages(table)
+    shown = make_table(
+        "all tasks: mean retention, and score on the hard subset",
+        "method",
+        "retention",
+        "hard items",
+        "score on them",
+    )
+    for row in means.itertuples():
+        shown.add_row(row.method, percent(row.retention), few(row.hard_n), percent(row.hard_score))
     show_table(shown)
+    known = means[means.hard_n.notna()]
+    if known.empty:
+        note("hard subset: skipped; it needs the baseline smaller-images, and a metric that scores items")
+        return
+    items = table[table.main & table.hard_n.notna()].groupby("method").n.sum().max()
+    for count in dict.fromkeys(known.hard_n):
+        screen.print(describe_hard(int(count), int(items)))

@@ -23,6 +23,7 @@ def show_evaluation(table: pd.DataFrame, current: Run) -> None:
         target = ours.budget.iloc[0]  # the schedule itself comes first
         own = ours[(ours.budget - target).abs() < 1e-9]
         _show_methods(pd.concat([overall[overall.method == "full"], own]), name)
+        _show_hard_subset(own, name)
     screen.print(
         "score in % with its 95 % interval; same: same answer as the full model; KL of the first answer token; "
         "proc. and publ.: vision tokens, processed and by the published count; KV: cache bytes; time: decoder prefill"
@@ -54,6 +55,24 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
             f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
         )
     show_table(shown)
+
+
+def _show_hard_subset(own: pd.DataFrame, name: str) -> None:
+    """Scores on the hard subset, where the baseline with down-sampled images was run."""
+    from schedule_finder.evaluation.hard_subset import describe_hard
+
+    known = own[own.hard_n.notna()]
+    if known.empty:
+        return
+    screen.print(f"{name}: {describe_hard(int(known.hard_n.iloc[0]), int(known.n.max()))}")
+    if known.hard_n.iloc[0]:
+        shown = make_table(f"{name}: hard subset", "method", "score", "retention")
+        for row in known.itertuples():
+            score, low, high = (100 * value for value in (row.hard_score, row.hard_low, row.hard_high))
+            shown.add_row(
+                row.method, f"{score:.1f} ({low:.1f}-{high:.1f})", f"{100 * row.hard_retention:.1f}"
+            )
+        show_table(shown)
 
 
 def _score(row: Any) -> str:
