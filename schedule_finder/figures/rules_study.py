@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from schedule_finder.figures.methods import LABELS
 from schedule_finder.figures.style import (
     BLACK,
     BLUE,
     DOUBLE,
     GREEN,
     GREY,
-    LABELS,
     ORANGE,
     PURPLE,
     VERMILLION,
