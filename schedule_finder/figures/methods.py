@@ -145,7 +145,7 @@ def method_looks(results: HeldOut, schedule: Schedule | None) -> dict[str, dict[
     for name in sorted(names, key=lambda name: (rank[base_of(name)], base_of(name), is_discarded(name))):
         looks[name] = _look(name, *used[base_of(name)]) | {"label": method_label(name, schedule)}
         if several_draws(rows := results.table[results.table.method == name]):
-            looks[name]["label"] += f" (range of {int(rows.draws.max())})"
+            looks[name]["label"] += f" ({int(rows.draws.max())} draws)"
     return looks
 
 
@@ -209,8 +209,7 @@ def draw_panels(
         draw(axes, names)
         handles = axes.get_legend_handles_labels()[0]
         shown = [handle for handle in handles if NOT_MERGED_SUFFIX not in str(handle.get_label())]
-        legend_over(axes, shown, columns=2)
-        axes.set_title(title, loc="left", fontsize=7.5, fontweight="bold", pad=5 + 5.2 * len(shown))
+        legend_over(axes, shown, columns=2, title=title)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.supxlabel(labels[0], fontsize=7.5)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from schedule_finder.figures.methods import LABELS
 from schedule_finder.figures.style import (
     BLACK,
     KL_FLOOR,
@@ -48,13 +49,23 @@ def sensitivity(data: RunData) -> Drawing | None:
     _draw_losses(below, losses)
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
-    title = f"{words(str(measured.policy)).capitalize()}; {len(measured.sample_ids)} samples"
+    title = f"{_policy(measured)}; {len(measured.sample_ids)} samples"
     title += "\nBands and black lines: 95% bootstrap intervals"
     if min(measured.layers) < 0:
         _label_before(above)
     handles = [*above.get_lines()[: len(measured.ratios)], *mark_layers([above, below], data)]
     legend_above(figure, handles, columns=3, title=title)
     return figure, table.merge(losses.assign(loss_ratio=LOSS_RATIO), on="layer", how="outer")
+
+
+def _policy(measured: SensitivityTable) -> str:
+    """Scorers and dropped tokens in words."""
+    policy = measured.policy
+    rules = LABELS.get(policy.scorer) or words(policy.scorer).capitalize()
+    if policy.pre_decoder is not None and policy.pre_decoder != policy.scorer:
+        first = LABELS.get(policy.pre_decoder) or words(policy.pre_decoder).capitalize()
+        rules = f"{first} before the decoder, then {rules}"
+    return f"{rules};\ndropped tokens {'merged' if policy.dropped_tokens == 'merge' else 'discarded'}"
 
 
 def changes(measured: SensitivityTable) -> pd.DataFrame:

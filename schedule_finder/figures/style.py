@@ -163,9 +163,19 @@ def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int, title:
         )
 
 
-def legend_over(axes: Axes, handles: Sequence[Any], *, columns: int) -> None:
-    """A legend of one panel, directly above it."""
-    axes.legend(*labelled(handles), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+def legend_over(axes: Axes, handles: Sequence[Any], *, columns: int, title: str | None = None) -> None:
+    """A legend of one panel, directly above it; ``title`` is the panel's, in bold above the legend."""
+    legend = axes.legend(
+        *labelled(handles),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0.2,
+        title=title,
+        title_fontproperties={"weight": "bold", "size": 7.5},
+        alignment="left",
+    )
+    legend.set_zorder(10)
 
 
 def words(name: str) -> str:
