@@ -275,7 +275,7 @@ def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[An
     for number, layer in enumerate(first[table.straight_ramp_percent > 0]):
         # The detector reads no break within one layer of where a straight ramp breaks.
         ramp = axes.axvspan(
-            layer - 1.5, layer + 1.5, color=GAP, linewidth=0, zorder=0, label="Near a straight ramp's break"
+            layer - 1.5, layer + 1.5, color=GAP, linewidth=0, zorder=0, label="Near a ramp's own break"
         )
         handles += [ramp] * (number == 0)
     own = table[table.token_curve == 1]
@@ -288,7 +288,7 @@ def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[An
             color=BLACK,
             markersize=6,
             markeredgewidth=0,
-            label="Change: peak above the limit",
+            label="Change: peak over limit",
         )
         axes.set_ylim(0, 1.12 * top)
     axes.set_ylabel("Tokens' curves (%)")
