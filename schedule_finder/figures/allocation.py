@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from schedule_finder.figures.run_data import RunData
 
 LOOKS = {
-    "system": ("Text before the image", GREY, "//"),
+    "system": ("Text before the image", GREY, "////"),
     "vision": ("Vision tokens", BLUE, ""),
-    "question": ("Question", ORANGE, "\\\\"),
-    "answer": ("Answer so far", GREEN, ".."),
+    "question": ("Question", ORANGE, "\\\\\\\\"),
+    "answer": ("Answer so far", GREEN, "...."),
 }
 """Label, colour and hatch of each part."""
 TITLES = {"question": "Attention of the question", "answer": "Attention while the answer is generated"}

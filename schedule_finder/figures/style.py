@@ -57,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "legend.columnspacing": 1.0,
     "legend.labelspacing": 0.3,
     "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.major.width": 0.6,

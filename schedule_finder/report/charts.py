@@ -111,8 +111,9 @@ def accuracy_of(table: pd.DataFrame, label: str) -> Spec:
     two = len(variants) > 1
     key = alt.Legend(orient="bottom", symbolOpacity=1) if two else None
     names = alt.Scale(domain=variants)
-    shape = alt.Shape("variant:N", title="Dropped tokens" if two else None, legend=key, scale=names)
-    dash = alt.StrokeDash("variant:N", legend=None, scale=names)
+    title = "Dropped tokens" if two else None
+    shape = alt.Shape("variant:N", title=title, legend=key, scale=names)
+    dash = alt.StrokeDash("variant:N", title=title, legend=key, scale=names)
     x = alt.X(
         "processed:Q", title="Vision tokens processed (%)", scale=alt.Scale(domain=[0, 103], nice=False)
     )

@@ -14,6 +14,9 @@ from schedule_finder.report.vega import Spec, point_axis, spec, tip
 if TYPE_CHECKING:
     from schedule_finder.figures.run_data import RunData
 
+MIDDLE_GREY = "#888888"
+"""Visible on light and on dark."""
+
 
 def sensitivity(data: RunData) -> Spec | None:
     """Answer change of single stages with intervals, by layer and keep ratio."""
@@ -71,7 +74,7 @@ def loss(data: RunData) -> Spec | None:
     y = alt.Y("loss:Q", title=f"Loss, {LOSS_RATIO:.0%} kept (share)")
     chart = alt.layer(
         base.mark_bar(color=SKY, size=12).encode(y=y, tooltip=tips),
-        base.mark_rule(size=1.5).encode(y="low:Q", y2="high:Q", tooltip=tips),
+        base.mark_rule(size=1.5, color=MIDDLE_GREY).encode(y="low:Q", y2="high:Q", tooltip=tips),
     )
     return spec(chart, "Loss of each layer", 200)
 
