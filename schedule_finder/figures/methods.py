@@ -200,16 +200,14 @@ def draw_panels(
         axes = figure.subplots()
         draw(axes, list(looks))
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        legend_above(figure, axes.get_legend_handles_labels()[0], columns=2)
+        legend_above(figure, [*_without_variants(axes), *(merging_handles() if discarded else ())], columns=2)
         return figure
     down, most = -(-len(panels) // 2), max(map(len, panels.values()))
     figure = Figure(figsize=(DOUBLE, (2.0 + 0.07 * most) * down + 0.2), layout="constrained")
     grid = np.ravel(figure.subplots(down, 2, sharex=True, sharey=True, squeeze=False))
     for axes, (title, names) in zip(grid, panels.items(), strict=False):
         draw(axes, names)
-        handles = axes.get_legend_handles_labels()[0]
-        shown = [handle for handle in handles if NOT_MERGED_SUFFIX not in str(handle.get_label())]
-        legend_over(axes, shown, columns=2, title=title)
+        legend_over(axes, _without_variants(axes), columns=2, title=title)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.supxlabel(labels[0], fontsize=7.5)
@@ -217,6 +215,12 @@ def draw_panels(
     if discarded:
         legend_above(figure, merging_handles(), columns=2)
     return figure
+
+
+def _without_variants(axes: Axes) -> list[Any]:
+    """Legend handles of a panel without those of methods that are there a second time without merging."""
+    handles = axes.get_legend_handles_labels()[0]
+    return [handle for handle in handles if NOT_MERGED_SUFFIX not in str(handle.get_label())]
 
 
 def merging_handles() -> list[Line2D]:

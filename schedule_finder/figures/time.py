@@ -35,5 +35,5 @@ def accuracy_by_time(data: RunData) -> Drawing | None:
                 100 * rows.time_share, 100 * rows.value, error_bars(rows), **looks[name] | {"linestyle": ""}
             )
 
-    labels = ("Measured time of the decoder's prefill (% of full model)", results.label)
+    labels = ("Measured prefill time of the decoder (% of full)", results.label)
     return draw_panels(looks, labels, draw), table

@@ -5,7 +5,7 @@ Colours of axes and text come from the page's theme. Every chart fills the width
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import altair as alt
 import numpy as np
@@ -26,6 +26,7 @@ from schedule_finder.figures.style import (
 from schedule_finder.intervals import band
 from schedule_finder.report import measured_charts
 from schedule_finder.report.vega import (
+    GREY,
     Spec,
     change_point_rules,
     layer_axis,
@@ -37,9 +38,16 @@ from schedule_finder.report.vega import (
 from schedule_finder.signals import layer_shift
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from schedule_finder.figures.run_data import RunData
+
+
+_PALETTE = (
+    "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B8A200", "#8C564B", "#6A3D9A", "#E15759", "#76B7B2",
+    "#A65628", "#F781BF", "#4DAF4A", "#BC80BD", "#B15928", "#1B9E77", "#7570B3", "#E7298A", "#66A61E", "#A6761D",
+    "#9EBCDA", "#FDB462",
+)  # fmt: skip
 
 
 def staircase(data: RunData) -> Spec | None:
@@ -104,12 +112,15 @@ def accuracy_of(table: pd.DataFrame, label: str) -> Spec:
     pick = alt.selection_point(fields=["label"], bind="legend")
     shown = alt.condition(pick, alt.value(1.0), alt.value(0.12))
     order = list(dict.fromkeys(table.label))
-    legend = alt.Legend(orient="bottom", columns=2, labelLimit=260, symbolOpacity=1, symbolType="circle")
-    scheme: Any = "tableau10" if len(order) <= 10 else "tableau20"
-    colour = alt.Color("label:N", title=None, legend=legend, scale=alt.Scale(scheme=scheme, domain=order))
+    columns = alt.ExprRef(expr="max(1, floor(width / 190))")
+    legend = alt.Legend(
+        orient="bottom", columns=columns, labelLimit=260, symbolOpacity=1, symbolType="circle"
+    )
+    scale = alt.Scale(domain=order, range=_colours(order))
+    colour = alt.Color("label:N", title=None, legend=legend, scale=scale)
     variants = list(dict.fromkeys(table.variant))
     two = len(variants) > 1
-    key = alt.Legend(orient="bottom", symbolOpacity=1) if two else None
+    key = alt.Legend(orient="top", symbolOpacity=1, symbolFillColor=GREY) if two else None
     names = alt.Scale(domain=variants)
     title = "Dropped tokens" if two else None
     shape = alt.Shape("variant:N", title=title, legend=key, scale=names)
@@ -131,6 +142,13 @@ def accuracy_of(table: pd.DataFrame, label: str) -> Spec:
         base.mark_point(filled=True, size=60).encode(y=y, tooltip=tips, shape=shape),
     ).add_params(pick)
     return spec(chart, f"{label} by vision tokens processed", 320)
+
+
+def _colours(labels: Sequence[str]) -> list[str]:
+    """Grey for the full model, blue for the schedule, and a colour of its own for each of 22 other methods."""
+    others = iter(_PALETTE * (1 + len(labels) // len(_PALETTE)))
+    fixed = {"Full model": GREY}
+    return [fixed.get(label) or (BLUE if label.startswith("Schedule") else next(others)) for label in labels]
 
 
 def allocation(data: RunData) -> Spec | None:

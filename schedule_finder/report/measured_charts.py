@@ -9,13 +9,10 @@ import pandas as pd
 
 from schedule_finder.figures.sensitivity import LOSS_RATIO, changes, layer_losses
 from schedule_finder.figures.style import KL_FLOOR, SKY
-from schedule_finder.report.vega import Spec, point_axis, spec, tip
+from schedule_finder.report.vega import GREY, Spec, point_axis, spec, tip
 
 if TYPE_CHECKING:
     from schedule_finder.figures.run_data import RunData
-
-MIDDLE_GREY = "#888888"
-"""Visible on light and on dark."""
 
 
 def sensitivity(data: RunData) -> Spec | None:
@@ -71,10 +68,11 @@ def loss(data: RunData) -> Spec | None:
         tip("layer", "Layer", "d"), tip("loss", "Loss", ".2%"), tip("low", "Lower", ".2%"),
         tip("high", "Upper", ".2%"),
     ]  # fmt: skip
-    y = alt.Y("loss:Q", title=f"Loss, {LOSS_RATIO:.0%} kept (share)")
+    title = f"Loss, {LOSS_RATIO:.0%} kept (share)"
+    y = alt.Y("loss:Q", title=title)
     chart = alt.layer(
         base.mark_bar(color=SKY, size=12).encode(y=y, tooltip=tips),
-        base.mark_rule(size=1.5, color=MIDDLE_GREY).encode(y="low:Q", y2="high:Q", tooltip=tips),
+        base.mark_rule(size=1.5, color=GREY).encode(y=alt.Y("low:Q", title=title), y2="high:Q", tooltip=tips),
     )
     return spec(chart, "Loss of each layer", 200)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Spec = dict[str, Any]
 """A Vega-Lite specification."""
 
+GREY = "#888888"
+"""Visible on light and on dark."""
+
 HEIGHT = 260
 """Height of a chart in pixels, without its axes."""
 
