@@ -88,7 +88,7 @@ def change_points(data: RunData) -> Drawing | None:
 
 def _panels(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """A figure and its panels of the same width, each with room for a legend above and an axis label below; inches."""
-    legend, label = 0.5, 0.36
+    legend, label = 0.5, 0.41
     total = sum(heights) + len(heights) * (legend + label)
     figure = Figure(figsize=(SINGLE, total))
     panels, top = [], total
