@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -49,7 +50,7 @@ def sensitivity(data: RunData) -> Drawing | None:
     _draw_losses(below, losses)
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
-    title = f"{_policy(measured)}; {len(measured.sample_ids)} samples"
+    title = textwrap.fill(f"{_policy(measured)}; {len(measured.sample_ids)} samples", 48)
     title += "\nBands and black lines: 95% bootstrap intervals"
     if min(measured.layers) < 0:
         _label_before(above)
@@ -65,7 +66,7 @@ def _policy(measured: SensitivityTable) -> str:
     if policy.pre_decoder is not None and policy.pre_decoder != policy.scorer:
         first = LABELS.get(policy.pre_decoder) or words(policy.pre_decoder).capitalize()
         rules = f"{first} before the decoder, then {rules}"
-    return f"{rules};\ndropped tokens {'merged' if policy.dropped_tokens == 'merge' else 'discarded'}"
+    return f"{rules}; dropped tokens {'merged' if policy.dropped_tokens == 'merge' else 'discarded'}"
 
 
 def changes(measured: SensitivityTable) -> pd.DataFrame:
