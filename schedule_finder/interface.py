@@ -70,9 +70,6 @@ def profile(
         progress: called with the samples done and all samples.
         columns: how a table is read: `schedule_finder.samples.DataOptions`.
 
-    Returns:
-        The run, with the backbone loaded.
-
     Raises:
         InputError: something given cannot be used; nothing was written.
         StoreError: ``out`` holds a profile of another backbone or of other options.
