@@ -1,13 +1,20 @@
 """Apply a vision-token pruning schedule to a stock Hugging Face vision-language model.
 
+```python
 from pruning_runtime import Schedule, pruned
 
 schedule = Schedule.load("4_schedule.json")
 with pruned(model, schedule) as record:
     model.generate(**inputs, max_new_tokens=32)
 print(record)
+```
 
-`apply` keeps a schedule applied until its handle's `remove`; `register_scorer` adds a rule of your own.
+- `pruned` applies a schedule inside a ``with``, `apply` until its handle's `remove`.
+- `Schedule`, `Stage`: what is dropped after which layer; read from files, presets or the Hugging Face Hub, or made by hand.
+- `Record`: what the latest prompt kept, computed and stored.
+- `find_backbone`, `Backbone`: the parts of a stock model.
+- `register_scorer`: add a rule of your own.
+- `ScheduleError`, `UnsupportedBackbone`, `PruningError`: every error that is raised on purpose.
 
 Names are loaded on first use: reading a schedule file does not import torch or transformers.
 """

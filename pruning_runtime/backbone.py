@@ -85,7 +85,17 @@ class Backbone:
 
 
 def find_backbone(model: PreTrainedModel) -> Backbone:
-    """Find the decoder, its layers and the vision ids of a stock model. Raises `UnsupportedBackbone`."""
+    """Find the decoder, its layers and the vision token ids of a stock model.
+
+    Args:
+        model: a vision-language model of transformers, on any device. It is not changed.
+
+    Returns:
+        The model with its parts.
+
+    Raises:
+        UnsupportedBackbone: a part is not found, or is of an unknown kind; the message names it.
+    """
     family = type(model).__name__
     config = model.config
     text_config = config.get_text_config(decoder=True)

@@ -117,6 +117,13 @@ def apply(
 ) -> AppliedSchedule:
     """Apply ``schedule`` to ``model`` until the returned handle's `AppliedSchedule.remove`, for servers.
 
+    ```python
+    handle = apply(model, "4_schedule.json")
+    output = model.generate(**inputs, max_new_tokens=32)
+    print(handle.record.processed)  # of the latest prompt
+    handle.remove()
+    ```
+
     Arguments, guarantees and errors are those of `pruned`. The model stays pruned if the handle is dropped; applying
     another schedule to it raises `PruningError` until the first one is removed. Call `remove` before you drop the
     model: until then its memory is not freed.

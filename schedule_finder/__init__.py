@@ -1,11 +1,16 @@
 """Find pruning schedules for vision-language backbones: profile, detect, solve, evaluate, plot, report.
 
+```python
 from schedule_finder import find_schedule, load_run
 
 schedule = find_schedule("demo", out="outputs/mine", samples=200, eval_samples=100, budget=0.25)
 run = load_run("outputs/mine")
 run.evaluate()
 run.report()
+```
+
+- `find_schedule`: all steps from samples to a schedule; `profile`: the first two.
+- `load_run`: open a run folder as a `Run`, with its steps as methods and its files as tables.
 
 Names are loaded on first use. `adaptinfer-profile` offers the same steps as commands.
 """

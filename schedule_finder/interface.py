@@ -72,6 +72,8 @@ def profile(
 
     Raises:
         InputError: something given cannot be used; nothing was written.
+        StoreError: ``out`` holds a profile of another backbone or of other options.
+        UnsupportedBackbone: no layer of the decoder has attention that can be recorded.
     """
     from schedule_finder import pipeline
     from schedule_finder.models.loading import load_backbone, set_threads
@@ -113,9 +115,28 @@ def find_schedule(
     dropped_tokens: str = "auto",
     **options: Any,
 ) -> Schedule:
-    """Steps 1 to 4: profile, detect change points, search. See `profile`, `Run.detect` and `Run.search`.
+    """Steps 1 to 4: profile, detect change points, search.
 
-    ``options`` are those of `profile`. The run is in ``out``: `load_run` opens it for the evaluation.
+    The run is in ``out``; `load_run` opens it, for example for the evaluation. A second call with the same options
+    continues there and repeats no finished work.
+
+    Args:
+        backbone: ``demo``, a checkpoint folder or a hub name.
+        dataset: as for `profile`.
+        out: folder of the run.
+        budget: fraction of the unpruned cost, above 0 and at most 1.
+        kind: unit of the budget: processed, published, flops, kv or latency.
+        solver: how the stages are chosen, as ``--solver`` of ``adaptinfer-profile schedule``.
+        scorer: how tokens are ranked, as ``--scorer``; ``auto`` compares all scorers.
+        dropped_tokens: ``discard``, ``merge``, or ``auto``, which compares both.
+        options: further arguments of `profile`: ``samples``, ``eval_samples``, ``seed``, ``device`` and others.
+
+    Returns:
+        The schedule, which is also selected in the run (``4_schedule.json``).
+
+    Raises:
+        InputError: something given cannot be used, or the budget cannot be met.
+        UnsupportedBackbone: the backbone cannot be profiled or pruned; the message says why.
     """
     run = profile(backbone, dataset, out=out, **options)
     run.detect()

@@ -33,7 +33,17 @@ def silent(_done: int, _total: int) -> None:
 
 
 class Run:
-    """A run folder with its steps as methods and its files as tables. Made by `load_run` and `profile`."""
+    """A run folder with its steps as methods and its files as tables. Made by `load_run` and `profile`.
+
+    Steps write the same files as the commands of the same names. Tables are read from the files each time, so they
+    show what a command has written since. The backbone is loaded by the first step that needs it.
+
+    Args:
+        files: paths of the run.
+        device: of the backbone: ``auto``, ``cpu``, ``cuda``, ...
+        dtype: of the backbone; ``auto`` is float32 on a CPU.
+        model: backbone and data set, where they are loaded already.
+    """
 
     def __init__(
         self,
@@ -149,6 +159,13 @@ class Run:
             metric: how answers are judged; None: that of the run or of the data set.
             batch_size: samples in a forward pass.
             progress: called with the answers done and all answers.
+
+        Returns:
+            One row per method, budget and question type; see `evaluation`.
+
+        Raises:
+            InputError: an unknown name, no held-out samples, or too many of them cannot be used.
+            ScheduleError: there is no schedule, or it is for another backbone.
         """
         from schedule_finder import pipeline
         from schedule_finder.evaluation.metrics import METRICS
@@ -174,12 +191,22 @@ class Run:
         )
         return self.evaluation
 
-    def figures(self) -> list[Path]:
-        """Step 6: draw the figures that the run has data for; returns the files."""
+    def figures(
+        self, *, style: Literal["screen", "paper"] = "screen", column: float | None = None
+    ) -> list[Path]:
+        """Step 6: draw the figures that the run has data for, as PDF, PNG and table (CSV); returns the files.
+
+        Args:
+            style: ``paper`` has a serif.
+            column: width of a column in inches; None: 3.3. Figures of two columns are wider in proportion.
+
+        Raises:
+            InputError: a file of the run cannot be used.
+        """
         from schedule_finder.figures import make_figures
 
         with self.files.step("plot"):
-            return make_figures(self.files, report=log.warning)
+            return make_figures(self.files, report=log.warning, style=style, column=column)
 
     def report(self, path: str | os.PathLike[str] | None = None, *, viewer: bool = True) -> Path:
         """Step 7: write one HTML file about the run and return its path.
@@ -187,6 +214,9 @@ class Run:
         Args:
             path: of the file; None: ``report.html`` in the run's folder.
             viewer: record the viewer's samples with the backbone where that is not done yet.
+
+        Raises:
+            InputError: a package of the extra ``report`` is missing, or a file of the run cannot be used.
         """
         from schedule_finder import pipeline
         from schedule_finder.report import check_packages, write_report
@@ -289,14 +319,21 @@ class Run:
 
     @property
     def sensitivity(self) -> pd.DataFrame:
-        """Answer KL of single stages, one row per layer, keep ratio and sample. Raises `InputError` where not measured."""
+        """Answer KL in nats of single stages, one row per layer, keep ratio and sample.
+
+        Layer -1 is a stage before the decoder. Raises `InputError` where nothing was measured.
+        """
         from schedule_finder.measuring.sensitivity_table import SensitivityTable
 
         return SensitivityTable.load(self.files.sensitivity).to_pandas()
 
     @property
     def evaluation(self) -> pd.DataFrame:
-        """The evaluation, one row per method, budget and question type. Raises `InputError` where there is none."""
+        """The evaluation, one row per method, budget and question type. Raises `InputError` where there is none.
+
+        Scores and ``processed`` (vision tokens) are shares in [0, 1], ``kl`` is in nats, ``prefill_ms`` in
+        milliseconds per sample. ``question_type`` is ``all`` in the rows over all samples.
+        """
         import pandas as pd
 
         return pd.read_csv(_need(self.files.evaluation))

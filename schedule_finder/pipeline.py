@@ -243,7 +243,8 @@ def evaluate_step(
 ) -> pd.DataFrame:
     """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
-    Writes ``5_answers.parquet``, ``5_evaluation.csv``, its summary ``5_evaluation.json`` and the overlay's example.
+    Writes ``5_answers.parquet``, ``5_evaluation.csv``, its summary ``5_evaluation.json``, the overlay's example, and
+    ``5_allocation.csv``, the attention of the full model by layer.
     Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
 
     Args:
@@ -257,6 +258,7 @@ def evaluate_step(
         most_samples: use the first held-out samples only; None: all.
         metric: judges the answers; None: the run's (``--metric`` of `run`), else that of each sample's data set.
     """
+    from schedule_finder.evaluation.allocation import write_allocation
     from schedule_finder.evaluation.example import write_example
     from schedule_finder.evaluation.held_out import held_out_batches
 
@@ -276,6 +278,7 @@ def evaluate_step(
                 evaluation = _evaluation(run, loaded, methods, max_new_tokens, wanted, progress, report)
                 evaluation.metric = metric or run.options.get("metric")
                 write_example(run.folder, loaded, first.schedule, samples[0], max_new_tokens)
+                write_allocation(run.allocation, loaded, samples, max_new_tokens)
             evaluation.run_batch(samples)
         assert evaluation is not None  # too many unusable samples are refused before
         table = _write_evaluation(run, evaluation, first, chosen, report)
@@ -294,7 +297,7 @@ def _check_evaluation(
     for one in chosen:
         one.schedule.check_backbone(loaded.backbone)
         baseline_names(baselines, one.schedule)
-    refuse_folders(run.answers, run.evaluation, run.evaluation_summary)
+    refuse_folders(run.answers, run.evaluation, run.evaluation_summary, run.allocation)
 
 
 def viewer_step(run: Run, loaded: LoadedBackbone, data: DataSet, progress: Progress) -> int:

@@ -47,6 +47,8 @@ RANDOM_DRAWS = 5
 RANDOM_SCHEDULES = 80
 RANDOM_QUESTIONS = 450
 BATCH = 64
+_MERGING: tuple[tuple[str, DroppedTokens], ...] = (("", "discard"), (", merged", "merge"))
+"""End of a method's name, and what happens to its dropped tokens."""
 
 Stages = tuple[Stage, ...]
 Chosen = tuple[Stages, TokenPolicy]
@@ -183,11 +185,11 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
 
         return take
 
-    def drawn(draw: int, dropped_tokens: DroppedTokens) -> Solve:
-        return lambda _chosen: (
-            random_stages(target, np.random.default_rng(draw), earliest),
-            TokenPolicy("text_guided", dropped_tokens),
-        )
+    def drawn(draw: int) -> Callable[[], Stages]:
+        return lambda: random_stages(target, np.random.default_rng(draw), earliest)
+
+    def with_rule(stages: Callable[[], Stages], scorer: str, dropped_tokens: DroppedTokens) -> Solve:
+        return lambda _chosen: (stages(), TokenPolicy(scorer, dropped_tokens))
 
     yield DEFAULT, solved(DEFAULT)
     yield f"{DEFAULT}, not merged", solved(DEFAULT, "discard")
@@ -199,21 +201,14 @@ def _contenders(study: Study, budget: float) -> Iterator[tuple[str, Solve]]:
     for scorer in SCORERS:
         yield f"its stages, {scorer}", its_stages(scorer=scorer)
     yield "its stages, not merged", its_stages(dropped_tokens="discard")
-    yield "fastv", lambda _chosen: (_one_stage(target, 1), TokenPolicy("last_token"))
-    yield "sparsevlm", lambda _chosen: (_sparsevlm(target), TokenPolicy("uniform_text"))
-    yield (
-        "vtw",
-        lambda _chosen: (
-            (Stage(layer=target.deepest_layer(), keep_ratio=0.0),),
-            TokenPolicy("text_guided"),
-        ),
-    )
+    last = (Stage(layer=target.deepest_layer(), keep_ratio=0.0),)
+    yield "vtw", with_rule(lambda: last, "text_guided", "discard")
+    for suffix, dropped in _MERGING:
+        yield f"fastv{suffix}", with_rule(lambda: _one_stage(target, 1), "last_token", dropped)
+        yield f"sparsevlm{suffix}", with_rule(lambda: _sparsevlm(target), "uniform_text", dropped)
     for draw in range(RANDOM_DRAWS):
-        for name, dropped_tokens in (
-            (f"random layers {draw}", "discard"),
-            (f"random layers {draw}, merged", "merge"),
-        ):
-            yield name, drawn(draw, dropped_tokens)
+        for suffix, dropped in _MERGING:
+            yield f"random layers {draw}{suffix}", with_rule(drawn(draw), "text_guided", dropped)
 
 
 def _one_stage(target: BudgetTarget, layer: int) -> Stages:

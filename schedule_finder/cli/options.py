@@ -182,7 +182,12 @@ Baselines = Annotated[
         help=f"all, none, or names with commas between: {', '.join(BASELINE_NAMES)}; default three of them.",
     ),
 ]
-Sweep = Annotated[bool, typer.Option("--sweep/--no-sweep", help="Also evaluate schedules for other budgets.")]
+Sweep = Annotated[
+    bool,
+    typer.Option(
+        "--sweep/--no-sweep", help="Also evaluate schedules for other budgets, each with the same baselines."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 Version = Annotated[
     bool,

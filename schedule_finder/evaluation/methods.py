@@ -14,7 +14,7 @@ from pruning_runtime import PruningError, Schedule, ScheduleError, UnsupportedBa
 from pruning_runtime.schedule import ScorerChoice, Stage
 from pruning_runtime.scorers import SCORERS, find_scorer
 from schedule_finder.errors import InputError, OutOfReach
-from schedule_finder.measuring.token_policy import CONTROLS
+from schedule_finder.measuring.token_policy import CONTROLS, NOT_MERGED_SUFFIX
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
 from schedule_finder.solvers import BudgetTarget
@@ -206,7 +206,8 @@ DEFAULT_BASELINES = ("random", "strided", "last_token", "text_guided")
 controls that need no scores: a schedule that is not better than them is useless. The last token's attention is the
 rule of FastV, the most common published baseline."""
 NUM_DEFAULT = 3
-SWEEP_BASELINES = ("last_token", "random", "strided")
+NOT_MERGED = "not-merged"
+_MERGED_ONLY = ("random layers", "smaller images")
 ALL = "all"
 
 
@@ -227,12 +228,12 @@ def baseline_names(text: str | None, schedule: Schedule) -> tuple[str, ...]:
 def methods_to_compare(
     comparison: Comparison, baselines: Sequence[str], sweep: Sequence[float] = ()
 ) -> list[Method]:
-    """The schedule, its baselines, and for each budget of ``sweep`` another schedule with `SWEEP_BASELINES`.
+    """The schedule and its baselines, and the same for each budget of ``sweep``.
 
-    A budget that cannot be reached on this backbone is left out.
+    ``not-merged`` among the baselines adds every merging baseline with its dropped tokens discarded. A sweep always
+    has the schedule without merging. A budget that cannot be reached on this backbone is left out.
     """
-    methods = [Method(comparison.method, comparison.schedule, comparison.budget)]
-    methods += [method for name in baselines for method in BASELINES[name](name, comparison)]
+    methods = _at_one_budget(comparison, baselines)
     for budget in sweep if comparison.schedule.budget else ():
         if abs(budget - comparison.budget) < 1e-9:
             continue
@@ -240,8 +241,27 @@ def methods_to_compare(
             other = replace(comparison, schedule=comparison.solve(budget, None))
         except OutOfReach:
             continue
-        methods += methods_to_compare(other, ("not-merged", *SWEEP_BASELINES))
+        methods += _at_one_budget(other, baselines)
+        if NOT_MERGED not in baselines:
+            methods += BASELINES[NOT_MERGED](NOT_MERGED, other)
     return [replace(method, of=comparison.of) for method in methods]
+
+
+def _at_one_budget(comparison: Comparison, baselines: Sequence[str]) -> list[Method]:
+    """The schedule and its baselines, with ``not-merged`` also the merging ones without merging."""
+    found = [method for name in baselines for method in BASELINES[name](name, comparison)]
+    discarded = [
+        replace(
+            method,
+            name=f"{method.name}{NOT_MERGED_SUFFIX}",
+            schedule=method.schedule.model_copy(update={"dropped_tokens": "discard"}),
+        )
+        for method in found
+        if NOT_MERGED in baselines
+        and method.schedule.dropped_tokens == "merge"
+        and method.name not in _MERGED_ONLY
+    ]
+    return [Method(comparison.method, comparison.schedule, comparison.budget), *found, *discarded]
 
 
 def scaled(sample: Sample, factor: float) -> Sample:

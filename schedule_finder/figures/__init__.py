@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 
 from schedule_finder.figures.accuracy import accuracy
+from schedule_finder.figures.allocation import attention_allocation
 from schedule_finder.figures.attention_map import attention_map
 from schedule_finder.figures.change_points import change_points
 from schedule_finder.figures.convergence import convergence
@@ -43,6 +44,7 @@ FIGURES: dict[str, Callable[[RunData], Drawing | None]] = {
     "4_sensitivity": sensitivity,
     "4_schedule": staircase,
     "4_pareto": pareto,
+    "5_allocation": attention_allocation,
     "5_accuracy": accuracy,
     "5_time": accuracy_by_time,
     "5_retention": retention,

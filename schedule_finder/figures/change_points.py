@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from schedule_finder.figures.run_data import need
 from schedule_finder.figures.style import (
     BLACK,
     BLUE,
+    GAP,
     GREEN,
     ORANGE,
     PURPLE,
@@ -27,7 +27,8 @@ from schedule_finder.figures.style import (
     VERMILLION,
     Drawing,
     layer_axis,
-    legend_above,
+    legend_over,
+    words,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", ShiftEvidence, CurveEvidence)
 _REGIME_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 _GREY = "#BBBBBB"
+_WIDTH = 2.0
+"""Of all panels in inches; the colour bar is beside the first."""
 
 
 def change_points(data: RunData) -> Drawing | None:
@@ -56,31 +59,44 @@ def change_points(data: RunData) -> Drawing | None:
         return None
     layers = data.detections.layers or list(range((shift or curve).num_layers))  # type: ignore[union-attr]
     tables = []
-    heights = [2.75, 1.25] * (shift is not None) + [1.25] * (curve is not None)
-    figure = Figure(figsize=(SINGLE, sum(heights) + 0.65), layout="constrained")
-    panels = list(np.ravel(figure.subplots(len(heights), height_ratios=heights)))
-    handles: list[Any] = []
+    heights = [_WIDTH, 0.95] * (shift is not None) + [0.95] * (curve is not None)
+    figure, panels = _panels(heights)
     num_layers = int(max(layers)) + 1
+    legends: list[list[Any]] = []
     if shift is not None:
         found = detectors["attention_shift"]
-        handles += _draw_distances(figure, panels[0], found, shift, data, num_layers)
-        table, more = _draw_shift(panels[1], found, shift, num_layers)
+        legends.append(_draw_distances(figure, panels[0], found, shift, data, num_layers))
+        table, handles = _draw_shift(panels[1], found, shift, num_layers)
         tables.append(table)
-        handles += more
+        legends.append(handles)
     if curve is not None:
         table = _curve_table(detectors["token_curve"], curve, layers, path)
-        handles += _draw_histogram(panels[-1], table, num_layers)
+        legends.append(_draw_histogram(panels[-1], table, num_layers))
         tables.append(table)
     names = ["attention_shift"] * (2 * (shift is not None)) + ["token_curve"] * (curve is not None)
-    for letter, name, axes in zip("abc", names, panels, strict=False):
-        axes.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=2)
-        use = "followed by schedules" if name == data.detections.default else "for comparison"
-        axes.set_title(f"{name} ({use})", loc="right", fontsize=6.5, color="#555555", pad=3)
+    for letter, name, axes, handles in zip("abc", names, panels, legends, strict=False):
+        use = "schedules follow it" if name == data.detections.default else "for comparison"
+        legend_over(axes, handles, columns=2, title=f"{letter}  {words(name).capitalize()} ({use})")
+        edge = 0.05 / SINGLE  # of the figure: legends are wider than their panels
+        left = axes.transAxes.inverted().transform(figure.transFigure.transform((edge, 0)))[0]
+        axes.get_legend().set_bbox_to_anchor((left, 1), transform=axes.transAxes)
     table = tables[0] if len(tables) == 1 else tables[1].merge(tables[0], how="outer")
     for name, detection in detectors.items():
         table[name] = np.isin(table.first_layer_of_new_regime, detection.change_points).astype(int)
-    legend_above(figure, handles, columns=2)
     return figure, table
+
+
+def _panels(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels of the same width, each with room for a legend above and an axis label below; inches."""
+    legend, label = 0.5, 0.41
+    total = sum(heights) + len(heights) * (legend + label)
+    figure = Figure(figsize=(SINGLE, total))
+    panels, top = [], total
+    for height in heights:
+        bottom = top - legend - height
+        panels.append(figure.add_axes((0.5 / SINGLE, bottom / total, _WIDTH / SINGLE, height / total)))
+        top = bottom - label
+    return figure, panels
 
 
 def _evidence(kind: type[_E], found: DetectorResult | None, path: Path) -> _E | None:
@@ -119,7 +135,8 @@ def _draw_distances(
     mesh = axes.pcolormesh(
         edges, edges, np.ma.masked_invalid(shown), cmap="Greys", vmin=0, vmax=high, rasterized=True
     )
-    bar = figure.colorbar(mesh, ax=axes, aspect=22, pad=0.02, extend="max")
+    beside = axes.inset_axes((1.03, 0, 0.045, 1))
+    bar = figure.colorbar(mesh, cax=beside, extend="max")
     bar.set_label("Distance (nats)")
     bar.outline.set_linewidth(0.6)
     axes.set_aspect("equal")
@@ -165,7 +182,7 @@ def _mark_stages(axes: Axes, stages: Sequence[Stage]) -> list[Any]:
         )
     if not stages:
         return []
-    return [Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens leave")]
+    return [Line2D([], [], color=BLACK, marker="^", markersize=5, linestyle="", label="Tokens are dropped")]
 
 
 def _draw_shift(
@@ -243,7 +260,9 @@ def _curve_table(
 
 def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[Any]:
     first = table.first_layer_of_new_regime
-    handles: list[Any] = [axes.bar(first, table.breaks_percent, 0.75, color=SKY, label="Token-curve breaks")]
+    handles: list[Any] = [
+        axes.bar(first, table.breaks_percent, 0.75, color=SKY, label="Curves that break here")
+    ]
     if "shuffled_layers_percent" in table:
         handles += axes.plot(
             first,
@@ -251,11 +270,14 @@ def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[An
             color=BLACK,
             linewidth=0.9,
             linestyle=":",
-            label="Shuffled layers, limit",
+            label="Limit (shuffled layers)",
         )
-    for a, b in pairwise([*first[table.straight_ramp_percent > 0], None]):
-        ramp = axes.axvline(a, color=_GREY, linewidth=4, zorder=0, label="Ramp, not counted")
-        handles += [ramp] * (b is None)
+    for number, layer in enumerate(first[table.straight_ramp_percent > 0]):
+        # The detector reads no break within one layer of where a straight ramp breaks.
+        ramp = axes.axvspan(
+            layer - 1.5, layer + 1.5, color=GAP, linewidth=0, zorder=0, label="Near a ramp's own break"
+        )
+        handles += [ramp] * (number == 0)
     own = table[table.token_curve == 1]
     if len(own):
         top = axes.get_ylim()[1]
@@ -266,9 +288,9 @@ def _draw_histogram(axes: Axes, table: pd.DataFrame, num_layers: int) -> list[An
             color=BLACK,
             markersize=6,
             markeredgewidth=0,
-            label="Token-curve change",
+            label="Change: peak over limit",
         )
         axes.set_ylim(0, 1.12 * top)
     axes.set_ylabel("Tokens' curves (%)")
-    layer_axis(axes, num_layers, "First decoder layer of the new regime")
+    layer_axis(axes, num_layers, "First layer of the new regime")
     return handles

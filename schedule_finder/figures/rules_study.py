@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from schedule_finder.figures.methods import LABELS
 from schedule_finder.figures.style import (
     BLACK,
     BLUE,
     DOUBLE,
     GREEN,
     GREY,
-    LABELS,
     ORANGE,
     PURPLE,
     VERMILLION,
@@ -26,6 +26,8 @@ PLACES = {
     "searched stages, merged": (PURPLE, "v", "On the searched stages, merged"),
 }
 """Colour, marker and words for where a method's stages come from."""
+_SPREAD = 0.8
+"""Part of a row's height that its points take."""
 _OWN = {"search": "Search", "pyramiddrop": "PyramidDrop"}
 
 
@@ -43,23 +45,25 @@ def rules_figure(table: pd.DataFrame) -> Figure:
         *(name for name in best.index if name == "search"),
     ]
     rows = {name: place for place, name in enumerate(order)}
-    figure = Figure(figsize=(DOUBLE, 0.9 + 0.2 * len(rows)), layout="constrained")
+    places = [place for place in PLACES if (table.place == place).any()]
+    # Rows are categories: the points of one rule are below each other, so that none hides another.
+    offset = {place: _SPREAD * (0.5 - (i + 0.5) / len(places)) for i, place in enumerate(places)}
+    figure = Figure(figsize=(DOUBLE, 0.9 + 0.25 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for panel, budget in zip(panels, budgets, strict=True):
         some = table[table.budget == budget]
-        for place, (colour, marker, words) in PLACES.items():
+        for place in places:
+            colour, marker, words = PLACES[place]
             own = some[some.place == place]
-            if own.empty and not (table.place == place).any():
-                continue
             panel.errorbar(
                 100 * own.change,
-                [rows[name] for name in own.method],
+                [rows[name] + offset[place] * (place != "search") for name in own.method],
                 xerr=[100 * (own.change - own.change_low), 100 * (own.change_high - own.change)],
                 color=colour,
                 marker=marker,
                 linestyle="none",
                 elinewidth=0.7,
-                markersize=4,
+                markersize=3.2,
                 label=words,
             )
         searched = some[some.place == "search"].change
@@ -67,7 +71,9 @@ def rules_figure(table: pd.DataFrame) -> Figure:
             panel.axvline(100 * float(searched.iloc[0]), color=BLUE, linewidth=0.7, zorder=0)
         panel.set_xlim(left=-2)
         panel.set_title(f"{100 * budget:.0f} % processed", fontsize=8)
-        panel.grid(axis="y", color="#EEEEEE", linewidth=0.6)
+        for row in range(1, len(rows), 2):
+            panel.axhspan(row - 0.5, row + 0.5, color="#F4F4F4", linewidth=0, zorder=-1)
+        panel.set_ylim(-0.6, len(rows) - 0.4)
         panel.tick_params(colors=BLACK, labelsize=7)
     names = [_OWN.get(name) or LABELS.get(name, name) for name in rows]
     panels[0].set_yticks(list(rows.values()), names)

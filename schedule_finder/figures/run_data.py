@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from pruning_runtime.schedule import Schedule, Stage
 from schedule_finder.errors import InputError
+from schedule_finder.evaluation.allocation_table import read_allocation
 from schedule_finder.evidence import Evidence, digest
 from schedule_finder.files import parse_json
 from schedule_finder.measuring.sensitivity_table import SensitivityTable
@@ -157,6 +158,11 @@ class RunData:
             ours = ours[ours.schedule == name]
         both = pd.concat([table[table.method == "full"], ours.assign(method="schedule")])
         return both[both.question_type != "all"]
+
+    @cached_property
+    def allocation(self) -> pd.DataFrame | None:
+        """Attention of the full model on text, vision tokens and answer, by sample and layer."""
+        return read_allocation(self.run.allocation) if self.run.allocation.exists() else None
 
     @property
     def example(self) -> tuple[Example, Image.Image] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from pruning_runtime.costs import processed_ratios, published_ratios, scores_before_decoder
@@ -84,7 +85,9 @@ def _draw_band(axes: Axes, data: RunData, table: pd.DataFrame, edges: np.ndarray
         table[name] = ratios
     label = f"{bands.level:.0%} band of {bands.resamples} resamples"
     low, high = whole * table.ratio_low, whole * table.ratio_high
-    axes.stairs(high, edges, baseline=low, fill=True, color=SKY, alpha=0.45, label=label)
+    # The edge shows a band of no height: all resamples agree there.
+    look: dict[str, Any] = {"facecolor": to_rgba(SKY, 0.45), "edgecolor": SKY, "linewidth": 0.9}
+    axes.stairs(high, edges, baseline=low, fill=True, label=label, **look)
     return _agreement(data.stages, bands, solver.measured_samples)
 
 
@@ -94,5 +97,13 @@ def _agreement(stages: Sequence[Stage], bands: Confidence, samples: int | None) 
     often, most = max(bands.layers.items(), key=lambda one: one[1])
     text = f"{same} of {bands.resamples} resamples choose the schedule's layers"
     if most > same:
-        text += f",\n{most} choose ({often})"
+        text += f",\n{most} choose {_layers_in_words(often)}"
     return text if samples is None else f"{text}\nMeasured on {samples} samples"
+
+
+def _layers_in_words(text: str) -> str:
+    """``1,4`` as "layers 1 and 4"."""
+    *first, last = text.split(",")
+    if not last:
+        return "no stage"
+    return f"layers {', '.join(first)} and {last}" if first else f"layer {last}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from schedule_finder.figures.methods import LABELS
 from schedule_finder.figures.style import (
     BLACK,
     KL_FLOOR,
@@ -21,7 +23,7 @@ from schedule_finder.figures.style import (
     mark_layers,
     words,
 )
-from schedule_finder.intervals import bootstrap_weights
+from schedule_finder.intervals import band, bootstrap_weights
 from schedule_finder.measuring.answer_change import answer_change
 
 if TYPE_CHECKING:
@@ -41,25 +43,15 @@ def sensitivity(data: RunData) -> Drawing | None:
     measured, num_layers = data.sensitivity, data.num_layers
     if measured is None or num_layers is None:
         return None
-    mean = answer_change(measured.kl).mean(axis=2)
-    table = pd.DataFrame(
-        {
-            "layer": np.repeat(measured.layers, len(measured.ratios)),
-            "keep_ratio": np.tile(measured.ratios, len(measured.layers)),
-            "change_mean": mean.ravel(),
-            "kl_mean": measured.kl.mean(axis=2).ravel(),
-            "samples": len(measured.sample_ids),
-        }
-    )
-    losses = _losses(measured, num_layers)
+    table, losses = changes(measured), layer_losses(measured, num_layers)
     figure = Figure(figsize=(SINGLE, 3.9), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(1.5, 1))
-    _draw_change(above, measured, mean, num_layers)
+    _draw_change(above, measured, table, num_layers)
     _draw_losses(below, losses)
     layer_axis(below, num_layers)
     figure.align_ylabels([above, below])
-    title = f"{words(str(measured.policy)).capitalize()}; {len(measured.sample_ids)} samples"
-    title += "\nBars below: loss of each layer, with 95% bootstrap intervals"
+    title = textwrap.fill(f"{_policy(measured)}; {len(measured.sample_ids)} samples", 48)
+    title += "\nBands and black lines: 95% bootstrap intervals"
     if min(measured.layers) < 0:
         _label_before(above)
     handles = [*above.get_lines()[: len(measured.ratios)], *mark_layers([above, below], data)]
@@ -67,8 +59,42 @@ def sensitivity(data: RunData) -> Drawing | None:
     return figure, table.merge(losses.assign(loss_ratio=LOSS_RATIO), on="layer", how="outer")
 
 
-def _losses(measured: SensitivityTable, num_layers: int) -> pd.DataFrame:
-    """Loss of each layer at `LOSS_RATIO` with its interval; unknown for layers before the earliest stage."""
+def _policy(measured: SensitivityTable) -> str:
+    """Scorers and dropped tokens in words."""
+    policy = measured.policy
+    rules = LABELS.get(policy.scorer) or words(policy.scorer).capitalize()
+    if policy.pre_decoder is not None and policy.pre_decoder != policy.scorer:
+        first = LABELS.get(policy.pre_decoder) or words(policy.pre_decoder).capitalize()
+        rules = f"{first} before the decoder, then {rules}"
+    return f"{rules}; dropped tokens {'merged' if policy.dropped_tokens == 'merge' else 'discarded'}"
+
+
+def changes(measured: SensitivityTable) -> pd.DataFrame:
+    """One row per layer and keep ratio: answer change with its 95 % bootstrap interval over samples, and answer KL.
+
+    Columns: ``layer, keep_ratio, change_mean, change_low, change_high, kl_mean, samples``. Changes are shares of
+    answers in [0, 1], the KL is in nats. Layer -1 is a stage before the decoder.
+    """
+    samples = len(measured.sample_ids)
+    found = band(answer_change(measured.kl).reshape(-1, samples).T, resamples=_RESAMPLES)
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(measured.layers, len(measured.ratios)),
+            "keep_ratio": np.tile(measured.ratios, len(measured.layers)),
+            "change_mean": found.mean,
+            "change_low": found.low,
+            "change_high": found.high,
+            "kl_mean": measured.kl.mean(axis=2).ravel(),
+            "samples": samples,
+        }
+    )
+
+
+def layer_losses(measured: SensitivityTable, num_layers: int) -> pd.DataFrame:
+    """``layer, loss, loss_low, loss_high``: answer change that each layer adds at `LOSS_RATIO`, with 95 % intervals.
+
+    Layers before the earliest stage are not in the table.
+    """
     ratio, layers = np.array([LOSS_RATIO]), np.arange(measured.earliest + 1, num_layers)
     weights = bootstrap_weights(len(measured.sample_ids), _RESAMPLES, seed=0)
     resampled = [measured.layer_loss(num_layers, ratio, drawn)[layers, 0] for drawn in weights]
@@ -77,12 +103,17 @@ def _losses(measured: SensitivityTable, num_layers: int) -> pd.DataFrame:
     return pd.DataFrame({"layer": layers, "loss": loss, "loss_low": low, "loss_high": high})
 
 
-def _draw_change(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_layers: int) -> None:
+def _draw_change(axes: Axes, measured: SensitivityTable, table: pd.DataFrame, num_layers: int) -> None:
+    """A line with its interval for each keep ratio."""
     shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.0, len(measured.ratios)))
+    x = np.array(measured.layers) + 0.5
     for index, kept in enumerate(measured.ratios):
+        rows = table.iloc[index :: len(measured.ratios)]
+        low, mean, high = (rows[f"change_{part}"].clip(lower=KL_FLOOR) for part in ("low", "mean", "high"))
+        axes.fill_between(x, low, high, color=shades[index], alpha=0.18, linewidth=0)
         axes.plot(
-            np.array(measured.layers) + 0.5,
-            np.maximum(mean[:, index], KL_FLOOR),
+            x,
+            mean,
             color=shades[index],
             marker=_MARKERS[index % len(_MARKERS)],
             markersize=3.0 if num_layers <= 16 else 2.0,
@@ -91,7 +122,7 @@ def _draw_change(axes: Axes, measured: SensitivityTable, mean: np.ndarray, num_l
             label=f"{100 * kept:g}% kept",
         )
     axes.set_ylabel("Answers changed (share)")
-    kl_axis(axes, mean)
+    kl_axis(axes, table.change_high.to_numpy())
 
 
 def _label_before(axes: Axes) -> None:

@@ -45,58 +45,6 @@ GREY = "#666666"
 GAP = "#E8E8E8"
 """Layers without data."""
 
-# Colour, marker, line of the schedule and its baselines; baselines with other stages have open markers.
-METHOD_STYLES = {
-    "schedule": (BLUE, "o", "-"),
-    "not merged": (SKY, "P", (0, (5, 1))),
-    "last_token": (VERMILLION, "s", (0, (4, 1.5))),
-    "uniform_text": (GREEN, "^", (0, (4, 1, 1, 1))),
-    "text_guided": (PURPLE, "D", (0, (2, 1))),
-    "strided": (ORANGE, "v", (0, (6, 1, 1, 1, 1, 1))),
-    "random": (BLACK, "X", (0, (1, 1))),
-    "sparsevlm": (VERMILLION, "^", (0, (4, 1.5))),
-    "divprune": (GREEN, "o", "-"),
-    "cdpruner": (GREEN, "s", "-"),
-    "mmtok": (GREEN, "D", "-"),
-    "dart": (GREEN, "v", "-"),
-    "v2drop": (GREEN, "X", "-"),
-    "fastervlm": (YELLOW, "o", "-"),
-    "hiprune": (YELLOW, "s", "-"),
-    "visionzip": (YELLOW, "D", "-"),
-    "scope": (YELLOW, "v", "-"),
-    "vscan": (YELLOW, "X", "-"),
-    "evs": (GREY, "o", "-"),
-    "vidcom2": (GREY, "s", "-"),
-    "paper": (VERMILLION, "<", (0, (4, 1.5))),
-    "pyramid": (GREEN, ">", (0, (4, 1, 1, 1))),
-    "random layers": (GREY, "d", (0, (1, 1))),
-    "smaller images": (PURPLE, "p", (0, (2, 1))),
-}
-OPEN = ("paper", "pyramid", "random layers", "smaller images")
-LABELS = {
-    "not merged": "Dropped tokens discarded",
-    "last_token": "Last token (FastV)",
-    "sparsevlm": "SparseVLM",
-    "divprune": "DivPrune",
-    "cdpruner": "CDPruner",
-    "mmtok": "MMTok",
-    "dart": "DART",
-    "v2drop": "V2Drop",
-    "fastervlm": "FasterVLM",
-    "hiprune": "HiPrune",
-    "visionzip": "VisionZip",
-    "scope": "SCOPE",
-    "vscan": "VScan",
-    "evs": "EVS",
-    "vidcom2": "VidCom2",
-    "strided": "Evenly spaced tokens",
-    "random": "Random tokens",
-    "paper": "AdaptInfer layers",
-    "pyramid": "PyramidDrop layers",
-}
-"""Names of methods where a reader needs more than the name in the table."""
-SPARE_STYLES = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
-
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
@@ -109,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "legend.columnspacing": 1.0,
     "legend.labelspacing": 0.3,
     "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.major.width": 0.6,
@@ -215,9 +164,19 @@ def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int, title:
         )
 
 
-def legend_over(axes: Axes, handles: Sequence[Any], *, columns: int) -> None:
-    """A legend of one panel, directly above it."""
-    axes.legend(*labelled(handles), loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+def legend_over(axes: Axes, handles: Sequence[Any], *, columns: int, title: str | None = None) -> None:
+    """A legend of one panel, directly above it; ``title`` is the panel's, in bold above the legend."""
+    legend = axes.legend(
+        *labelled(handles),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0.2,
+        title=title,
+        title_fontproperties={"weight": "bold", "size": 7.5},
+        alignment="left",
+    )
+    legend.set_zorder(10)
 
 
 def words(name: str) -> str:

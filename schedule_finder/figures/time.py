@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from schedule_finder.figures.accuracy import method_looks
 from schedule_finder.figures.held_out import draw_full, error_bars, held_out_results
-from schedule_finder.figures.style import SINGLE, Drawing, legend_above
+from schedule_finder.figures.methods import draw_panels, method_looks
+from schedule_finder.figures.style import Drawing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from schedule_finder.figures.run_data import RunData
 
 
@@ -25,14 +25,15 @@ def accuracy_by_time(data: RunData) -> Drawing | None:
         return None
     table["time_share"] = table.prefill_ms / full
     looks = method_looks(results, data.schedule)
-    figure = Figure(figsize=(SINGLE, 2.2 + 0.065 * (len(looks) + 1)), layout="constrained")
-    axes = figure.subplots()
-    draw_full(axes, results)
-    for name, look in looks.items():
-        rows = table[table.method == name].sort_values("time_share")
-        axes.errorbar(100 * rows.time_share, 100 * rows.value, error_bars(rows), **look | {"linestyle": ""})
-    axes.axvline(100, color="#BBBBBB", linewidth=0.6, zorder=0)
-    axes.set_xlabel("Time of the decoder's prefill (% of full model)")
-    axes.set_ylabel(results.label)
-    legend_above(figure, axes.get_legend_handles_labels()[0], columns=2)
-    return figure, table
+
+    def draw(axes: Axes, names: list[str]) -> None:
+        draw_full(axes, results)
+        axes.axvline(100, color="#BBBBBB", linewidth=0.6, zorder=0)
+        for name in names:
+            rows = table[table.method == name].sort_values("time_share")
+            axes.errorbar(
+                100 * rows.time_share, 100 * rows.value, error_bars(rows), **looks[name] | {"linestyle": ""}
+            )
+
+    labels = ("Measured prefill time of the decoder (% of full)", results.label)
+    return draw_panels(looks, labels, draw), table

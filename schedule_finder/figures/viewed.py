@@ -32,7 +32,7 @@ def gallery(data: RunData) -> Drawing | None:
     if not shown:
         return None
     down = -(-len(shown) // _ACROSS)
-    figure = Figure(figsize=(DOUBLE, 2.45 * down), layout="constrained")
+    figure = Figure(figsize=(DOUBLE, 2.4 * down), layout="constrained")
     panels = np.ravel(figure.subplots(down, _ACROSS, squeeze=False))
     rows = []
     for axes, sample in zip(panels, shown, strict=False):
@@ -42,11 +42,10 @@ def gallery(data: RunData) -> Drawing | None:
         draw_tokens(axes, pixels, kept, ())
         axes.set_aspect(pixels.shape[0] / pixels.shape[1] * width / height)
         question = textwrap.shorten(sample.question, 60, placeholder=" \u2026")
-        lines = [
-            *textwrap.wrap(question, 32),
-            f"full: {sample.full_answer[:24]}",
-            f"pruned: {sample.pruned_answer[:24]}",
-        ]
+        lines = textwrap.wrap(question, 32)
+        if sample.references:
+            lines.append(f"reference: {sample.references[0][:24]}")
+        lines += [f"full: {sample.full_answer[:24]}", f"pruned: {sample.pruned_answer[:24] or '(empty)'}"]
         axes.set_title("\n".join(lines), fontsize=6.5)
         rows.append((sample.id, sample.question, sample.full_answer, sample.pruned_answer, int(kept.sum())))
     for axes in panels[len(shown) :]:
@@ -65,7 +64,8 @@ def heatmaps(data: RunData) -> Drawing | None:
     down = -(-len(chosen) // _ACROSS)
     figure = Figure(figsize=(DOUBLE, 1.85 * down + 0.35), layout="constrained")
     panels = np.ravel(figure.subplots(down, _ACROSS, squeeze=False))
-    grey = np.asarray(_picture(sample).convert("L").resize((96, 96)))
+    whole = _picture(sample)
+    grey = np.asarray(whole.convert("L").resize((96, 96)))
     norm = LogNorm(*_RANGE, clip=True)
     for axes, index in zip(panels, chosen, strict=False):
         grid = _grid(sample, np.maximum(relative[index], 1e-3))
@@ -74,7 +74,9 @@ def heatmaps(data: RunData) -> Drawing | None:
         axes.imshow(
             grid, cmap="viridis", norm=norm, alpha=0.6, extent=extent, aspect="auto", interpolation="none"
         )
-        axes.set_title(f"Layer {sample.layers[index]}", fontsize=7)
+        axes.set_aspect(whole.height / whole.width * grid.shape[1] / grid.shape[0])
+        axes.spines[["top", "right"]].set_visible(True)
+        axes.set_title(f"Layer {sample.layers[index]}", fontsize=7, pad=3)
         axes.set_xticks([])
         axes.set_yticks([])
     for axes in panels[len(chosen) :]:

@@ -10,6 +10,9 @@ from pruning_runtime.schedule import DroppedTokens, ScorerChoice, Stage
 CONTROLS = ("strided", "random")
 """Scorers that read nothing. A schedule that is not better than with them is useless, so they are always measured."""
 
+NOT_MERGED_SUFFIX = ", not merged"
+"""End of the name of a baseline whose dropped tokens are discarded where the schedule's are merged."""
+
 ANSWER_TOKENS = 16
 """Tokens of the unpruned model's answer that answer KL is averaged over, at most."""
 

@@ -5,28 +5,36 @@ Colours of axes and text come from the page's theme. Every chart fills the width
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
 from pruning_runtime.costs import processed_ratios, published_ratios
+from schedule_finder.figures.allocation import LOOKS, allocation_means
 from schedule_finder.figures.attention_map import rank_edges, ranked_attention
 from schedule_finder.figures.held_out import held_out_results
+from schedule_finder.figures.methods import base_label, is_discarded
 from schedule_finder.figures.style import (
     BLUE,
     GREEN,
-    KL_FLOOR,
-    LABELS,
     ORANGE,
     PURPLE,
     SKY,
-    VERMILLION,
-    words,
 )
 from schedule_finder.intervals import band
-from schedule_finder.measuring.answer_change import answer_change
+from schedule_finder.report import measured_charts
+from schedule_finder.report.vega import (
+    GREY,
+    Spec,
+    change_point_rules,
+    layer_axis,
+    layer_rows,
+    point_axis,
+    spec,
+    tip,
+)
 from schedule_finder.signals import layer_shift
 
 if TYPE_CHECKING:
@@ -34,10 +42,12 @@ if TYPE_CHECKING:
 
     from schedule_finder.figures.run_data import RunData
 
-Spec = dict[str, Any]
-"""A Vega-Lite specification."""
 
-HEIGHT = 260
+_PALETTE = (
+    "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B8A200", "#8C564B", "#6A3D9A", "#E15759", "#76B7B2",
+    "#A65628", "#F781BF", "#4DAF4A", "#BC80BD", "#B15928", "#1B9E77", "#7570B3", "#E7298A", "#66A61E", "#A6761D",
+    "#9EBCDA", "#FDB462",
+)  # fmt: skip
 
 
 def staircase(data: RunData) -> Spec | None:
@@ -47,16 +57,16 @@ def staircase(data: RunData) -> Spec | None:
         return None
     num_layers, whole = schedule.backbone.num_layers, data.mean_vision or 100.0
     unit = "Vision tokens" if data.mean_vision else "Vision tokens (%)"
-    table = _layers(range(num_layers)).assign(
+    table = layer_rows(range(num_layers)).assign(
         processed=whole * np.array(processed_ratios(schedule.stages, num_layers)),
         published=whole * np.array(published_ratios(schedule.stages, num_layers)),
     )
-    base = alt.Chart(table).encode(x=_layer_axis(num_layers), x2="end")
+    base = alt.Chart(table).encode(x=layer_axis(num_layers), x2="end")
     y = alt.Y("processed:Q", title=unit, scale=alt.Scale(domain=[0, 1.05 * whole]))
     tooltip = [
-        _tip("layer", "Layer", "d"),
-        _tip("processed", "Computed"),
-        _tip("published", "Published count"),
+        tip("layer", "Layer", "d"),
+        tip("processed", "Computed"),
+        tip("published", "Published count"),
     ]
     layers = [
         base.mark_rect(color=BLUE, opacity=0.8).encode(y=y, y2=alt.datum(0), tooltip=tooltip),
@@ -72,12 +82,12 @@ def staircase(data: RunData) -> Spec | None:
             low=whole * np.array(solver.confidence.ratio_low),
             high=whole * np.array(solver.confidence.ratio_high),
         )
-        tips = [_tip("low", "Lower edge"), _tip("high", "Upper edge")]
+        tips = [tip("low", "Lower edge"), tip("high", "Upper edge")]
         outline = alt.Chart(bands).mark_rect(color=SKY, opacity=0.45, stroke=SKY, strokeWidth=1)
         layers.append(
-            outline.encode(x=_layer_axis(num_layers), x2="end", y="low:Q", y2="high:Q", tooltip=tips)
+            outline.encode(x=layer_axis(num_layers), x2="end", y="low:Q", y2="high:Q", tooltip=tips)
         )
-    return _spec(alt.layer(*layers, *_change_points(data)), "Vision tokens by decoder layer")
+    return spec(alt.layer(*layers, *change_point_rules(data)), "Vision tokens by decoder layer")
 
 
 def accuracy(data: RunData) -> Spec | None:
@@ -85,24 +95,36 @@ def accuracy(data: RunData) -> Spec | None:
     results = held_out_results(data)
     if results is None:
         return None
+    names = results.table.method
     table = results.table.assign(
-        label=[method_label(name, data) for name in results.table.method],
+        label=["Full model" if name == "full" else base_label(name, data.schedule) for name in names],
+        variant=["discarded" if is_discarded(name) else "as the schedule" for name in names],
         **{name: 100 * results.table[name] for name in ("processed", "value", "ci_low", "ci_high")},
     )
     return accuracy_of(table, results.label)
 
 
 def accuracy_of(table: pd.DataFrame, label: str) -> Spec:
-    """The same from a table ``label, processed, value, ci_low, ci_high`` in percent."""
+    """The same from a table ``label, variant, processed, value, ci_low, ci_high``, numbers in percent.
+
+    ``variant`` tells two curves of a label apart by their dashes and markers.
+    """
     pick = alt.selection_point(fields=["label"], bind="legend")
-    shown = alt.condition(pick, alt.value(1.0), alt.value(0.15))
+    shown = alt.condition(pick, alt.value(1.0), alt.value(0.12))
     order = list(dict.fromkeys(table.label))
-    # The legends of colour and shape are one where their settings are equal.
-    legend = alt.Legend(orient="bottom", columns=2, labelLimit=260, symbolOpacity=1)
-    scheme: Any = "tableau10" if len(order) <= 10 else "tableau20"
-    colours = alt.Scale(scheme=scheme, domain=order)
-    colour = alt.Color("label:N", title=None, legend=legend, scale=colours)
-    shape = alt.Shape("label:N", title=None, legend=legend, scale=alt.Scale(domain=order))
+    columns = alt.ExprRef(expr="max(1, floor(width / 190))")
+    legend = alt.Legend(
+        orient="bottom", columns=columns, labelLimit=260, symbolOpacity=1, symbolType="circle"
+    )
+    scale = alt.Scale(domain=order, range=_colours(order))
+    colour = alt.Color("label:N", title=None, legend=legend, scale=scale)
+    variants = list(dict.fromkeys(table.variant))
+    two = len(variants) > 1
+    key = alt.Legend(orient="top", symbolOpacity=1, symbolFillColor=GREY) if two else None
+    names = alt.Scale(domain=variants)
+    title = "Dropped tokens" if two else None
+    shape = alt.Shape("variant:N", title=title, legend=key, scale=names)
+    dash = alt.StrokeDash("variant:N", title=title, legend=key, scale=names)
     x = alt.X(
         "processed:Q", title="Vision tokens processed (%)", scale=alt.Scale(domain=[0, 103], nice=False)
     )
@@ -110,16 +132,49 @@ def accuracy_of(table: pd.DataFrame, label: str) -> Spec:
     limits = alt.Scale(domain=[max(0.0, float(lowest)), 101], nice=False)
     y = alt.Y("value:Q", title=label, scale=limits)
     tips = [
-        alt.Tooltip("label:N", title="Method"), _tip("value", label), _tip("ci_low", "Lower"),
-        _tip("ci_high", "Upper"), _tip("processed", "Processed"),
+        alt.Tooltip("label:N", title="Method"), alt.Tooltip("variant:N", title="Dropped tokens"),
+        tip("value", label), tip("ci_low", "Lower"), tip("ci_high", "Upper"), tip("processed", "Processed"),
     ]  # fmt: skip
     base = alt.Chart(table).encode(x=x, color=colour, opacity=shown)
     chart = alt.layer(
-        base.mark_line(size=1.5).encode(y=y),
+        base.mark_line(size=1.5).encode(y=y, strokeDash=dash),
         base.mark_rule(size=1.2).encode(y=alt.Y("ci_low:Q", title=label), y2="ci_high:Q"),
-        base.mark_point(filled=True, size=70).encode(y=y, tooltip=tips, shape=shape),
+        base.mark_point(filled=True, size=60).encode(y=y, tooltip=tips, shape=shape),
     ).add_params(pick)
-    return _spec(chart, f"{label} by vision tokens processed", 320)
+    return spec(chart, f"{label} by vision tokens processed", 320)
+
+
+def _colours(labels: Sequence[str]) -> list[str]:
+    """Grey for the full model, blue for the schedule, and a colour of its own for each of 22 other methods."""
+    others = iter(_PALETTE * (1 + len(labels) // len(_PALETTE)))
+    fixed = {"Full model": GREY}
+    return [fixed.get(label) or (BLUE if label.startswith("Schedule") else next(others)) for label in labels]
+
+
+def allocation(data: RunData) -> Spec | None:
+    """Shares of the attention on text, vision tokens and the answer while the answer is generated, by layer."""
+    if data.allocation is None:
+        return None
+    found = allocation_means(data.allocation)
+    found = found[found.queries == "answer"].assign(order=lambda table: table["keys"].map(list(LOOKS).index))
+    table = found.assign(
+        part=[LOOKS[name][0] for name in found["keys"]],
+        interval=[f"{low:.1%} to {high:.1%}" for low, high in zip(found.low, found.high, strict=True)],
+    )
+    scale = alt.Scale(domain=[look[0] for look in LOOKS.values()], range=[look[1] for look in LOOKS.values()])
+    legend = alt.Legend(orient="bottom", columns=2, symbolOpacity=1)
+    num_layers = data.num_layers or int(table.layer.max()) + 1
+    chart = alt.Chart(table).mark_bar(size=14).encode(
+        x=point_axis(num_layers),
+        y=alt.Y("share:Q", title="Attention", stack="zero", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        color=alt.Color("part:N", title=None, scale=scale, legend=legend),
+        order=alt.Order("order:Q"),
+        tooltip=[
+            tip("layer", "Layer", "d"), alt.Tooltip("part:N", title="Attended to"), tip("share", "Share", ".1%"),
+            alt.Tooltip("interval:N", title="95 % interval"),
+        ],
+    )  # fmt: skip
+    return spec(chart, "Attention allocation by layer", 220)
 
 
 def attention_map(data: RunData) -> Spec | None:
@@ -129,7 +184,7 @@ def attention_map(data: RunData) -> Spec | None:
     layers, edges = data.profile.layers, rank_edges(round(data.profile.mean_vision))
     values = ranked_attention(data.profile.maps, edges)
     bins = len(edges) - 1
-    table = _layers(np.repeat(layers, bins)).assign(
+    table = layer_rows(np.repeat(layers, bins)).assign(
         first=np.tile(edges[:-1] + 1, len(layers)),
         last=np.tile(edges[1:] + 1, len(layers)),
         attention=values.ravel().round(4),
@@ -139,7 +194,7 @@ def attention_map(data: RunData) -> Spec | None:
         type="log", scheme="blues", clamp=True, domain=[max(low, high / 1e3, 1e-6), max(high, 1e-5)]
     )
     tips = [
-        _tip("layer", "Layer", "d"), _tip("first", "Rank", "d"), _tip("attention", "Relative to uniform", ".2f")
+        tip("layer", "Layer", "d"), tip("first", "Rank", "d"), tip("attention", "Relative to uniform", ".2f")
     ]  # fmt: skip
     rank = alt.Y(
         "first:Q",
@@ -150,10 +205,10 @@ def attention_map(data: RunData) -> Spec | None:
         title="Attention relative to uniform (log scale)", orient="bottom", gradientLength=240, titleLimit=320
     )
     chart = alt.Chart(table).mark_rect().encode(
-        x=_layer_axis(data.profile.num_layers), x2="end", y=rank, y2="last",
+        x=layer_axis(data.profile.num_layers), x2="end", y=rank, y2="last",
         color=alt.Color("attention:Q", scale=scale, legend=legend), tooltip=tips,
     )  # fmt: skip
-    return _spec(alt.layer(chart, *_change_points(data)), "Attention by layer and token rank", 300)
+    return spec(alt.layer(chart, *change_point_rules(data)), "Attention by layer and token rank", 300)
 
 
 def shift(data: RunData) -> Spec | None:
@@ -165,11 +220,11 @@ def shift(data: RunData) -> Spec | None:
     table = pd.DataFrame(
         {"layer": (layers[1:] + layers[:-1]) / 2, "mean": found.mean, "low": found.low, "high": found.high}
     )
-    x = _point_axis(data.profile.num_layers)
+    x = point_axis(data.profile.num_layers)
     base = alt.Chart(table).encode(x=x)
     tips = [
-        _tip("layer", "Between layers", ".1f"),
-        *(_tip(name, name, ".4f") for name in ("mean", "low", "high")),
+        tip("layer", "Between layers", ".1f"),
+        *(tip(name, name, ".4f") for name in ("mean", "low", "high")),
     ]
     chart = alt.layer(
         base.mark_area(color=BLUE, opacity=0.25).encode(
@@ -178,9 +233,9 @@ def shift(data: RunData) -> Spec | None:
         base.mark_line(color=BLUE, point=alt.OverlayMarkDef(size=35, color=BLUE)).encode(
             y="mean:Q", tooltip=tips
         ),
-        *_change_points(data),
+        *change_point_rules(data),
     )
-    return _spec(chart, "Attention shift between neighbouring layers", 220)
+    return spec(chart, "Attention shift between neighbouring layers", 220)
 
 
 def vision_mass(data: RunData) -> Spec | None:
@@ -204,68 +259,16 @@ def vision_mass(data: RunData) -> Spec | None:
         legend=alt.Legend(orient="bottom", columns=1, labelLimit=300, symbolOpacity=1, symbolType="stroke"),
         scale=alt.Scale(domain=list(curves), range=[GREEN, PURPLE]),
     )  # fmt: skip
-    base = alt.Chart(table).encode(x=_point_axis(profile.num_layers), color=colour)
+    base = alt.Chart(table).encode(x=point_axis(profile.num_layers), color=colour)
     y = alt.Y("low:Q", title="Share", scale=alt.Scale(domain=[0, 1]))
-    tips = [_tip("layer", "Layer", "d"), alt.Tooltip("curve:N"), _tip("mean", "mean", ".3f")]
+    tips = [tip("layer", "Layer", "d"), alt.Tooltip("curve:N"), tip("mean", "mean", ".3f")]
     chart = alt.layer(
         base.mark_area(opacity=0.25).encode(y=y, y2="high:Q"),
         base.mark_line(point=True).encode(
             y="mean:Q", tooltip=tips, strokeDash=alt.StrokeDash("curve:N", legend=None)
         ),
     )
-    return _spec(chart, "Attention on vision tokens by layer", 220)
-
-
-def sensitivity(data: RunData) -> Spec | None:
-    """Answer change of single stages, by layer and keep ratio."""
-    measured = data.sensitivity
-    if measured is None:
-        return None
-    mean = answer_change(measured.kl).mean(axis=2)
-    table = pd.DataFrame(
-        {
-            "layer": np.repeat(measured.layers, len(measured.ratios)),
-            "kept": np.tile([f"{100 * ratio:g} %" for ratio in measured.ratios], len(measured.layers)),
-            "change": mean.ravel(),
-            "shown": np.maximum(mean.ravel(), KL_FLOOR),
-        }
-    )
-    legend = alt.Legend(
-        title="Answers changed (share, log scale)", orient="bottom", gradientLength=240, titleLimit=320
-    )
-    scale = alt.Scale(type="log", scheme="viridis", domain=[KL_FLOOR, max(float(mean.max()), 10 * KL_FLOOR)])
-    axis = alt.Axis(labelExpr="datum.value == -1 ? 'before' : datum.label", labelAngle=0, labelOverlap=True)
-    chart = alt.Chart(table).mark_rect().encode(
-        x=alt.X("layer:O", title="Stage after decoder layer", axis=axis),
-        y=alt.Y("kept:N", title="Vision tokens kept", sort=None),
-        color=alt.Color("shown:Q", scale=scale, legend=legend),
-        tooltip=[_tip("layer", "After layer", "d"), alt.Tooltip("kept:N"), _tip("change", "Answers changed", ".2%")],
-    )  # fmt: skip
-    return _spec(chart, "Answer change of single stages", 200)
-
-
-def front(data: RunData) -> Spec | None:
-    """Answer change of the best schedule of each budget."""
-    if data.pareto is None:
-        return None
-    table = data.pareto.sort_values("processed").melt(
-        ["budget", "processed", "num_stages"], ["predicted_change", "measured_change"], "which", "change"
-    )
-    table = table.dropna(subset=["change"]).assign(processed=100 * table.processed)
-    table["change"] = table.change.clip(lower=KL_FLOOR)
-    table["which"] = table.which.map({"predicted_change": "Predicted", "measured_change": "Measured"})
-    tips = [
-        alt.Tooltip("which:N"),
-        _tip("processed", "Processed (%)"),
-        _tip("change", "Answers changed", ".2%"),
-    ]
-    chart = alt.Chart(table).mark_line(point=True).encode(
-        x=alt.X("processed:Q", title="Vision tokens processed (%)", scale=alt.Scale(zero=False)),
-        y=alt.Y("change:Q", title="Answers changed (share, log scale)", scale=alt.Scale(type="log")),
-        color=alt.Color("which:N", title=None, legend=alt.Legend(orient="bottom")),
-        strokeDash=alt.StrokeDash("which:N", title=None), tooltip=tips,
-    )  # fmt: skip
-    return _spec(chart, "Answer change by budget", 240)
+    return spec(chart, "Attention on vision tokens by layer", 220)
 
 
 CHARTS: dict[str, tuple[str, str, Callable[[RunData], Spec | None]]] = {
@@ -277,10 +280,11 @@ CHARTS: dict[str, tuple[str, str, Callable[[RunData], Spec | None]]] = {
     ),
     "accuracy": (
         "Accuracy and cost",
-        "Held-out samples; bars are 95 % intervals. Select a method in the legend to see it alone.",
+        "Held-out samples; bars are 95 % intervals. Select a method in the legend to see it alone. Dashed: dropped tokens "
+        "are discarded where the schedule merges them.",
         accuracy,
     ),
-    "front": ("Budgets", "The best schedule of each budget.", front),
+    "front": ("Budgets", "The best schedule of each budget.", measured_charts.front),
     "attention": (
         "Attention map",
         "Tokens are ranked within each sample by total attention; 1 is uniform attention over the vision tokens. "
@@ -294,59 +298,22 @@ CHARTS: dict[str, tuple[str, str, Callable[[RunData], Spec | None]]] = {
         shift,
     ),
     "mass": ("Attention on vision tokens", "Mean over samples with 95 % bands.", vision_mass),
+    "allocation": (
+        "Attention allocation",
+        "Where the full model's attention goes while it generates the answer: mean over heads and the first held-out "
+        "samples.",
+        allocation,
+    ),
     "sensitivity": (
         "Sensitivity",
         "Share of answers that change when one stage alone drops tokens; before: a stage before the decoder. Values below "
-        "0.0001 have its colour.",
-        sensitivity,
+        "0.0001 have its colour. Point at a cell for its 95 % interval.",
+        measured_charts.sensitivity,
+    ),
+    "loss": (
+        "Loss of each layer",
+        "Answer change that a layer adds when it computes a tenth of the vision tokens. Lines: 95 % intervals.",
+        measured_charts.loss,
     ),
 }
 """Name -> title, caption and function; None where the run lacks the data."""
-
-
-def method_label(name: str, data: RunData) -> str:
-    """The name of a method for a reader."""
-    if name == "full":
-        return "Full model"
-    if name == "schedule":
-        return f"Schedule ({words(data.schedule.scorer.name)})" if data.schedule else "Schedule"
-    return LABELS.get(name) or words(name).capitalize()
-
-
-# ---- parts of charts
-
-
-def _layers(layers: Sequence[int] | range | np.ndarray) -> pd.DataFrame:
-    numbers = np.asarray(list(layers))
-    return pd.DataFrame({"layer": numbers, "start": numbers - 0.5, "end": numbers + 0.5})
-
-
-def _layer_axis(num_layers: int) -> alt.X:
-    scale = alt.Scale(domain=[-0.5, num_layers - 0.5], nice=False)
-    return alt.X("start:Q", title="Decoder layer", scale=scale, axis=alt.Axis(tickMinStep=1, format="d"))
-
-
-def _point_axis(num_layers: int) -> alt.X:
-    scale = alt.Scale(domain=[-0.5, num_layers - 0.5], nice=False)
-    return alt.X("layer:Q", title="Decoder layer", scale=scale, axis=alt.Axis(tickMinStep=1, format="d"))
-
-
-def _change_points(data: RunData) -> list[Any]:
-    if not data.change_points:
-        return []
-    table = pd.DataFrame({"at": [layer - 0.5 for layer in data.change_points], "layer": data.change_points})
-    rule = alt.Chart(table).mark_rule(color=VERMILLION, strokeDash=[5, 3], size=1.5)
-    return [rule.encode(x="at:Q", tooltip=[_tip("layer", "Change point", "d")])]
-
-
-def _tip(field: str, title: str, form: str = ".1f") -> alt.Tooltip:
-    return alt.Tooltip(f"{field}:Q", title=title, format=form)
-
-
-def _spec(chart: Any, description: str, height: int = HEIGHT) -> Spec:
-    """The specification of a chart that fills its container and announces ``description`` to a screen reader."""
-    whole = chart.properties(width="container", height=height, description=description)
-    spec: Spec = whole.to_dict()
-    spec.pop("config", None)
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return spec

@@ -11,10 +11,10 @@ import pandas as pd
 
 from schedule_finder.evaluation.metrics import metric_label
 from schedule_finder.evidence import AnswerQuality, HeldOutSummary
+from schedule_finder.figures.methods import method_label
 from schedule_finder.figures.style import words
 from schedule_finder.intervals import mean_interval, wilson_interval
 from schedule_finder.measuring.token_policy import CONTROLS
-from schedule_finder.report.charts import method_label
 from schedule_finder.run.stale import find_stale
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _best_baseline(data: RunData, table: pd.DataFrame, ours: Any) -> Finding | N
     if best.difference <= 0:
         return Finding("good", f"No measured baseline has a higher score ({len(others)} baselines).")
     sure = "" if best.difference_low > 0 else "; the interval includes zero"
-    name = method_label(best.method, data)
+    name = method_label(best.method, data.schedule)
     text = f"The baseline {name} scores {100 * best.difference:.1f} points more{sure}."
     return Finding("bad" if not sure else "caution", text)
 
@@ -232,7 +232,7 @@ def methods_table(data: RunData) -> Table | None:
         ]
         rows.append(
             (
-                Cell(method_label(row.method, data), str(row.method)),
+                Cell(method_label(row.method, data.schedule), str(row.method)),
                 _percent(row.budget),
                 _percent(value),
                 Cell(f"{100 * low:.1f} to {100 * high:.1f}" if low == low else "-", _or_low(low)),

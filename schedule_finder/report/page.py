@@ -214,7 +214,7 @@ def _points(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """Full model and schedule of a run in percent."""
     some = table[table.method.isin(["full", "schedule"])]
     numbers = {column: 100 * some[column] for column in ("processed", "value", "ci_low", "ci_high")}
-    return some.assign(label=[f"{name}: {method}" for method in some.method], **numbers)
+    return some.assign(label=[f"{name}: {method}" for method in some.method], variant="", **numbers)
 
 
 def _own_row(data: RunData) -> tuple[float | None, float | None, float | None]:

@@ -113,6 +113,11 @@ class Run:
         return self.folder / "5_evaluation.json"
 
     @property
+    def allocation(self) -> Path:
+        """Attention of the full model by layer, on the first held-out samples and their answers."""
+        return self.folder / "5_allocation.csv"
+
+    @property
     def evaluation_parts(self) -> Path:
         """Finished batches of an interrupted step 5; removed when it is done."""
         return self.folder / "5_evaluation.parts"

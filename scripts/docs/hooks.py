@@ -1,7 +1,8 @@
-"""What the site adds to `docs/`: the command-line reference, and files of the repository that pages link to."""
+"""What the site adds to `docs/`: command-line reference, notebooks as pages, files of the repository that pages link to."""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import sys
@@ -12,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+NOTEBOOKS = "notebooks/"
 LINK = re.compile(r"(\]\()(\.\.?/[^)#\s]+|[A-Za-z0-9_./-]+\.[a-z]+)((?:#[^)]*)?\))")
 
 
@@ -20,6 +22,9 @@ def on_files(files: Files, config: Any) -> Files:
     from scripts.docs.cli_reference import reference
 
     files.append(File.generated(config, "command_line.md", content=reference()))
+    for path in sorted((ROOT / "docs" / NOTEBOOKS).glob("*.ipynb")):
+        page = f"{NOTEBOOKS}{path.stem}.md"
+        files.append(File.generated(config, page, content=notebook_page(path)))
     linked = {
         target
         for file in files.documentation_pages()
@@ -31,9 +36,22 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown: its text and code, with a link to the file; nothing is executed."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    title, _, rest = parts[0].partition("\n")
+    return "\n\n".join([title, f"[Download this notebook]({path.name})", rest, *parts[1:]]) + "\n"
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point links to files of the repository at their copies."""
     here = page.file.src_uri
+    if not here.startswith(NOTEBOOKS):
+        markdown = re.sub(rf"\]\(({NOTEBOOKS}[a-z_]+)\.ipynb\)", r"](\1.md)", markdown)
 
     def moved(match: re.Match[str]) -> str:
         path = _in_repository(match[2], here)

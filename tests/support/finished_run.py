@@ -11,6 +11,7 @@ from PIL import Image
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
 from schedule_finder.change_points import DETECTORS
+from schedule_finder.evaluation.allocation_table import COLUMNS as ALLOCATION_COLUMNS
 from schedule_finder.evaluation.methods import DEFAULT_BASELINES
 from schedule_finder.evaluation.outcomes import COLUMNS
 from schedule_finder.evidence import digest
@@ -78,6 +79,22 @@ def write_run(run):
     evaluation_table().to_csv(run.evaluation, index=False)
     write_example(run, np.full((12 * SIDE, 12 * SIDE, 3), 180, np.uint8))
     write_viewed(run)
+    allocation_table().to_csv(run.allocation, index=False)
+
+
+def allocation_table():
+    """Two samples: 0.3 and 0.5 of the attention is on vision tokens while the answer is generated."""
+    counts = (3, TOKENS, 5, 1)
+    rows = [
+        (name, layer, queries, *shares, *counts)
+        for name, vision in (("a", 0.3), ("b", 0.5))
+        for layer in range(LAYERS)
+        for queries, shares in (
+            ("question", (0.2, 0.7, 0.1, 0.0)),
+            ("answer", (0.2, vision, 0.7 - vision, 0.1)),
+        )
+    ]
+    return pd.DataFrame(rows, columns=list(ALLOCATION_COLUMNS))
 
 
 def write_viewed(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def test_the_command_line_reference_has_every_command_and_option(site: Path) -> 
         for option in command.params:
             if option.param_type_name == "option" and not option.hidden:
                 assert option.opts[0] in text, f"{name} {option.opts[0]}"
+
+
+def test_notebooks_are_pages_of_the_site(site: Path) -> None:
+    for name in ("quickstart", "new_scorer"):
+        text = (site / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+        cells = json.loads((ROOT / "docs" / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))[
+            "cells"
+        ]
+        assert text.count('class="highlight"') >= sum(cell["cell_type"] == "code" for cell in cells)
+        assert f'href="{name}.ipynb"' in text
+        assert f'href="notebooks/{name}.html"' in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_python_reference_shows_docstrings(site: Path) -> None:

@@ -23,8 +23,10 @@ from schedule_finder.errors import InputError
 from schedule_finder.evaluation.methods import BASELINES
 from schedule_finder.figures import make_figures, style
 from schedule_finder.figures.accuracy import accuracy
+from schedule_finder.figures.allocation import attention_allocation
 from schedule_finder.figures.attention_map import ranked_attention
 from schedule_finder.figures.convergence import convergence
+from schedule_finder.figures.methods import GROUPS, METHOD_STYLES
 from schedule_finder.figures.overlay import overlay
 from schedule_finder.figures.pareto import pareto
 from schedule_finder.figures.run_data import RunData, read_evaluation
@@ -32,6 +34,7 @@ from schedule_finder.figures.schedule import staircase
 from schedule_finder.figures.sensitivity import sensitivity
 from schedule_finder.figures.study import LINES, methods_figure, predictions_figure
 from schedule_finder.figures.tables import to_latex, to_markdown, write_tables
+from schedule_finder.figures.time import accuracy_by_time
 from schedule_finder.intervals import band, wilson_interval
 from schedule_finder.run.folder import Run
 from schedule_finder.signals import layer_shift
@@ -158,7 +161,9 @@ def test_legends_lie_inside_the_figure(run):
         for name, draw in figures.FIGURES.items():
             figure, _ = draw(data)
             FigureCanvasAgg(figure).draw()
-            boxes = [legend.get_window_extent() for legend in figure.legends]
+            legends = [axes.get_legend() for axes in figure.axes]
+            legends += figure.legends
+            boxes = [legend.get_window_extent() for legend in legends if legend is not None]
             assert boxes or name.startswith("6_")
             for box in boxes:
                 assert box.x0 >= 0, name
@@ -359,7 +364,7 @@ def test_staircase_shows_the_band_and_how_many_resamples_agree(run):
     change_evidence(run, layers={"3": 11, "2,6": 9})
     figure, _ = staircase(RunData(run))
     assert "0 of 20 resamples choose" in figure.legends[0].get_title().get_text()
-    assert "11 choose (3)" in figure.legends[0].get_title().get_text()
+    assert "11 choose layer 3" in figure.legends[0].get_title().get_text()
 
 
 def test_bands_of_another_depth_are_an_input_error(run):
@@ -402,10 +407,67 @@ def test_a_front_without_divergences_is_no_figure(run):
 
 
 def test_every_method_has_a_style_of_its_own():
-    pre_decoder = [(colour, marker) for colour, marker, _ in style.METHOD_STYLES.values()]
-    assert len(set(pre_decoder)) == len(pre_decoder)
-    assert {"schedule", *(name.replace("-", " ") for name in BASELINES)} <= set(style.METHOD_STYLES)
-    assert set(style.OPEN) <= set(style.METHOD_STYLES)
+    looks = [(colour, marker) for colour, marker, _ in METHOD_STYLES.values()]
+    assert len(set(looks)) == len(looks)
+    for group in GROUPS.values():
+        assert len({colour for colour, _, _ in group.values()}) == len(group)
+    names = {name.replace("-", " ") for name in BASELINES} - {"not merged"}  # open markers of the same colour
+    assert {"schedule", *names} == set(METHOD_STYLES)
+
+
+def test_a_method_without_merging_has_the_open_marker_of_the_same_method(run):
+    rows = evaluation_table()
+    random = rows[rows.method == "random"]
+    more = [random.assign(method=name) for name in ("not merged", "random, not merged")]
+    pd.concat([rows, *more]).to_csv(run.evaluation, index=False)
+    figure, _ = accuracy(RunData(run))
+    drawn = {container.get_label(): container.lines[0] for container in figure.axes[0].containers}
+    for name in ("Random tokens", "Schedule (uniform text)"):
+        merged, discarded = drawn[name], drawn[f"{name}, not merged"]
+        assert merged.get_color() == discarded.get_color() == discarded.get_markeredgecolor()
+        assert merged.get_marker() == discarded.get_marker()
+        assert (merged.get_markerfacecolor(), discarded.get_markerfacecolor()) == (
+            merged.get_color(),
+            "white",
+        )
+
+
+@pytest.mark.parametrize("draw", [accuracy, accuracy_by_time])
+def test_many_methods_have_a_panel_for_each_group_with_the_schedule_in_it(run, draw):
+    rows = evaluation_table().assign(prefill_ms=0.5)
+    random = rows[rows.method == "random"]
+    names = [name for name in METHOD_STYLES if name not in set(rows.method)]
+    more = [random.assign(method=name) for name in (*names, "divprune, not merged", "of a plug-in")]
+    pd.concat([rows, *more]).to_csv(run.evaluation, index=False)
+    figure, _ = draw(RunData(run))
+    panels = {axes.get_legend().get_title().get_text(): axes for axes in figure.axes if axes.get_legend()}
+    assert list(panels) == [*GROUPS, "Others"]
+    legends = {
+        title: [text.get_text() for text in axes.get_legend().get_texts()] for title, axes in panels.items()
+    }
+    assert all(names[:2] == ["Full model", "Schedule (uniform text)"] for names in legends.values())
+    assert sum(len(names) - 2 for names in legends.values()) == len(
+        METHOD_STYLES
+    )  # a plug-in, without the schedule
+    drawn = [box.get_label() for box in panels["Hidden states"].containers]
+    assert {"DivPrune", "DivPrune, not merged"} <= set(drawn)
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["Dropped tokens merged", "Dropped tokens discarded"]
+
+
+def test_accuracy_at_one_budget_has_both_variants_of_a_method_in_its_row(run):
+    rows = evaluation_table()
+    rows = rows[(rows.budget == 0.2) | (rows.method == "full")]
+    other = rows[rows.method == "random"].assign(method="random, not merged")
+    pd.concat([rows, other]).to_csv(run.evaluation, index=False)
+    figure, _ = accuracy(RunData(run))
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    at = {box.get_label(): box.lines[0].get_ydata()[0] for box in axes.containers}
+    row = labels.index("Random tokens")
+    assert labels.count("Random tokens") == 1
+    assert at["Random tokens"] == pytest.approx(row - 0.18)
+    assert at["Random tokens, not merged"] == pytest.approx(row + 0.18)
 
 
 def test_draws_of_random_layers_have_one_style_and_appear_once_in_the_legend(run):
@@ -414,9 +476,7 @@ def test_draws_of_random_layers_have_one_style_and_appear_once_in_the_legend(run
     more = (
         *(f"random layers {draw}" for draw in range(3)),
         "paper",
-        "pyramid",
         "not merged",
-        "smaller images",
     )
     draws = [random.assign(method=name) for name in more]
     pd.concat([rows, *draws]).to_csv(run.evaluation, index=False)
@@ -431,6 +491,28 @@ def test_draws_of_random_layers_have_one_style_and_appear_once_in_the_legend(run
     assert len(drawn) == 3
     assert len({box.lines[0].get_color() for box in drawn}) == 1
     assert {"random layers 0", "random layers 2"} <= set(table.method)
+
+
+def test_attention_allocation_is_the_mean_over_samples_stacked_to_one(drawn):
+    rows = table(drawn, "5_allocation")
+    assert len(rows) == 2 * 4 * LAYERS
+    assert rows.groupby(["queries", "layer"]).share.sum().tolist() == pytest.approx([1.0] * 2 * LAYERS)
+    answer = rows[(rows.queries == "answer") & (rows["keys"] == "vision")]
+    assert answer.share.tolist() == pytest.approx([0.4] * LAYERS)
+    assert answer.low.tolist() == pytest.approx([0.3] * LAYERS)
+    figure, _ = attention_allocation(RunData(drawn[0]))
+    _, below = figure.axes
+    tops = [bar.get_y() + bar.get_height() for bar in below.patches[-LAYERS:]]
+    assert tops == pytest.approx([100] * LAYERS)
+    assert "mean of 2 samples" in figure.legends[0].get_title().get_text()
+
+
+def test_sensitivity_has_intervals_around_its_curves(run):
+    figure, rows = sensitivity(RunData(run))
+    first = rows.dropna(subset="change_mean")
+    spread = np.stack([first.change_low, first.change_mean, first.change_high])
+    assert (np.diff(spread, axis=0) >= -1e-12).all()
+    assert len(figure.axes[0].collections) == len(rows.keep_ratio.dropna().unique())
 
 
 def test_accuracy_table_is_the_evaluation_over_all_types(drawn):
@@ -533,6 +615,7 @@ def test_caption_of_a_narrow_overlay_lies_inside_the_figure(run):
         ("4_pareto.csv", {"4_pareto"}),
         ("5_evaluation.csv", {"5_accuracy", "5_time", "5_retention"}),
         ("7_viewer.json", {"6_gallery", "6_heatmaps"}),
+        ("5_allocation.csv", {"5_allocation"}),
         ("5_example.json", {"6_overlay"}),
         ("5_example.png", {"6_overlay"}),
     ],

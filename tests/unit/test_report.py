@@ -246,11 +246,41 @@ def test_the_page_is_one_small_file_without_links_to_elsewhere(run: Run) -> None
     assert all(link.startswith(("data:", "#")) for link in parser.found)
     assert "default-src 'none'" in html
     data = embedded(html)
-    assert set(data["charts"]) == {
-        f"r0-{name}"
-        for name in ("staircase", "accuracy", "attention", "shift", "mass", "sensitivity", "front")
-    }
+    names = "staircase accuracy attention shift mass allocation sensitivity loss front"
+    assert set(data["charts"]) == {f"r0-{name}" for name in names.split()}
     assert len(data["viewers"]["r0"]["samples"]) == 24
+
+
+def test_the_sensitivity_charts_have_intervals(run: Run) -> None:
+    charts = embedded(render([run], [None]))["charts"]
+    cells = rows_of(charts["r0-sensitivity"])
+    assert all(" to " in cell["interval"] for cell in cells)
+    bars = rows_of(charts["r0-loss"])
+    assert all(bar["low"] <= bar["loss"] <= bar["high"] for bar in bars)
+    assert max(bar["high"] for bar in bars) > 0
+
+
+def test_attention_allocation_adds_up(run: Run) -> None:
+    parts = rows_of(embedded(render([run], [None]))["charts"]["r0-allocation"])
+    assert {part["part"] for part in parts} == {
+        "Text before the image",
+        "Vision tokens",
+        "Question",
+        "Answer so far",
+    }
+    assert sum(part["share"] for part in parts) == pytest.approx(LAYERS)
+
+
+def test_a_method_and_its_variant_without_merging_share_a_colour(run: Run) -> None:
+    evaluate(run, {"full": 0.9, "schedule": 0.8, "random": 0.4, "random, not merged": 0.3})
+    rows = rows_of(embedded(render([run], [None]))["charts"]["r0-accuracy"])
+    variants = {row["variant"] for row in rows if row["label"] == "Random tokens"}
+    assert variants == {"as the schedule", "discarded"}
+
+
+def rows_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first table of a chart."""
+    return next(iter(spec["datasets"].values()))
 
 
 def test_text_of_the_data_cannot_become_markup(run: Run) -> None:
