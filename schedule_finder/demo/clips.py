@@ -140,7 +140,7 @@ def clip_samples(
         number = turn * len(CLIP_TYPES) + CLIP_TYPES.index(question_type)
         clip, question, rng = clip_with_question(number, question_type, split=split, seed=seed)
         yield ClipSample(
-            id=f"{split}-{seed}-{number:06d}",
+            id=f"video-{split}-{seed}-{number:06d}",
             frames=tuple(map(Image.fromarray, render_clip(clip, rng))),
             question=question.text,
             answer=question.answer,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from schedule_finder.demo import BACKBONE_FOLDER
+from schedule_finder.demo import BACKBONE_FOLDERS
 from schedule_finder.errors import InputError
 from schedule_finder.hub import hub_reachable
 from schedule_finder.library_messages import library_messages_off
@@ -23,8 +23,8 @@ _SHOWN = 3
 
 def checkpoint_source(name: str) -> str:
     """What transformers is asked for: a folder, or a hub name. Raises `InputError` for a folder without a model."""
-    if name == "demo":
-        return str(BACKBONE_FOLDER)
+    if name in BACKBONE_FOLDERS:
+        return str(BACKBONE_FOLDERS[name])
     if not Path(name).expanduser().exists() and not name.startswith((".", "/", "~")):
         return name
     folder = Path(name).expanduser()

@@ -108,7 +108,7 @@ def loading(location: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error.__cause__ or error).strip().splitlines()
         raise InputError(
-            f"data set {location!r} cannot be read: {lines[0] if lines else 'it holds no rows'} (known: `demo`, `photo`, a "
+            f"data set {location!r} cannot be read: {lines[0] if lines else 'it holds no rows'} (known: `demo`, `demo-video`, `photo`, a "
             f"local {', '.join(FORMATS)} file or folder, a preset, or a hub name that can be reached)"
         ) from error
 
