@@ -145,9 +145,14 @@ def _one_line(name: str, offline: bool) -> Iterator[None]:
             raise InputError(
                 f"backbone {name!r} comes with Python code of its own; --trust-remote-code runs it (read it first)"
             ) from error
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise InputError(
+                f"backbone {name!r}: its video processor needs torchvision, which is not installed or does not fit torch; "
+                "pip install 'adaptinfer[video]', with a torchvision of the same build as torch"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"backbone {name!r} does not load: {reason} (known: `demo`, a folder with a checkpoint and its "
+            f"backbone {name!r} does not load: {reason} (known: `demo`, `demo-video`, a folder with a checkpoint and its "
             "processor, or a hub name that can be reached)"
         ) from error
 

@@ -19,7 +19,7 @@ from scripts.demo_video.model import build_model, warm_start
 _LOOK_UPS = ("colour", "shape", "frame_colour", "frame_shape", "first_frame", "frame_exists")
 CLIP_LEVELS = (
     Level(_LOOK_UPS, (4, 7), 0.5, {"frame_colour": 0.8, "frame_shape": 0.8, "first_frame": 0.7}, 300),
-    Level(clips.CLIP_TYPES, clips.OBJECT_COUNT, 0.5, dict.fromkeys(clips.CLIP_TYPES, 0.8), 250),
+    Level(clips.CLIP_TYPES, clips.OBJECT_COUNT, 0.5, dict.fromkeys(clips.CLIP_TYPES, 0.8), 200),
 )
 
 
@@ -31,7 +31,7 @@ class ClipProgress(Progress):
 
     levels: ClassVar[tuple[Level, ...]] = CLIP_LEVELS
     types: ClassVar[tuple[str, ...]] = clips.CLIP_TYPES
-    least_decay: ClassVar[int] = 500
+    least_decay: ClassVar[int] = 350
     warm_up: ClassVar[int] = 40
 
     def __str__(self) -> str:

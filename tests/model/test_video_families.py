@@ -10,6 +10,8 @@ import pytest
 
 from pruning_runtime import find_backbone, pruned
 from pruning_runtime.schedule import ScorerChoice
+from schedule_finder.errors import InputError
+from schedule_finder.models.checkpoint import _one_line
 from schedule_finder.models.loading import LoadedBackbone, load_backbone
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.samples import SampleEntry, open_data
@@ -43,6 +45,14 @@ def test_the_commands_take_videos(family: str, tmp_path: Path) -> None:
     call("evaluate", out, "--max-new-tokens", 2, "--baselines", "random,strided,evs,vidcom2", "--no-sweep")
     compared = json.loads((out / "5_evaluation.json").read_text())["methods"]
     assert compared.keys() >= {"full", "schedule", "random", "strided", "evs", "vidcom2"}
+
+
+def test_without_torchvision_one_line_says_what_to_install() -> None:
+    """transformers' video processors need it; its message has an address and no command."""
+    missing = "LlavaNextVideoVideoProcessor requires the Torchvision library but it was not found."
+    with pytest.raises(InputError, match=r"'a': its video processor needs torchvision.*'adaptinfer\[video\]'"):
+        with _one_line("a", offline=False):
+            raise ImportError(missing)
 
 
 @pytest.mark.slow
