@@ -39,7 +39,8 @@ def _print_version(asked: bool) -> None:
 
 
 Backbone = Annotated[
-    str, typer.Argument(metavar="[BACKBONE]", help="`demo`, `demo-video`, a checkpoint folder, or a hub name.")
+    str,
+    typer.Argument(metavar="[BACKBONE]", help="`demo`, `demo-video`, a checkpoint folder, or a hub name."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default outputs/BACKBONE.")]

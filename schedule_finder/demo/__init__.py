@@ -1,4 +1,4 @@
-"""The embedded demos: small trained backbones, for pictures and for clips, and the data sets that they answer questions about."""
+"""The embedded demos: small trained backbones for pictures and clips, and the data sets that they answer questions about."""
 
 from pathlib import Path
 

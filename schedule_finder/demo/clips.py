@@ -22,7 +22,6 @@ from schedule_finder.demo.scenes import (
     COLOUR_NAMES,
     COLUMN_NAMES,
     COUNT_NAMES,
-    HELD_OUT_COMBINATIONS,
     MAX_COUNT,
     ROW_NAMES,
     SHAPE_NAMES,
@@ -184,7 +183,12 @@ def render_clip(clip: Clip, rng: np.random.Generator) -> np.ndarray:
     corners = rng.integers(2, size=(len(clip.objects), 2))
     objects = [
         (
-            (colours[one.colour], SHAPE_NAMES[one.shape], 2 * one.row + int(down), 2 * one.column + int(right)),
+            (
+                colours[one.colour],
+                SHAPE_NAMES[one.shape],
+                2 * one.row + int(down),
+                2 * one.column + int(right),
+            ),
             range(one.start, one.stop),
         )
         for one, (down, right) in zip(clip.objects, corners, strict=True)
@@ -233,9 +237,7 @@ def _ask_frame_attribute(clip: Clip, question_type: str, rng: np.random.Generato
     """One frame: other frames show other objects with the same name, wherever the clip allows."""
     asked_for = question_type.removeprefix("frame_")
     named_by = "shape" if asked_for == "colour" else "colour"
-    candidates = [
-        (frame, one) for frame in range(FRAMES) for one in _unique(clip.shown(frame), named_by)
-    ]
+    candidates = [(frame, one) for frame in range(FRAMES) for one in _unique(clip.shown(frame), named_by)]
     ambiguous = [
         (frame, one)
         for frame, one in candidates
@@ -260,7 +262,8 @@ def _ask_frame_exists(clip: Clip, _: str, rng: np.random.Generator) -> _Asked:
     one = pick(rng, clip.objects)
     name = one.called(named_by)
     having = {
-        frame: [other for other in clip.shown(frame) if other.called(named_by) == name] for frame in range(FRAMES)
+        frame: [other for other in clip.shown(frame) if other.called(named_by) == name]
+        for frame in range(FRAMES)
     }
     answer = pick(rng, ("yes", "no"))
     frames = [frame for frame, some in having.items() if bool(some) == (answer == "yes")]

@@ -48,9 +48,11 @@ __all__ = [
     "write_entries",
 ]
 
-_GENERATED: dict[str, type[DemoData] | type[PhotoData]] = {"demo": DemoData,
+_GENERATED: dict[str, type[DemoData] | type[PhotoData]] = {
+    "demo": DemoData,
     "demo-video": DemoVideoData,
-    "photo": PhotoData}
+    "photo": PhotoData,
+}
 
 
 def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, **options: Any) -> DataSet:

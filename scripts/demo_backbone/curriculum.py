@@ -101,7 +101,9 @@ class Progress:
 
     def type_shares(self) -> tuple[tuple[str, float], ...]:
         """Types that are still answered wrongly are asked more often."""
-        return tuple((name, 0.15 + 1 - self.accuracy.get(name, 0.0)) for name in self.levels[self.level].types)
+        return tuple(
+            (name, 0.15 + 1 - self.accuracy.get(name, 0.0)) for name in self.levels[self.level].types
+        )
 
     def observe(
         self, loss: float, correct: np.ndarray, types: np.ndarray, norm: float, readable: list[float]

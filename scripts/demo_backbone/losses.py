@@ -54,7 +54,9 @@ def naming_loss(
     return loss, (every & occupied).sum(dim=(1, 2)) / occupied.sum()
 
 
-def word_logits(words: Tensor, normed: Tensor, names: tuple[str, ...], ids: dict[str, int] = TOKEN_IDS) -> Tensor:
+def word_logits(
+    words: Tensor, normed: Tensor, names: tuple[str, ...], ids: dict[str, int] = TOKEN_IDS
+) -> Tensor:
     """Products of states (..., WIDTH) with the embeddings of some words."""
     return normed @ words[torch.tensor([ids[name] for name in names], device=words.device)].float().T
 

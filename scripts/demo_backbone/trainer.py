@@ -97,9 +97,7 @@ class Trainer:
                 # Numbers far above those of the question phase: no picture is used twice.
                 number = 10**6 + step + len(source)
                 source.request(
-                    BatchRequest(
-                        self.options.seed, number, self.alignment_images, self.alignment_objects, ()
-                    )
+                    BatchRequest(self.options.seed, number, self.alignment_images, self.alignment_objects, ())
                 )
             batch = source.next()
             with self._autocast():

@@ -125,7 +125,8 @@ def test_samples_are_reproducible_and_splits_differ() -> None:
         assert [one.question for one in first] == [one.question for one in again]
         assert all(a.frames[3].tobytes() == b.frames[3].tobytes() for a, b in zip(first, again, strict=True))
         marks[split] = {one.frames[0].tobytes() for one in first} | {one.id for one in first}
-    assert not marks["train"] & marks["held_out"] and not marks["calibration"] & marks["held_out"]
+    assert not marks["train"] & marks["held_out"]
+    assert not marks["calibration"] & marks["held_out"]
     some = list(clip_samples(4, split="held_out", question_types=["order", "duration"]))
     every = {one.id: one.question for one in clip_samples(20, split="held_out")}
     assert all(every[one.id] == one.question for one in some)

@@ -35,7 +35,10 @@ RULES = ("strided", "text_guided", "evs", "vidcom2")
 
 @pytest.mark.parametrize("family", VIDEO_FOLDERS)
 def test_the_commands_take_videos(family: str, tmp_path: Path) -> None:
-    checkpoint, videos = write_video_folder(tmp_path / family, family), write_video_jsonl(tmp_path / "clips", 9)
+    checkpoint, videos = (
+        write_video_folder(tmp_path / family, family),
+        write_video_jsonl(tmp_path / "clips", 9),
+    )
     out = tmp_path / "run"
     options = ("--dataset", videos, "--frames", FRAMES, "--samples", 4, "--eval-samples", 3, "--out", out)
     assert call("profile", checkpoint, *options)["done"] == 4
@@ -50,18 +53,36 @@ def test_the_commands_take_videos(family: str, tmp_path: Path) -> None:
 def test_without_torchvision_one_line_says_what_to_install() -> None:
     """transformers' video processors need it; its message has an address and no command."""
     missing = "LlavaNextVideoVideoProcessor requires the Torchvision library but it was not found."
-    with pytest.raises(InputError, match=r"'a': its video processor needs torchvision.*'adaptinfer\[video\]'"):
-        with _one_line("a", offline=False):
-            raise ImportError(missing)
+    with (
+        pytest.raises(InputError, match=r"'a': its video processor needs torchvision.*'adaptinfer\[video\]'"),
+        _one_line("a", offline=False),
+    ):
+        raise ImportError(missing)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", VIDEO_FOLDERS)
 def test_a_whole_run_on_videos(family: str, tmp_path: Path) -> None:
     """Every step with its defaults, the measurements of the search and the viewer among them."""
-    checkpoint, videos = write_video_folder(tmp_path / family, family), write_video_jsonl(tmp_path / "clips", 9)
+    checkpoint, videos = (
+        write_video_folder(tmp_path / family, family),
+        write_video_jsonl(tmp_path / "clips", 9),
+    )
     out = tmp_path / "run"
-    call("run", checkpoint, "--dataset", videos, "--frames", FRAMES, "--samples", 4, "--eval-samples", 3, "--out", out)
+    call(
+        "run",
+        checkpoint,
+        "--dataset",
+        videos,
+        "--frames",
+        FRAMES,
+        "--samples",
+        4,
+        "--eval-samples",
+        3,
+        "--out",
+        out,
+    )
     steps = json.loads((out / "run.json").read_text())["steps"]
     assert {step["state"] for step in steps.values()} == {"done"}
 
@@ -100,7 +121,8 @@ def test_pruned_videos_of_a_file_equal_masking(
     assert list(record.num_vision) == [TOKENS[family]] * 2
     vision = find_backbone(model).vision_mask(inputs["input_ids"])
     gone = [
-        (stage.layer + 1, dropped_positions(inputs, vision, stage.kept_positions())) for stage in record.stages
+        (stage.layer + 1, dropped_positions(inputs, vision, stage.kept_positions()))
+        for stage in record.stages
     ]
     expected = own_mask_logits(model, inputs, tokens, gone, extend=append_tokens)
     assert (logits - expected).abs().max() < rounding_bound(model, inputs)
