@@ -73,6 +73,7 @@ class Progress:
     levels: ClassVar[tuple[Level, ...]] = LEVELS
     types: ClassVar[tuple[str, ...]] = TRAINED_TYPES
     least_decay: ClassVar[int] = LEAST_DECAY
+    decay_share: ClassVar[float] = DECAY_SHARE
     warm_up: ClassVar[int] = WARM_UP
 
     step: int = 0
@@ -138,7 +139,7 @@ class Progress:
             self.level_start = self.step
         else:
             self.decay_start = self.step
-            decay = max(self.least_decay, math.ceil(self.step * DECAY_SHARE / (1 - DECAY_SHARE)))
+            decay = max(self.least_decay, math.ceil(self.step * self.decay_share / (1 - self.decay_share)))
             self.stop = self.step + decay
 
     def __str__(self) -> str:

@@ -31,7 +31,8 @@ class ClipProgress(Progress):
 
     levels: ClassVar[tuple[Level, ...]] = CLIP_LEVELS
     types: ClassVar[tuple[str, ...]] = clips.CLIP_TYPES
-    least_decay: ClassVar[int] = 350
+    least_decay: ClassVar[int] = 200
+    decay_share: ClassVar[float] = 0.3
     warm_up: ClassVar[int] = 40
 
     def __str__(self) -> str:
