@@ -1,10 +1,10 @@
-"""How rules spend a budget over the frames of a clip: tokens per frame, and the share of what answers need.
+"""How rules spend a budget over the frames of a clip: right answers, tokens per frame, and the share of what answers need.
 
     python -m scripts.frames_kept --keep 0.25 --scorers random,strided,evs,vidcom2
 
-One stage before the decoder keeps a share of the vision tokens of the video demo. Printed are, as means over held-out
-clips: the kept tokens of the frame with the fewest and of the one with the most, of the first frame and of the others,
-and the share of the vision tokens with the asked objects that are kept.
+One stage before the decoder keeps a share of the vision tokens of the video demo. Printed are, over held-out clips: right
+answers with their 95 % interval, then means of the kept tokens of the frame with the fewest and of the one with the most, of
+the first frame and of the others, and of the share of the vision tokens with the asked objects that are kept.
 """
 
 from __future__ import annotations
@@ -19,19 +19,34 @@ from pruning_runtime.schedule import Schedule, ScorerChoice, Stage
 from pruning_runtime.scorers import find_scorer
 from pruning_runtime.scorers.frames import FrameScorer
 from schedule_finder.demo import clips
+from schedule_finder.intervals import wilson_interval
 from schedule_finder.models.loading import LoadedBackbone, load_backbone, set_threads
 from schedule_finder.samples import DemoVideoData, Sample
 
+BATCH = 25
 
-def kept_tokens(loaded: LoadedBackbone, sample: Sample, schedule: Schedule) -> np.ndarray:
-    """Numbers of the vision tokens that the schedule's only stage keeps."""
-    inputs = loaded.inputs([sample])
-    model = loaded.backbone.model
-    with torch.inference_mode(), pruned(model, schedule) as record:
-        model(**inputs, use_cache=False)
-    first = int(loaded.backbone.vision_mask(inputs["input_ids"])[0].nonzero()[0])
-    (kept,) = record.stages[0].kept_positions()
-    return np.array([int(position) - first for position in kept if 0 <= position - first < 72])
+
+@torch.inference_mode()
+def answer(loaded: LoadedBackbone, samples: list[Sample], schedule: Schedule) -> list[tuple[str, np.ndarray]]:
+    """The answer to each sample, and the numbers of the vision tokens that the first stage keeps (all without one)."""
+    found = []
+    for start in range(0, len(samples), BATCH):
+        inputs = loaded.inputs(samples[start : start + BATCH])
+        length = inputs["input_ids"].shape[1]
+        with pruned(loaded.backbone.model, schedule) as record:
+            output = loaded.generate(inputs, max_new_tokens=3)
+            vision = loaded.backbone.vision_mask(inputs["input_ids"])
+            numbers = vision.cumsum(1) - 1
+            kept = (
+                record.stages[0].kept_positions()
+                if record.stages
+                else [mask.nonzero()[:, 0] for mask in vision]
+            )
+        found += [
+            (text, numbers[row][torch.as_tensor(kept[row])].numpy())
+            for row, text in enumerate(loaded.answers(output[:, length:]))
+        ]
+    return found
 
 
 def row(loaded: LoadedBackbone, samples: list[Sample], name: str, keep: float) -> str:
@@ -40,19 +55,25 @@ def row(loaded: LoadedBackbone, samples: list[Sample], name: str, keep: float) -
     options = {"frame_tokens": clips.FRAME_TOKENS} if is_frame_rule else {}
     schedule = Schedule(
         backbone=loaded.identity,
-        stages=(Stage(layer=-1, keep_ratio=keep),),
+        stages=(Stage(layer=-1, keep_ratio=keep),) if keep < 1 else (),
         scorer=ScorerChoice(name=name, options=options),
         dropped_tokens="discard",
     )
-    counts, needed = [], []
-    for sample in samples:
-        kept = kept_tokens(loaded, sample, schedule)
-        counts.append(np.bincount(kept // clips.FRAME_TOKENS, minlength=clips.FRAMES))
-        if sample.regions:
-            needed.append(np.isin(sample.regions, kept).mean())
-    frames = np.array(counts, dtype=float)
+    found = answer(loaded, samples, schedule)
+    right = np.array([text == sample.answer for (text, _), sample in zip(found, samples, strict=True)])
+    frames = np.array(
+        [np.bincount(kept // clips.FRAME_TOKENS, minlength=clips.FRAMES) for _, kept in found], dtype=float
+    )
+    needed = [
+        np.isin(sample.regions, kept).mean()
+        for (_, kept), sample in zip(found, samples, strict=True)
+        if sample.regions
+    ]
+    low, high = wilson_interval(int(right.sum()), len(right))
     numbers = frames.min(1).mean(), frames.max(1).mean(), frames[:, 0].mean(), frames[:, 1:].mean()
-    return f"| {name} | " + " | ".join(f"{number:.1f}" for number in numbers) + f" | {np.mean(needed):.0%} |"
+    spread = " | ".join(f"{number:.1f}" for number in numbers)
+    score = f"{right.mean():.1%} ({low:.1%}-{high:.1%})"
+    return f"| {name if keep < 1 else 'full'} | {score} | {spread} | {np.mean(needed):.0%} |"
 
 
 def main() -> None:

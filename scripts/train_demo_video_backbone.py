@@ -19,9 +19,8 @@ import sys
 from pathlib import Path
 
 from schedule_finder.demo import VIDEO_BACKBONE_FOLDER
-from scripts.demo_backbone.curriculum import BLIND_SAMPLES, TEST_SAMPLES
 from scripts.demo_backbone.trainer import Options
-from scripts.demo_video.card import missed_bars, video_model_card
+from scripts.demo_video.card import BLIND_SAMPLES, TEST_SAMPLES, missed_bars, video_model_card
 from scripts.demo_video.exam import VideoExaminee, export_video
 from scripts.demo_video.model import LAYERS
 from scripts.demo_video.trainer import ClipTrainer

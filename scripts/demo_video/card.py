@@ -8,13 +8,15 @@ import torch
 from transformers import __version__ as transformers_version
 
 from schedule_finder.demo import clips
-from scripts.demo_backbone.curriculum import BLIND_SAMPLES, MUON_DECAY, TEST_SAMPLES, Progress
+from scripts.demo_backbone.curriculum import MUON_DECAY, Progress
 from scripts.demo_backbone.trainer import Options
 from scripts.demo_backbone.vocabulary import UNKNOWN
 from scripts.demo_video.vocabulary import VISION_TOKENS, VOCABULARY
 
 ALL_TYPES_BAR = 0.85  # mean over all types
 TYPE_BAR = 0.75  # each type
+TEST_SAMPLES = 100  # per question type
+BLIND_SAMPLES = 15  # per question type and layer
 
 
 def missed_bars(accuracy: dict[str, float]) -> list[str]:
