@@ -59,7 +59,7 @@ def profile(
 
     Args:
         backbone: ``demo``, a checkpoint folder or a hub name.
-        dataset: as ``--dataset`` of the command line; several are mixed. None: ``demo``, for the demo backbone only.
+        dataset: as ``--dataset`` of the command line; several are mixed. None: a demo backbone's own.
         out: folder of the run.
         samples: to profile.
         eval_samples: to hold out for `Run.evaluate`.
@@ -147,8 +147,10 @@ def _sources(backbone: str, dataset: str | Sequence[str] | None) -> list[str]:
     """The data sets as a list. Raises `InputError` where there is none for this backbone."""
     if dataset:
         return [dataset] if isinstance(dataset, str) else list(dataset)
-    if backbone != "demo":
+    from schedule_finder.demo import BACKBONE_FOLDERS
+
+    if backbone not in BACKBONE_FOLDERS:
         raise InputError(
             f"backbone {backbone!r} needs a dataset (a .jsonl, .parquet or .csv file, a folder, a hub name, a preset)"
         )
-    return ["demo"]
+    return [backbone]

@@ -39,7 +39,8 @@ def _print_version(asked: bool) -> None:
 
 
 Backbone = Annotated[
-    str, typer.Argument(metavar="[BACKBONE]", help="`demo`, a checkpoint folder, or a hub name.")
+    str,
+    typer.Argument(metavar="[BACKBONE]", help="`demo`, `demo-video`, a checkpoint folder, or a hub name."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default outputs/BACKBONE.")]
@@ -47,7 +48,7 @@ Dataset = Annotated[
     list[str] | None,
     typer.Option(
         "--dataset",
-        help="`demo`, `photo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset "
+        help="`demo`, `demo-video`, `photo`, a .jsonl/.parquet/.arrow/.csv/.tsv file, a folder, a hub name, a preset "
         f"({', '.join(data_presets())}), or PRESET=FILE. Repeat it to mix data sets in equal shares.",
     ),
 ]

@@ -143,12 +143,14 @@ def begin_run(
     from schedule_finder.pipeline import MOST_SAMPLES
 
     if not dataset:
-        if backbone.name != "demo":
+        from schedule_finder.demo import BACKBONE_FOLDERS
+
+        if backbone.name not in BACKBONE_FOLDERS:
             raise InputError(
                 f"backbone {backbone.name!r} needs --dataset (a .jsonl, .parquet or .csv file, a folder, a hub name, "
                 "a preset)"
             )
-        dataset = ["demo"]
+        dataset = [backbone.name]
     number = number_of_samples(samples)
     rows = (MOST_SAMPLES if number == AUTO else int(number)) + eval_samples
     options = {

@@ -30,16 +30,55 @@ def draw_objects(
     objects: Iterable[tuple[Colour, str, int, int]], grid: int, cell: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draws (colour, shape, row, column) on a noisy background: uint8 (grid * cell, grid * cell, 3)."""
+    picture = _background(grid * cell, rng)
+    for base, shape, row, column in objects:
+        _paint(picture, *_appearance(base, shape, cell, rng), row, column)
+    return _noisy(picture, rng)
+
+
+def draw_frames(
+    objects: Iterable[tuple[tuple[Colour, str, int, int], Iterable[int]]],
+    frames: int,
+    grid: int,
+    cell: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """As `draw_objects`, of objects with the frames that show them: uint8 (frames, grid * cell, grid * cell, 3).
+
+    From one frame to the next, only the noise and the objects that appear or disappear change.
+    """
+    pictures = np.repeat(_background(grid * cell, rng)[None], frames, axis=0)
+    for (base, shape, row, column), shown in objects:
+        look = _appearance(base, shape, cell, rng)
+        for frame in shown:
+            _paint(pictures[frame], *look, row, column)
+    return _noisy(pictures, rng)
+
+
+def _background(side: int, rng: np.random.Generator) -> np.ndarray:
     start, stop = rng.uniform(20, 80, size=(2, 3))
     direction = rng.uniform(-1, 1, size=2)
-    axis = np.linspace(-0.5, 0.5, grid * cell)
+    axis = np.linspace(-0.5, 0.5, side)
     ramp = 0.5 + (axis[:, None] * direction[0] + axis[None, :] * direction[1]) / 2
-    picture = start + ramp[..., None] * (stop - start)
-    for base, shape, row, column in objects:
-        mask = _draw_mask(shape, cell, rng)[..., None]
-        colour = np.array(base) + rng.uniform(-14, 14, size=3)
-        pixels = picture[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
-        pixels += mask * (colour - pixels)
+    background: np.ndarray = start + ramp[..., None] * (stop - start)
+    return background
+
+
+def _appearance(
+    base: Colour, shape: str, cell: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage of a cell's pixels, and colour."""
+    mask = _draw_mask(shape, cell, rng)[..., None]
+    return mask, np.array(base) + rng.uniform(-14, 14, size=3)
+
+
+def _paint(picture: np.ndarray, mask: np.ndarray, colour: np.ndarray, row: int, column: int) -> None:
+    cell = len(mask)
+    pixels = picture[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
+    pixels += mask * (colour - pixels)
+
+
+def _noisy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     picture += rng.standard_normal(picture.shape, dtype=np.float32) * rng.uniform(1, 5)
     drawn: np.ndarray = np.clip(picture, 0, 255).astype(np.uint8)
     return drawn

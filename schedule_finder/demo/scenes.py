@@ -180,6 +180,16 @@ def scene_rng(split: Split, seed: int, number: int) -> np.random.Generator:
 def draw_scene(rng: np.random.Generator, split: Split, object_count: tuple[int, int] = OBJECT_COUNT) -> Scene:
     """Places objects; `object_count` is the fewest and the most of them."""
     count = int(rng.integers(object_count[0], object_count[1] + 1))
+    combinations = draw_combinations(rng, split, count)
+    objects = tuple(
+        SceneObject(row, column, colour, shape)
+        for (row, column), (colour, shape) in zip(_draw_cells(rng, count), combinations, strict=True)
+    )
+    return Scene(objects, split)
+
+
+def draw_combinations(rng: np.random.Generator, split: Split, count: int) -> list[Combination]:
+    """Colours and shapes of `count` objects that the split allows."""
     # Uneven palettes: some colours and shapes repeat (something to count), others occur once (a name).
     weights = np.outer(rng.dirichlet(np.ones(len(COLOURS))), rng.dirichlet(np.ones(len(SHAPE_NAMES))))
     if split == "train":
@@ -190,11 +200,7 @@ def draw_scene(rng: np.random.Generator, split: Split, object_count: tuple[int, 
     if split != "train" and not HELD_OUT_COMBINATIONS.intersection(combinations):
         held_out = sorted(HELD_OUT_COMBINATIONS)
         combinations[int(rng.integers(count))] = held_out[int(rng.integers(len(held_out)))]
-    objects = tuple(
-        SceneObject(row, column, colour, shape)
-        for (row, column), (colour, shape) in zip(_draw_cells(rng, count), combinations, strict=True)
-    )
-    return Scene(objects, split)
+    return combinations
 
 
 def _draw_cells(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
@@ -232,7 +238,7 @@ def _ask_attribute(scene: Scene, question_type: str, rng: np.random.Generator) -
     candidates = _unique_objects(scene, named_by)
     if not candidates:
         return None
-    target = _pick(rng, candidates)
+    target = pick(rng, candidates)
     return (
         f"what {question_type} is the {_name(target, named_by)}?",
         _attribute(target, question_type),
@@ -242,8 +248,8 @@ def _ask_attribute(scene: Scene, question_type: str, rng: np.random.Generator) -
 
 def _ask_at(scene: Scene, _: str, rng: np.random.Generator) -> _Asked:
     """One region, named by its position."""
-    target = _pick(rng, scene.objects)
-    asked_for = _pick(rng, ("colour", "shape"))
+    target = pick(rng, scene.objects)
+    asked_for = pick(rng, ("colour", "shape"))
     place = f"{ROW_NAMES[target.row]} {COLUMN_NAMES[target.column]}"
     return f"what {asked_for} is at {place}?", _attribute(target, asked_for), (target.region,)
 
@@ -254,7 +260,7 @@ def _ask_where(scene: Scene, _: str, rng: np.random.Generator) -> _Asked:
     if named is None:
         return None
     target, name = named
-    axis, answer = _pick(rng, (("row", ROW_NAMES[target.row]), ("column", COLUMN_NAMES[target.column])))
+    axis, answer = pick(rng, (("row", ROW_NAMES[target.row]), ("column", COLUMN_NAMES[target.column])))
     return f"which {axis} has the {name}?", answer, (target.region,)
 
 
@@ -272,7 +278,7 @@ def _ask_relation(scene: Scene, question_type: str, rng: np.random.Generator) ->
     ]
     if not neighbours:
         return None
-    words, target = _pick(rng, neighbours)
+    words, target = pick(rng, neighbours)
     asked_for = question_type.removeprefix("relation_")
     return (
         f"what {asked_for} is {words} the {name}?",
@@ -283,12 +289,12 @@ def _ask_relation(scene: Scene, question_type: str, rng: np.random.Generator) ->
 
 def _ask_shifted_at(scene: Scene, _: str, rng: np.random.Generator) -> _Asked:
     """The second half of a relation: the neighbour of a cell that is named by its position."""
-    target = _pick(rng, scene.objects)
-    words, (row_step, column_step) = _pick(rng, tuple(_DIRECTIONS.items()))
+    target = pick(rng, scene.objects)
+    words, (row_step, column_step) = pick(rng, tuple(_DIRECTIONS.items()))
     row, column = target.row - row_step, target.column - column_step
     if not (0 <= row < GRID and 0 <= column < GRID):
         return None
-    asked_for = _pick(rng, ("colour", "shape"))
+    asked_for = pick(rng, ("colour", "shape"))
     return (
         f"what {asked_for} is {words} {ROW_NAMES[row]} {COLUMN_NAMES[column]}?",
         _attribute(target, asked_for),
@@ -302,11 +308,11 @@ def _ask_shifted_where(scene: Scene, _: str, rng: np.random.Generator) -> _Asked
     if named is None:
         return None
     anchor, name = named
-    words, (row_step, column_step) = _pick(rng, tuple(_DIRECTIONS.items()))
+    words, (row_step, column_step) = pick(rng, tuple(_DIRECTIONS.items()))
     row, column = anchor.row + row_step, anchor.column + column_step
     if not (0 <= row < GRID and 0 <= column < GRID):
         return None
-    axis, answer = _pick(rng, (("row", ROW_NAMES[row]), ("column", COLUMN_NAMES[column])))
+    axis, answer = pick(rng, (("row", ROW_NAMES[row]), ("column", COLUMN_NAMES[column])))
     return f"which {axis} is {words} the {name}?", answer, (anchor.region,)
 
 
@@ -320,8 +326,8 @@ def _ask_count(scene: Scene, question_type: str, rng: np.random.Generator) -> _A
         if counts[name] <= MAX_COUNT:
             by_count.setdefault(counts[name], []).append(name)
     # The number is drawn first, then an attribute that occurs so often: small numbers would dominate else.
-    count = _pick(rng, sorted(by_count))
-    name = _pick(rng, by_count[count])
+    count = pick(rng, sorted(by_count))
+    name = pick(rng, by_count[count])
     ending = f"{name} shaped" if attribute == "shape" else name
     return f"how many objects are {ending}?", COUNT_NAMES[count], ()
 
@@ -334,7 +340,7 @@ def _ask_exists(scene: Scene, _: str, rng: np.random.Generator) -> _Asked:
     """
     present = {one.combination for one in scene.objects}
     if rng.random() < 0.5:
-        combination, answer = _pick(rng, sorted(present)), "yes"
+        combination, answer = pick(rng, sorted(present)), "yes"
     else:
         absent = set(itertools.product(range(len(COLOURS)), range(len(SHAPE_NAMES)))) - present
         if scene.split == "train":
@@ -342,7 +348,7 @@ def _ask_exists(scene: Scene, _: str, rng: np.random.Generator) -> _Asked:
         colours = {colour for colour, _ in present}
         shapes = {shape for _, shape in present}
         hard = {(colour, shape) for colour, shape in absent if colour in colours and shape in shapes}
-        combination, answer = _pick(rng, sorted(hard or absent)), "no"
+        combination, answer = pick(rng, sorted(hard or absent)), "no"
     colour, shape = combination
     article = "an" if COLOUR_NAMES[colour][0] in "aeiou" else "a"
     return f"is there {article} {COLOUR_NAMES[colour]} {SHAPE_NAMES[shape]}?", answer, ()
@@ -363,7 +369,8 @@ _ASKERS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {
 }
 
 
-def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
+def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
+    """One of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -385,11 +392,11 @@ def _unique_objects(scene: Scene, named_by: str) -> list[SceneObject]:
 
 def _draw_named_object(scene: Scene, rng: np.random.Generator) -> tuple[SceneObject, str] | None:
     """An object with a name that fits it alone."""
-    named_by = _pick(rng, ("shape", "colour", "combination"))
+    named_by = pick(rng, ("shape", "colour", "combination"))
     candidates = _unique_objects(scene, named_by)
     if not candidates:
         return None
-    target = _pick(rng, candidates)
+    target = pick(rng, candidates)
     return target, _name(target, named_by)
 
 

@@ -13,7 +13,9 @@ import torch
 from pruning_runtime import PruningError, Schedule, ScheduleError, UnsupportedBackbone, pruned
 from pruning_runtime.schedule import ScorerChoice, Stage
 from pruning_runtime.scorers import SCORERS, find_scorer
+from pruning_runtime.scorers.frames import FrameScorer
 from schedule_finder.errors import InputError, OutOfReach
+from schedule_finder.evaluation.video_frames import frame_tokens
 from schedule_finder.measuring.token_policy import CONTROLS, NOT_MERGED_SUFFIX
 from schedule_finder.models.loading import LoadedBackbone
 from schedule_finder.samples import Sample
@@ -98,11 +100,21 @@ Baseline = Callable[[str, Comparison], Iterator[Method]]
 
 
 def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
-    """The same stages with another scorer; none if it is the schedule's own or the backbone refuses it."""
+    """The same stages with another scorer; none if it is the schedule's own or the backbone refuses it.
+
+    A rule for video scores the first stage only: after it, frames are not whole.
+    """
     schedule = comparison.schedule
     if all((stage.scorer or schedule.scorer).name == name for stage in schedule.stages):
         return
-    changed = scored_by(schedule, name)
+    if issubclass(find_scorer(name), FrameScorer) and comparison.samples:
+        size = frame_tokens(comparison.loaded, comparison.samples[0])
+        choice = ScorerChoice(name=name, options={} if size is None else {"frame_tokens": size})
+        first, *others = schedule.stages
+        stages = (first.model_copy(update={"scorer": choice}), *others)
+        changed = schedule.model_copy(update={"stages": stages})
+    else:
+        changed = scored_by(schedule, name)
     if _can_run(comparison, changed):
         yield Method(name, changed, comparison.budget)
 

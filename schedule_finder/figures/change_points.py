@@ -79,7 +79,8 @@ def change_points(data: RunData) -> Drawing | None:
         legend_over(axes, handles, columns=2, title=f"{letter}  {words(name).capitalize()} ({use})")
         edge = 0.05 / SINGLE  # of the figure: legends are wider than their panels
         left = axes.transAxes.inverted().transform(figure.transFigure.transform((edge, 0)))[0]
-        axes.get_legend().set_bbox_to_anchor((left, 1), transform=axes.transAxes)
+        if (legend := axes.get_legend()) is not None:
+            legend.set_bbox_to_anchor((left, 1), transform=axes.transAxes)
     table = tables[0] if len(tables) == 1 else tables[1].merge(tables[0], how="outer")
     for name, detection in detectors.items():
         table[name] = np.isin(table.first_layer_of_new_regime, detection.change_points).astype(int)

@@ -102,7 +102,8 @@ LABELS = {
     "pyramid": "Layers of PyramidDrop",
 }
 """Names of methods where a reader needs more than the name in the table."""
-_SPARE = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
+SPARE = ((SKY, "P", "-"), (GREY, "*", "--"), (YELLOW, "h", "-."))
+"""Colour, marker and line of methods without a look of their own."""
 _MOST_IN_ONE_PANEL = 8
 _OTHERS = "Others"
 
@@ -139,7 +140,7 @@ def method_looks(results: HeldOut, schedule: Schedule | None) -> dict[str, dict[
     names = [name for name in results.table.method.unique() if name != "full"]
     known = list(METHOD_STYLES)
     rank = {base: known.index(base) if base in known else len(known) for base in map(base_of, names)}
-    spare = iter(_SPARE * len(names))
+    spare = iter(SPARE * len(names))
     used = {base: METHOD_STYLES.get(base) or next(spare) for base in dict.fromkeys(map(base_of, names))}
     looks = {}
     for name in sorted(names, key=lambda name: (rank[base_of(name)], base_of(name), is_discarded(name))):

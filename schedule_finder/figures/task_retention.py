@@ -13,14 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from schedule_finder.figures import save_figure
+from schedule_finder.figures.methods import METHOD_STYLES, SPARE, base_of, is_discarded, method_label
 from schedule_finder.figures.style import (
     DOUBLE,
     GREY,
-    LABELS,
-    METHOD_STYLES,
-    OPEN,
     SINGLE,
-    SPARE_STYLES,
     STYLES,
     legend_above,
     words,
@@ -98,7 +95,7 @@ def _draw(panel: Axes, own: pd.DataFrame, tasks: list[str], methods: list[str]) 
                 xerr=bars,
                 fmt=marker,
                 color=colour,
-                markerfacecolor="white" if words(method).replace("-", " ") in OPEN else colour,
+                markerfacecolor="white" if is_discarded(method.replace("-", " ")) else colour,
                 markersize=3.5,
                 elinewidth=0.7,
                 label=label,
@@ -112,8 +109,8 @@ def _draw(panel: Axes, own: pd.DataFrame, tasks: list[str], methods: list[str]) 
 def _look(method: str, number: int) -> tuple[str, str, str]:
     """Colour, marker and label of the schedule ("") or of a baseline."""
     name = method.replace("-", " ") or "schedule"
-    colour, marker, _ = METHOD_STYLES.get(name, SPARE_STYLES[number % len(SPARE_STYLES)])
-    return colour, marker, LABELS.get(name, words(name).capitalize())
+    colour, marker, _ = METHOD_STYLES.get(base_of(name), SPARE[number % len(SPARE)])
+    return colour, marker, method_label(name, None)
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ projector give the same features each time: only the decoder differs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ MOST_BYTES = 2**31
 _LARGE_FIELDS = ("hidden_states", "attentions")
 """Fields of the features' output that no decoder reads: states of every block of the tower."""
 
-Call = tuple[Hashable, ...]
+Call = tuple[Any, ...]
 
 
 class VisionFeatures:
@@ -89,7 +89,7 @@ def _owner(model: PreTrainedModel) -> Any:
 
 def _call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     """Identity of a call: tensors by their memory, all else by value; None where an argument is neither."""
-    call: list[Hashable] = [name]
+    call: list[Any] = [name]
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     for key, value in (*enumerate(args), *sorted(kwargs.items())):
         if isinstance(value, Tensor):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from schedule_finder.demo import BACKBONE_FOLDER
+from schedule_finder.demo import BACKBONE_FOLDERS
 from schedule_finder.errors import InputError
 from schedule_finder.hub import hub_reachable
 from schedule_finder.library_messages import library_messages_off
@@ -23,8 +23,8 @@ _SHOWN = 3
 
 def checkpoint_source(name: str) -> str:
     """What transformers is asked for: a folder, or a hub name. Raises `InputError` for a folder without a model."""
-    if name == "demo":
-        return str(BACKBONE_FOLDER)
+    if name in BACKBONE_FOLDERS:
+        return str(BACKBONE_FOLDERS[name])
     if not Path(name).expanduser().exists() and not name.startswith((".", "/", "~")):
         return name
     folder = Path(name).expanduser()
@@ -145,9 +145,14 @@ def _one_line(name: str, offline: bool) -> Iterator[None]:
             raise InputError(
                 f"backbone {name!r} comes with Python code of its own; --trust-remote-code runs it (read it first)"
             ) from error
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise InputError(
+                f"backbone {name!r}: its video processor needs torchvision, which is not installed or does not fit torch; "
+                "pip install 'adaptinfer[video]', with a torchvision of the same build as torch"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"backbone {name!r} does not load: {reason} (known: `demo`, a folder with a checkpoint and its "
+            f"backbone {name!r} does not load: {reason} (known: `demo`, `demo-video`, a folder with a checkpoint and its "
             "processor, or a hub name that can be reached)"
         ) from error
 

@@ -11,6 +11,7 @@ import torch
 
 from pruning_runtime.backbone import Backbone, find_backbone
 from pruning_runtime.schedule import BackboneIdentity
+from schedule_finder.demo import BACKBONE_FOLDERS
 from schedule_finder.errors import InputError
 from schedule_finder.models.checkpoint import load_checkpoint
 from schedule_finder.models.fingerprint import fingerprint
@@ -98,12 +99,12 @@ class LoadedBackbone:
 
 
 def set_threads(name: str, threads: int | None = None) -> None:
-    """Set torch's CPU threads; None: one for the demo, else torch's own number.
+    """Set torch's CPU threads; None: one for the demos, else torch's own number.
 
-    The demo's matrices are too small to share: a second thread gains little on an idle machine and is ten times slower
+    Their matrices are too small to share: a second thread gains little on an idle machine and is ten times slower
     on a busy one.
     """
-    threads = 1 if threads is None and name == "demo" else threads
+    threads = 1 if threads is None and name in BACKBONE_FOLDERS else threads
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -111,7 +112,7 @@ def set_threads(name: str, threads: int | None = None) -> None:
 def load_backbone(
     name: str, *, device: str = "auto", dtype: str = "auto", options: LoadOptions | None = None
 ) -> LoadedBackbone:
-    """Load ``demo``, a folder or a hub name with stock `AutoModelForImageTextToText` and `AutoProcessor`.
+    """Load ``demo``, ``demo-video``, a folder or a hub name with stock `AutoModelForImageTextToText` and `AutoProcessor`.
 
     Args:
         name: what to load.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedule_finder.samples.choose import Mixture, choose_samples, in_turn, shortage
-from schedule_finder.samples.demo import DemoData
+from schedule_finder.samples.demo import DemoData, DemoVideoData
 from schedule_finder.samples.entries import (
     BadSample,
     DataSet,
@@ -31,6 +31,7 @@ __all__ = [
     "DataOptions",
     "DataSet",
     "DemoData",
+    "DemoVideoData",
     "Mixture",
     "PhotoData",
     "Sample",
@@ -47,15 +48,19 @@ __all__ = [
     "write_entries",
 ]
 
-_GENERATED: dict[str, type[DemoData] | type[PhotoData]] = {"demo": DemoData, "photo": PhotoData}
+_GENERATED: dict[str, type[DemoData] | type[PhotoData]] = {
+    "demo": DemoData,
+    "demo-video": DemoVideoData,
+    "photo": PhotoData,
+}
 
 
 def open_data(sources: str | Sequence[str], *, seed: int = 0, rows: int = 1000, **options: Any) -> DataSet:
     """Open the data set of a command line, or the mixture of several.
 
     Args:
-        sources: each ``demo``, ``photo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
-        seed: draws the samples of ``demo`` and ``photo``.
+        sources: each ``demo``, ``demo-video``, ``photo``, a preset, ``PRESET=FILE``, a local file or folder, or a hub name.
+        seed: draws the samples of ``demo``, ``demo-video`` and ``photo``.
         rows: number of samples that the run needs; it limits what streaming reads.
         options: `DataOptions`, for every source that is a table.
 

@@ -108,8 +108,9 @@ def loading(location: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error.__cause__ or error).strip().splitlines()
         raise InputError(
-            f"data set {location!r} cannot be read: {lines[0] if lines else 'it holds no rows'} (known: `demo`, `photo`, a "
-            f"local {', '.join(FORMATS)} file or folder, a preset, or a hub name that can be reached)"
+            f"data set {location!r} cannot be read: {lines[0] if lines else 'it holds no rows'} (known: `demo`, "
+            f"`demo-video`, `photo`, a local {', '.join(FORMATS)} file or folder, a preset, or a hub name that can be "
+            "reached)"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -69,6 +70,12 @@ BLIND_SAMPLES = 40  # per question type and layer, for the table that says where
 class Progress:
     """All that a resumed run has to know beside the weights and the optimisers."""
 
+    levels: ClassVar[tuple[Level, ...]] = LEVELS
+    types: ClassVar[tuple[str, ...]] = TRAINED_TYPES
+    least_decay: ClassVar[int] = LEAST_DECAY
+    decay_share: ClassVar[float] = DECAY_SHARE
+    warm_up: ClassVar[int] = WARM_UP
+
     step: int = 0
     level: int = 0
     level_start: int = 0
@@ -88,14 +95,16 @@ class Progress:
 
     def lr_factor(self) -> float:
         """Share of the peak learning rates for the next step."""
-        peak = LEVELS[self.level].lr * min(1.0, (self.step + 1) / WARM_UP)
+        peak = self.levels[self.level].lr * min(1.0, (self.step + 1) / self.warm_up)
         if not self.stop:
             return peak
         return peak * (self.stop - self.step) / (self.stop - self.decay_start)
 
     def type_shares(self) -> tuple[tuple[str, float], ...]:
         """Types that are still answered wrongly are asked more often."""
-        return tuple((name, 0.15 + 1 - self.accuracy.get(name, 0.0)) for name in LEVELS[self.level].types)
+        return tuple(
+            (name, 0.15 + 1 - self.accuracy.get(name, 0.0)) for name in self.levels[self.level].types
+        )
 
     def observe(
         self, loss: float, correct: np.ndarray, types: np.ndarray, norm: float, readable: list[float]
@@ -105,7 +114,7 @@ class Progress:
         self.loss += 0.05 * (loss - self.loss)
         self.norm = norm
         self.readable = readable
-        for index, name in enumerate(TRAINED_TYPES):
+        for index, name in enumerate(self.types):
             asked = types == index
             if asked.any():
                 old = self.accuracy.get(name, 0.0)
@@ -120,17 +129,17 @@ class Progress:
         """Goes to the next level, or into the decay phase, where this one is over."""
         if self.stop:
             return
-        level = LEVELS[self.level]
+        level = self.levels[self.level]
         passed = all(self.accuracy.get(name, 0.0) >= bar for name, bar in level.bars.items())
         if not passed and self.step - self.level_start < level.max_steps:
             return
         self.note(f"level {self.level + 1} {'passed' if passed else 'timed out'} at step {self.step}")
-        if self.level + 1 < len(LEVELS):
+        if self.level + 1 < len(self.levels):
             self.level += 1
             self.level_start = self.step
         else:
             self.decay_start = self.step
-            decay = max(LEAST_DECAY, math.ceil(self.step * DECAY_SHARE / (1 - DECAY_SHARE)))
+            decay = max(self.least_decay, math.ceil(self.step * self.decay_share / (1 - self.decay_share)))
             self.stop = self.step + decay
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     CLIPVisionConfig,
@@ -84,13 +84,22 @@ def initialise(model: LlavaForConditionalGeneration) -> None:
 
 def vision_tokens(model: LlavaForConditionalGeneration, pictures: Tensor) -> Tensor:
     """Pictures (B, H, W, 3) as uint8 -> what stands in the sequence for them: (B, VISION_TOKENS, WIDTH)."""
-    tower = model.model.vision_tower
-    batch, grid, cell = len(pictures), scenes.GRID, scenes.CELL
+    patches = cut(pictures, scenes.GRID, scenes.CELL)
+    return model.model.multi_modal_projector(tower_states(model.model.vision_tower, patches)[:, 1:])
+
+
+def cut(pictures: Tensor, grid: int, cell: int) -> Tensor:
+    """Pictures (B, H, W, 3) as uint8 -> normalised pixels of their patches: (B, grid * grid, 3 * cell * cell)."""
+    batch = len(pictures)
     pixels = (pictures.float() / 255 - PIXEL_MEAN) / PIXEL_STD
     patches = pixels.view(batch, grid, cell, grid, cell, 3).permute(0, 1, 3, 5, 2, 4)
-    patches = patches.reshape(batch, VISION_TOKENS, 3 * cell * cell)
+    return patches.reshape(batch, grid * grid, 3 * cell * cell)
+
+
+def tower_states(tower: nn.Module, patches: Tensor) -> Tensor:
+    """Last states of a CLIP tower, the class token first."""
     x = functional.linear(patches, tower.embeddings.patch_embedding.weight.flatten(1))
-    class_token = tower.embeddings.class_embedding.expand(batch, 1, -1)
+    class_token = tower.embeddings.class_embedding.expand(len(patches), 1, -1)
     x = torch.cat([class_token, x], dim=1) + tower.embeddings.position_embedding.weight
     x = tower.pre_layrnorm(x)
     for layer in tower.encoder.layers:
@@ -101,17 +110,23 @@ def vision_tokens(model: LlavaForConditionalGeneration, pictures: Tensor) -> Ten
         )
         x = x + attention.out_proj(attend(q, k, v, None))
         x = x + layer.mlp(layer.layer_norm2(x))
-    return model.model.multi_modal_projector(x[:, 1:])
+    return x
 
 
-def decode(model: LlavaForConditionalGeneration, x: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
-    """The decoder layers without the final norm.
+def decode(
+    model: LlavaForConditionalGeneration,
+    x: Tensor,
+    positions: Tensor,
+    bias: Tensor,
+    layers: slice = slice(None),
+) -> Tensor:
+    """The decoder layers, or some of them, without the final norm.
 
     `x` (B, L, WIDTH), `positions` (B, L), `bias` (B, 1, L, L): added to the attention scores.
     """
     decoder = model.model.language_model
     cos, sin = (table.unsqueeze(1) for table in decoder.rotary_emb(x, positions))
-    for layer in decoder.layers:
+    for layer in decoder.layers[layers]:
         attention = layer.self_attn
         normed = layer.input_layernorm(x)
         q, k, v = (
@@ -142,17 +157,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
-def packed_sequence(block: Tensor, text_positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, L) and attention bias (B, 1, L, L) of prefix plus packed questions, L = PREFIX + TEXT.
+def packed_sequence(block: Tensor, text_positions: Tensor, prefix: int = PREFIX) -> tuple[Tensor, Tensor]:
+    """Positions (B, L) and attention bias (B, 1, L, L) of prefix plus packed questions, L = prefix + TEXT.
 
     `block` (B, TEXT): number of the question a token belongs to, `text_positions` (B, TEXT).
     """
     batch, device = len(block), block.device
-    prefix_positions = torch.arange(PREFIX, device=device).expand(batch, -1)
+    prefix_positions = torch.arange(prefix, device=device).expand(batch, -1)
     # The prefix counts as a block that everybody sees.
-    blocks = torch.cat([torch.full((batch, PREFIX), NONE - 1, device=device), block], dim=1)
+    blocks = torch.cat([torch.full((batch, prefix), NONE - 1, device=device), block], dim=1)
     same = (blocks[:, :, None] == blocks[:, None, :]) | (blocks[:, None, :] == NONE - 1)
-    order = torch.arange(PREFIX + TEXT, device=device)
+    order = torch.arange(prefix + TEXT, device=device)
     visible = same & (order[:, None] >= order[None, :])
     bias = torch.zeros(visible.shape, device=device).masked_fill(~visible, -1e9)
     return torch.cat([prefix_positions, text_positions], dim=1), bias[:, None]

@@ -41,8 +41,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Newton-Schulz iteration towards the nearest orthogonal matrices: (N, rows, columns), in bfloat16."""
-    x = matrices.bfloat16()
+    """Newton-Schulz iteration towards the nearest orthogonal matrices: (N, rows, columns)."""
+    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
@@ -51,6 +51,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
         gram = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.transpose(1, 2) if tall else x
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast: not on a CPU without instructions for them."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
 def build_optimisers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:

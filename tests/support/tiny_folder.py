@@ -24,7 +24,7 @@ from tests.support.tiny_models import (
     build_qwen2_vl,
 )
 
-_TEMPLATE = (
+TEMPLATE = (
     "<bos> user {% for part in messages[0]['content'] %}"
     "{% if part['type'] == 'image' %}IMAGE {% elif part['type'] == 'video' %}VIDEO "
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -33,7 +33,7 @@ _TEMPLATE = (
 WORDS = ["user", "assistant", "what", "is", "this", "?", "red", "green", "blue", "left", "right", "where"]
 
 
-def _tokenizer(special: dict[str, int]) -> PreTrainedTokenizerFast:
+def tokenizer(special: dict[str, int]) -> PreTrainedTokenizerFast:
     """Word-level, with ids as the tiny models have them."""
     vocabulary = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<unk>": VOCAB - 1} | special
     vocabulary |= {word: 3 + place for place, word in enumerate(WORDS)}
@@ -56,11 +56,11 @@ def write_llava_folder(folder: Path, *, seed: int = 0, template: bool = True) ->
         image_processor=CLIPImageProcessorPil(
             size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16}, do_center_crop=False
         ),
-        tokenizer=_tokenizer({"<image>": IMAGE}),
+        tokenizer=tokenizer({"<image>": IMAGE}),
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_TEMPLATE.replace("IMAGE", "<image>") if template else None,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>") if template else None,
     )
     build_llava(seed=seed).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -80,9 +80,9 @@ def write_qwen2_vl_folder(folder: Path, *, seed: int = 0) -> Path:
     pixels = {"patch_size": 4, "merge_size": 2, "min_pixels": 64, "max_pixels": 64 * 16}
     processor = Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=_tokenizer(special),
+        tokenizer=tokenizer(special),
         video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+        chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
             "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
         ),
     )

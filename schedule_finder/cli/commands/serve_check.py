@@ -119,10 +119,10 @@ def _samples(run: Run, most: int | None) -> list[Sample]:
 
 def _model_path(run: Run, given: str | None) -> str:
     """What vLLM loads."""
-    from schedule_finder.demo import BACKBONE_FOLDER
+    from schedule_finder.demo import BACKBONE_FOLDERS
 
     name = given or run.options["backbone"]
-    return str(BACKBONE_FOLDER) if name == "demo" else str(name)
+    return str(BACKBONE_FOLDERS.get(name, name))
 
 
 def _measured(
