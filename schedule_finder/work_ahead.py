@@ -132,7 +132,7 @@ def _time_batches(
 ) -> Timing:
     samples = _usable(data, entries, TIMED_BATCHES * limits.samples)
     first = _on_device(loaded, samples[:1])
-    _seconds(loaded, lambda: profile_batch(loaded.backbone, first))  # warm-up
+    _seconds(loaded, lambda: profile_batch(loaded.backbone, first, limits.text_queries))  # warm-up
     size = max(1, min(limits.samples, limits.tokens // first["input_ids"].shape[1]))
     batches = [
         samples[start : start + size] for start in range(0, min(len(samples), TIMED_BATCHES * size), size)
@@ -142,7 +142,8 @@ def _time_batches(
     seconds = 0.0
     for batch in batches:
         inputs = _on_device(loaded, batch)
-        seconds += _seconds(loaded, functools.partial(profile_batch, loaded.backbone, inputs))
+        profile = functools.partial(profile_batch, loaded.backbone, inputs, limits.text_queries)
+        seconds += _seconds(loaded, profile)
         mask = loaded.backbone.vision_mask(inputs["input_ids"])
         valid = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(1)
         vision += mask.sum(1).tolist()
