@@ -30,28 +30,34 @@ from scripts.demo_backbone.vocabulary import (
 
 LAYERS, WIDTH, HEADS, INNER = 12, 128, 4, 256
 HEAD_SIZE = WIDTH // HEADS
+_SHAPE = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS}
+
+
+def tower_config(image_size: int, patch_size: int) -> CLIPVisionConfig:
+    """The vision tower: one layer over patches of `patch_size` pixels."""
+    return CLIPVisionConfig(
+        **_SHAPE, num_hidden_layers=1, image_size=image_size, patch_size=patch_size, projection_dim=WIDTH
+    )
+
+
+def decoder_config(layers: int, words: int) -> LlamaConfig:
+    """The decoder over a vocabulary of so many words."""
+    return LlamaConfig(
+        **_SHAPE,
+        **SPECIAL_TOKENS,
+        num_hidden_layers=layers,
+        vocab_size=words,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
 
 
 def build_model(layers: int = LAYERS) -> LlavaForConditionalGeneration:
     """The untrained model, with a decoder of `layers` layers."""
-    shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            **shape,
-            num_hidden_layers=1,
-            image_size=scenes.IMAGE_SIZE,
-            patch_size=scenes.CELL,
-            projection_dim=WIDTH,
-        ),
-        text_config=LlamaConfig(
-            **shape,
-            **SPECIAL_TOKENS,
-            num_hidden_layers=layers,
-            vocab_size=len(VOCABULARY),
-            max_position_embeddings=256,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-        ),
+        vision_config=tower_config(scenes.IMAGE_SIZE, scenes.CELL),
+        text_config=decoder_config(layers, len(VOCABULARY)),
         image_token_id=TOKEN_IDS[IMAGE],
         image_seq_length=VISION_TOKENS,
         vision_feature_layer=-1,

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
     LlavaForConditionalGeneration,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
 )
 
 from schedule_finder.demo import BACKBONE_FOLDER, clips, scenes
-from scripts.demo_backbone.model import HEADS, INNER, WIDTH, cut, tower_states
+from scripts.demo_backbone.model import cut, decoder_config, tower_config, tower_states
 from scripts.demo_backbone.vocabulary import IMAGE, SPECIAL_TOKENS
 from scripts.demo_video.vocabulary import TOKEN_IDS, VIDEO, VISION_TOKENS, VOCABULARY
 
@@ -29,24 +27,9 @@ _WORDS = "model.language_model.embed_tokens.weight"
 
 def build_model(layers: int = LAYERS) -> LlavaNextVideoForConditionalGeneration:
     """The untrained model."""
-    shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS}
     config = LlavaNextVideoConfig(
-        vision_config=CLIPVisionConfig(
-            **shape,
-            num_hidden_layers=1,
-            image_size=clips.FRAME_SIZE,
-            patch_size=clips.PATCH,
-            projection_dim=WIDTH,
-        ),
-        text_config=LlamaConfig(
-            **shape,
-            **SPECIAL_TOKENS,
-            num_hidden_layers=layers,
-            vocab_size=len(VOCABULARY),
-            max_position_embeddings=256,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-        ),
+        vision_config=tower_config(clips.FRAME_SIZE, clips.PATCH),
+        text_config=decoder_config(layers, len(VOCABULARY)),
         image_token_index=TOKEN_IDS[IMAGE],
         video_token_index=TOKEN_IDS[VIDEO],
         video_seq_length=VISION_TOKENS,
