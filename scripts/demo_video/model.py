@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from schedule_finder.demo import BACKBONE_FOLDER, clips, scenes
-from scripts.demo_backbone.model import cut, decoder_config, tower_config, tower_states
+from scripts.demo_backbone.model import WIDTH, cut, decoder_config, tower_config, tower_states
 from scripts.demo_backbone.vocabulary import IMAGE, SPECIAL_TOKENS
 from scripts.demo_video.vocabulary import TOKEN_IDS, VIDEO, VISION_TOKENS, VOCABULARY
 
