@@ -20,6 +20,8 @@ AUTO = "auto"
 
 MOST_ROWS = 10_000_000
 """Most samples that can be asked for: all of them are listed before the first is loaded."""
+MOST_THREADS = 1024
+"""Most CPU threads that can be asked for; torch takes any number, and fails with one that is too large."""
 SOLVER_NAMES = ("sensitivity", "retained", "paper", "pyramid", "fitprune", "dop", "grid")
 """`schedule_finder.solvers.SOLVERS`; the first is the default."""
 MEASURING_SOLVERS = ("sensitivity", "dop", "grid")

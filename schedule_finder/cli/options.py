@@ -17,6 +17,7 @@ from schedule_finder.cli.names import (
     ENGINE_NAMES,
     METRIC_NAMES,
     MOST_ROWS,
+    MOST_THREADS,
     SCORER_NAMES,
     SERVING_ENGINES,
     SOLVER_NAMES,
@@ -157,7 +158,9 @@ Workers = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed for the choice of samples and for all resampling.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads; default 1 for the demo, else torch's own."),
+    typer.Option(
+        "--threads", min=1, max=MOST_THREADS, help="CPU threads; default 1 for the demo, else torch's own."
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer.")]
 AnswerTokens = Annotated[

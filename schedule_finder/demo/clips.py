@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from schedule_finder.demo.drawing import COLOURS, draw_frames
+from schedule_finder.demo.draws import pick, scene_rng
 from schedule_finder.demo.scenes import (
     COLOUR_NAMES,
     COLUMN_NAMES,
@@ -28,14 +29,12 @@ from schedule_finder.demo.scenes import (
     Combination,
     Question,
     draw_combinations,
-    pick,
-    scene_rng,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from schedule_finder.demo.scenes import Split
+    from schedule_finder.demo.draws import Split
 
 FRAMES = 8
 GRID = 3  # cells per side of a frame

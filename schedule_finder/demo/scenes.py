@@ -13,18 +13,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from schedule_finder.demo.drawing import COLOURS, draw_objects
+from schedule_finder.demo.draws import Split, pick, scene_rng
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-Split = Literal["train", "calibration", "held_out"]
-_T = TypeVar("_T")
 
 GRID = 8  # cells per side
 CELL = 12  # pixels per side of a cell, and of a patch of the demo backbone
@@ -163,18 +161,6 @@ def scene_with_question(
         if question is not None:
             return scene, question, rng
     raise RuntimeError(f"no scene for {question_type!r} in {_SCENES_PER_QUESTION} draws")
-
-
-def scene_rng(split: Split, seed: int, number: int) -> np.random.Generator:
-    """A generator for one scene; different arguments, splits among them, never share a stream."""
-    splits = get_args(Split)
-    if split not in splits:
-        raise ValueError(f"split: {split!r} is not one of {splits}")
-    # Three 32-bit words each: without the bound, a large seed could spill into the words of another key.
-    for name, value in (("seed", seed), ("number", number)):
-        if not 0 <= value < 2**32:
-            raise ValueError(f"{name}: {value} is not in 0 ... 2**32 - 1")
-    return np.random.default_rng([splits.index(split), seed, number])
 
 
 def draw_scene(rng: np.random.Generator, split: Split, object_count: tuple[int, int] = OBJECT_COUNT) -> Scene:
@@ -367,11 +353,6 @@ _ASKERS: dict[str, Callable[[Scene, str, np.random.Generator], _Asked]] = {
     "shifted_at": _ask_shifted_at,
     "shifted_where": _ask_shifted_where,
 }
-
-
-def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
-    """One of the options, all equally likely."""
-    return options[int(rng.integers(len(options)))]
 
 
 def _attribute(one: SceneObject, attribute: str) -> str:

@@ -100,23 +100,26 @@ Baseline = Callable[[str, Comparison], Iterator[Method]]
 
 
 def _scorer(name: str, comparison: Comparison) -> Iterator[Method]:
-    """The same stages with another scorer; none if it is the schedule's own or the backbone refuses it.
-
-    A rule for video scores the first stage only: after it, frames are not whole.
-    """
+    """The same stages with another scorer; none if it is the schedule's own or the backbone refuses it."""
     schedule = comparison.schedule
     if all((stage.scorer or schedule.scorer).name == name for stage in schedule.stages):
         return
-    if issubclass(find_scorer(name), FrameScorer) and comparison.samples:
-        size = frame_tokens(comparison.loaded, comparison.samples[0])
-        choice = ScorerChoice(name=name, options={} if size is None else {"frame_tokens": size})
-        first, *others = schedule.stages
-        stages = (first.model_copy(update={"scorer": choice}), *others)
-        changed = schedule.model_copy(update={"stages": stages})
-    else:
-        changed = scored_by(schedule, name)
-    if _can_run(comparison, changed):
+    is_of_frames = issubclass(find_scorer(name), FrameScorer) and comparison.samples
+    changed = _scored_by_frames(comparison, name) if is_of_frames else scored_by(schedule, name)
+    if changed is not None and _can_run(comparison, changed):
         yield Method(name, changed, comparison.budget)
+
+
+def _scored_by_frames(comparison: Comparison, name: str) -> Schedule | None:
+    """The same stages with a rule for video at the first one: after it, frames are not whole. None for one image."""
+    sample = comparison.samples[0]
+    if not sample.videos and len(sample.images) < 2:
+        return None
+    size = frame_tokens(comparison.loaded, sample)
+    choice = ScorerChoice(name=name, options={} if size is None else {"frame_tokens": size})
+    first, *others = comparison.schedule.stages
+    stages = (first.model_copy(update={"scorer": choice}), *others)
+    return comparison.schedule.model_copy(update={"stages": stages})
 
 
 def _can_run(comparison: Comparison, schedule: Schedule) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from schedule_finder.demo.draws import Split
 from schedule_finder.demo.scenes import (
     COLOUR_NAMES,
     COLUMN_NAMES,
@@ -29,7 +30,6 @@ from schedule_finder.demo.scenes import (
     ROW_NAMES,
     SHAPE_NAMES,
     DemoSample,
-    Split,
     ask,
     demo_samples,
     render_scene,

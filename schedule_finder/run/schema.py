@@ -80,6 +80,8 @@ def problem_of_searched(meta: dict[str, Any]) -> str | None:
     for name, kind in (("shape", DecoderShape), ("backbone", BackboneIdentity)):
         if (problem := _problem(kind, meta[name])) is not None:
             return f"`{name}`: {problem}"
+    if unknown := sorted(meta["shape"].keys() - set(DecoderShape.__slots__)):
+        return f"`shape`: no such size: {', '.join(unknown)}"
     depth = meta["backbone"]["num_layers"]
     if depth != meta["shape"]["num_layers"] or (layers and layers[-1] >= depth):
         return f"`layers` or `shape.num_layers` do not fit the {depth} layers of `backbone`"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from schedule_finder.demo import scenes
+from schedule_finder.demo.draws import scene_rng
 from scripts.demo_backbone.vocabulary import (
     CONTENT_WORDS,
     EOS,
@@ -49,7 +50,7 @@ def make_batch(request: BatchRequest) -> dict[str, np.ndarray]:
         **empty_text(images),
     }
     for row in range(images):
-        rng = scenes.scene_rng("train", request.seed, request.step * images + row)
+        rng = scene_rng("train", request.seed, request.step * images + row)
         scene = scenes.draw_scene(rng, "train", request.object_count)
         batch["pictures"][row] = scenes.render_scene(scene, rng)
         for one in scene.objects:

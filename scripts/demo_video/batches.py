@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from schedule_finder.demo import clips, scenes
+from schedule_finder.demo.draws import scene_rng
 from scripts.demo_backbone.batches import BatchRequest, Words, empty_text, pack_questions
 from scripts.demo_backbone.vocabulary import NONE
 from scripts.demo_video.vocabulary import CONTENT_WORDS, PREFIX, TOKEN_IDS, VISION_TOKENS
@@ -23,7 +24,7 @@ def make_clip_batch(request: BatchRequest) -> dict[str, np.ndarray]:
         **empty_text(rows),
     }
     for row in range(rows):
-        rng = scenes.scene_rng("train", request.seed, request.step * rows + row)
+        rng = scene_rng("train", request.seed, request.step * rows + row)
         clip = clips.draw_clip(rng, "train", request.object_count)
         batch["pictures"][row] = clips.render_clip(clip, rng)
         for one in clip.objects:

@@ -17,7 +17,8 @@ from schedule_finder.demo.clips import (
     clip_with_question,
     draw_clip,
 )
-from schedule_finder.demo.scenes import COLOUR_NAMES, COLOURS, HELD_OUT_COMBINATIONS, scene_rng
+from schedule_finder.demo.draws import scene_rng
+from schedule_finder.demo.scenes import COLOUR_NAMES, COLOURS, HELD_OUT_COMBINATIONS
 from schedule_finder.samples import choose_samples, open_data
 
 SPLITS = ("train", "calibration", "held_out")

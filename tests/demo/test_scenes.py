@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from schedule_finder.demo.draws import scene_rng
 from schedule_finder.demo.scenes import (
     COLOUR_NAMES,
     COLOURS,
@@ -19,7 +20,6 @@ from schedule_finder.demo.scenes import (
     SceneObject,
     demo_samples,
     draw_scene,
-    scene_rng,
     scene_with_question,
 )
 

@@ -144,3 +144,11 @@ def test_images_outside_the_folder_need_an_option(made: dict[str, Path], tmp_pat
     assert "--allow-outside-paths" in line
     allowed = runner.invoke(app, [*map(str, (*arguments, tmp_path / "run2", "--allow-outside-paths"))])
     assert allowed.exit_code == 0, allowed.stderr
+
+
+@pytest.mark.parametrize("text", ["0", str(10**6), str(10**60)])
+@pytest.mark.parametrize("command", ["run", "profile"])
+def test_a_number_of_threads_that_no_machine_has(command: str, text: str, tmp_path: Path) -> None:
+    line = error_of(command, "demo", "--threads", text, "--out", tmp_path / "run")
+    assert "--threads" in line
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from schedule_finder.cli import options as opt
+from schedule_finder.cli.names import MOST_THREADS
 from schedule_finder.cli.parsing import whole_numbers
 from schedule_finder.cli.progress import progress_bar, status
 from schedule_finder.cli.runner import command
@@ -40,7 +41,9 @@ _Seconds = Annotated[
     typer.Option("--seconds", help="Time limit for all batch sizes together; three rounds run in any case."),
 ]
 _Out = Annotated[Path | None, typer.Option("--out", help="Folder; default outputs/bench/BACKBONE.")]
-_Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default 1 on the CPU.")]
+_Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="CPU threads; default 1 on the CPU.")
+]
 
 
 @command

@@ -100,10 +100,9 @@ def run(
     model = BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading))
     planned: list[SampleEntry] = []
     check = _checks(planned, samples, eval_samples, seed, budget, kind, asked["solver"])
+    queries = parsing.number_or_all("--text-queries", text_queries)
     where = ("local", None) if dry_run else (engine, workers)
-    batches = EngineOptions(
-        *where, batch_size, batch_tokens, parsing.number_or_all("--text-queries", text_queries)
-    )
+    batches = EngineOptions(*where, batch_size, batch_tokens, queries)
     current, running, data = begin_run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
         out=out, check=check, write=not dry_run, metric=metric,
