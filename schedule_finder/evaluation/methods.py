@@ -12,7 +12,7 @@ import torch
 
 from pruning_runtime import PruningError, Schedule, ScheduleError, UnsupportedBackbone, pruned
 from pruning_runtime.schedule import ScorerChoice, Stage
-from pruning_runtime.scorers import SCORERS, find_scorer
+from pruning_runtime.scorers import SCORERS, FeatureScorer, find_scorer
 from pruning_runtime.scorers.frames import FrameScorer
 from schedule_finder.errors import InputError, OutOfReach
 from schedule_finder.evaluation.video_frames import frame_tokens
@@ -174,11 +174,14 @@ def _random_layers(name: str, comparison: Comparison) -> Iterator[Method]:
     """
     if comparison.schedule.budget is None:
         return
+    rule = find_scorer(comparison.schedule.scorer.name)
+    needs_layer = issubclass(rule, FeatureScorer) and rule.needs_layer
+    earliest = 0 if needs_layer else comparison.earliest()
     rng = np.random.default_rng(0)
     drawn: list[tuple[Stage, ...]] = []
     with suppress(OutOfReach):
         for _ in range(MOST_ATTEMPTS):
-            stages = random_stages(comparison.target(), rng, comparison.earliest())
+            stages = random_stages(comparison.target(), rng, earliest)
             if stages not in drawn:
                 drawn.append(stages)
             if len(drawn) == RANDOM_DRAWS:

@@ -10,6 +10,8 @@ from pruning_runtime.schedule import BackboneIdentity, Budget, Schedule, ScorerC
 from schedule_finder.evaluation import methods
 from schedule_finder.evaluation.methods import Comparison, methods_to_compare
 from schedule_finder.evaluation.metrics import same_answer
+from schedule_finder.solvers import BudgetTarget
+from tests.support.solver_profiles import shape_of
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,18 @@ def test_a_sweep_has_the_same_baselines_at_each_budget(monkeypatch: pytest.Monke
     assert names == ["schedule", "strided", "divprune", "schedule", "strided", "divprune", "not merged"]
     both = [name for name, *_ in compared(("strided", "not-merged"), (0.5,))]
     assert both == 2 * ["schedule", "strided", "not merged", "strided, not merged"]
+
+
+@pytest.mark.parametrize(("scorer", "earliest"), [("dart", 0), ("v2drop", 0), ("divprune", -1)])
+def test_random_layers_are_where_the_scorer_can_score(scorer: str, earliest: int) -> None:
+    """Over 40 budgets, some draw of a rule that scores before the decoder has a stage there."""
+    nothing: Any = None
+    found = []
+    for budget in range(30, 70):
+        target = BudgetTarget("processed", budget / 100, shape_of(12), 576, 64)
+        schedule = merging().with_scorer(ScorerChoice(name=scorer))
+        comparison = Comparison(schedule, nothing, (), merging, lambda target=target: target, lambda: -1)
+        for method in methods_to_compare(comparison, ("random-layers",))[1:]:
+            method.schedule.model_validate_json(method.schedule.model_dump_json())
+            found.append(method.schedule.stages[0].layer)
+    assert min(found) == earliest
