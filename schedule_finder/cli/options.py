@@ -155,7 +155,12 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Ray workers; default one per GPU, or one without GPUs."),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed for the choice of samples and for all resampling.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**32 - 1, help="Seed for the choice of samples and for all resampling."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -152,3 +152,10 @@ def test_a_number_of_threads_that_no_machine_has(command: str, text: str, tmp_pa
     line = error_of(command, "demo", "--threads", text, "--out", tmp_path / "run")
     assert "--threads" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["-1", str(2**32)])
+def test_a_seed_that_no_generator_takes(text: str, tmp_path: Path) -> None:
+    line = error_of("profile", "demo", "--seed", text, "--out", tmp_path / "run")
+    assert "--seed" in line
+    assert not (tmp_path / "run").exists()
