@@ -5,28 +5,27 @@ No label is needed: the reference is the unpruned model, with the answer that it
 
     answer KL = 1/n sum over t of KL(P(. | prompt, a_1 ... a_{t-1}) || Q(. | prompt, a_1 ... a_{t-1})).
 
-One forward pass over the prompt and the answer gives all terms (teacher forcing). A single stage is measured from the
-hidden states that enter its layer, so that only this layer and later ones run again.
+One forward pass over the prompt and the answer gives all terms (teacher forcing). Schedules that begin alike share
+the layers up to where they differ (`SharedStates`), and all share the vision part (`VisionFeatures`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
-from pruning_runtime.forward_override import replaced_forwards
 from pruning_runtime.schedule import BackboneIdentity, Stage
 from pruning_runtime.setup import tower_needs
 from schedule_finder.measuring.own_answers import greedy_answers, with_answers
+from schedule_finder.measuring.shared_states import SharedStates
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS, TokenPolicy
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest, model_digest
 from schedule_finder.measuring.vision_features import VisionFeatures
@@ -106,6 +105,7 @@ class AnswerKL:
         self._identity = identity
         self._store = store or UnitStore(None, {})
         self._features = VisionFeatures(backbone)
+        self._states = SharedStates(backbone)
         self._batches = [self._batch(inputs) for inputs in batches]
 
     @classmethod
@@ -156,32 +156,24 @@ class AnswerKL:
         Yields:
             ``(layer, answer KL)`` with ``[ratios, samples]`` in nats.
         """
-        reusable = self._backbone.kv_sources == tuple(range(self._backbone.shape.num_layers))
-        states: list[dict[int, Any] | None] = [None] * len(self._batches)
         for layer in sorted(layers, reverse=True):
             rows = []
             for ratio in ratios:
                 schedule = self._schedule((Stage(layer=layer, keep_ratio=ratio),), policy)
-                found = []
-                for index, batch in enumerate(self._batches):
-                    if reusable and states[index] is None and not self._is_stored(batch, schedule):
-                        states[index] = self._states(batch, layers)
-                    reached = states[index] or {}
-                    with _starting_at(self._backbone.layers, layer, reached.get(layer - 1)):
-                        found.append(
-                            self._measured(batch, schedule, since=max(layer, 0) if reached else 0)[0]
-                        )
+                found = [self._measured(batch, schedule, layers)[0] for batch in self._batches]
                 rows.append(np.concatenate(found))
             yield layer, np.stack(rows)
 
-    def _is_stored(self, batch: _Batch, schedule: Schedule) -> bool:
-        return self._store.get(self._key(batch, schedule)) is not None
+    def _measured(
+        self, batch: _Batch, schedule: Schedule, later: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Answer KL and most likely first token of one batch, from the store or from the model.
 
-    def _measured(self, batch: _Batch, schedule: Schedule, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Answer KL and most likely first token of one batch, from the store or from the model."""
+        ``later``: first stages of schedules to follow.
+        """
         stored = self._store.get(key := self._key(batch, schedule))
         if stored is None:
-            kl, tokens = self._pruned(batch, schedule, since)
+            kl, tokens = self._pruned(batch, schedule, later)
             self._store.put(key, stored := {"kl": kl.tolist(), "tokens": tokens.tolist()})
         return np.array(stored["kl"], dtype=np.float32), np.array(stored["tokens"], dtype=np.int64)
 
@@ -221,13 +213,19 @@ class AnswerKL:
         self.forwards += rows
         return replace(batch, reference=batch.answer_logits(self._logits(batch)).cpu())
 
-    def _pruned(self, batch: _Batch, schedule: Schedule, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        with pruned(self._backbone.model, schedule, answer_length=batch.answer_length) as record:
+    def _pruned(
+        self, batch: _Batch, schedule: Schedule, later: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with (
+            self._states.reused(batch.digest, schedule, later) as skipped,
+            pruned(self._backbone.model, schedule, answer_length=batch.answer_length) as record,
+        ):
             # Statistics of the vision tower exist only where it runs.
             logits = self._logits(batch, reuse_features=tower_needs(schedule) is None)
         full = [vision + other for vision, other in zip(record.num_vision, record.num_other, strict=True)]
-        ran = sum(map(sum, record.tokens_per_layer[since:])) + record.pre_decoder_cost * sum(full)
-        self.forwards += ran / (sum(full) * record.num_layers) * len(full)
+        ran = [tokens for layer, tokens in enumerate(record.tokens_per_layer) if layer not in skipped]
+        forwards = sum(map(sum, ran)) + record.pre_decoder_cost * sum(full)
+        self.forwards += forwards / (sum(full) * record.num_layers) * len(full)
         return _mean_kl(batch, logits), logits[:, 0].float().argmax(-1).cpu().numpy()
 
     def _logits(self, batch: _Batch, reuse_features: bool = True) -> Tensor:
@@ -237,23 +235,6 @@ class AnswerKL:
         with torch.inference_mode(), self._features.reused(reuse_features):
             output = model(**batch.inputs, use_cache=False, logits_to_keep=steps)
         return output.logits[:, -steps:]
-
-    def _states(self, batch: _Batch, layers: Sequence[int]) -> dict[int, Any]:
-        """What the layers before each of ``layers`` return on the unpruned prompt."""
-        states: dict[int, Any] = {}
-
-        def remembering(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
-            # The state before any hook of the layer changes it.
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                states[index] = own(*args, **kwargs)
-                return states[index]
-
-            return forward
-
-        with replaced_forwards(self._backbone.layers, remembering):
-            self._logits(batch)
-        self.forwards += len(batch.lengths)
-        return {layer - 1: states[layer - 1] for layer in layers if layer > 0}
 
 
 def _mean_kl(batch: _Batch, logits: Tensor) -> np.ndarray:
@@ -266,13 +247,3 @@ def _mean_kl(batch: _Batch, logits: Tensor) -> np.ndarray:
     ]
     rows = torch.cat(parts).split(batch.lengths)
     return torch.stack([row.mean() for row in rows]).cpu().numpy()
-
-
-@contextmanager
-def _starting_at(blocks: nn.ModuleList, layer: int, state: Any) -> Iterator[None]:
-    """Let all layers before ``layer`` return ``state`` at once; None: run them."""
-    if state is None:
-        yield
-        return
-    with replaced_forwards(blocks[:layer], lambda _index, _own: lambda *_args, **_kwargs: state):
-        yield

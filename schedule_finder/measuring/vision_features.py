@@ -57,7 +57,7 @@ class VisionFeatures:
 
     def forget(self) -> None:
         """Free what is kept."""
-        self._room += sum(_bytes(output) for output, _ in self._kept.values())
+        self._room += sum(output_bytes(output) for output, _ in self._kept.values())
         self._kept.clear()
 
     def _remembering(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ class VisionFeatures:
             if call in self._kept:
                 return self._kept[call][0]
             output = own(*args, **kwargs)
-            size = _bytes(_without_states(output))
+            size = output_bytes(_without_states(output))
             if size <= self._room:
                 self._room -= size
                 given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
@@ -110,12 +110,12 @@ def _without_states(output: Any) -> Any:
     return type(output)(**{key: value for key, value in output.items() if key not in _LARGE_FIELDS})
 
 
-def _bytes(output: Any) -> int:
+def output_bytes(output: Any) -> int:
     """Bytes of all tensors in an output."""
     if isinstance(output, Tensor):
         return output.numel() * output.element_size()
     if isinstance(output, dict):
-        return sum(map(_bytes, output.values()))
+        return sum(map(output_bytes, output.values()))
     if isinstance(output, (list, tuple)):
-        return sum(map(_bytes, output))
+        return sum(map(output_bytes, output))
     return 0

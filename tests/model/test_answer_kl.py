@@ -17,7 +17,7 @@ from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
 from schedule_finder.measuring.own_answers import greedy_answers, with_answers
 from schedule_finder.measuring.unit_store import UnitStore
 from tests.support import greedy
-from tests.support.answer_kls import POLICY, a_model_of, answer_kl_length, answer_kl_of
+from tests.support.answer_kls import POLICY, a_model_of, answer_kl_of
 from tests.support.own_mask_reference import append_tokens
 from tests.support.rounding import rounding_bound
 from tests.support.schedules import schedule_for
@@ -153,40 +153,6 @@ def test_a_part_of_the_samples_is_the_first_of_them() -> None:
     assert answer_kl.measure(stages, POLICY, 1).tolist() == whole[:2].tolist()
     assert answer_kl.measure(stages, POLICY, 3).tolist() == whole[:3].tolist()
     assert len(answer_kl) == len(whole) == 4
-
-
-@pytest.mark.parametrize(
-    "name", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma3n", "qwen3_5", "llama4"]
-)
-def test_saved_states_give_what_a_whole_run_gives(name: str) -> None:
-    """DeepStack, windows, shared keys, recurrent layers: the same numbers, bit by bit, whatever ran before."""
-    model, inputs = a_model_of(name)
-    backbone = find_backbone(model)
-    answer_kl = answer_kl_of(model, [inputs])
-    layers = [layer for layer in (-1, 0, 1, 3) if backbone.has_own_attention(max(layer, 0))]
-    for layer, found in answer_kl.measure_single(layers, (0.5, 0.0), POLICY):
-        for ratio, values in zip((0.5, 0.0), found, strict=True):
-            whole = answer_kl.measure((Stage(layer=layer, keep_ratio=ratio),), POLICY)
-            assert values.tolist() == whole.tolist(), (layer, ratio)
-
-
-def test_layers_before_a_stage_do_not_run_again() -> None:
-    tiny = FAMILIES["llava"]
-    model = tiny.build()
-    answer_kl = answer_kl_of(model, [tiny.batch((1,))])
-    given = answer_kl_length(answer_kl)
-    assert given > 0
-    ran: list[int] = []
-    attention = [block.self_attn for block in find_backbone(model).layers]
-    for layer, module in enumerate(attention):
-        module.register_forward_hook(lambda *_args, layer=layer: ran.append(layer))
-    measured = answer_kl.measure_single([3], (0.5,), POLICY)
-    before = answer_kl.forwards
-    list(measured)
-    assert ran == [*range(6), *range(3, 6)]
-    # One pass to save the states; then layer 3 in full and two layers with half of the vision tokens.
-    tokens = tiny.batch((1,))["input_ids"].shape[1] + given
-    assert answer_kl.forwards - before == pytest.approx(1 + (tokens + 2 * (tokens - 8)) / (6 * tokens))
 
 
 def test_the_model_is_as_before_even_after_an_error() -> None:
