@@ -138,12 +138,12 @@ def detect_step(run: Run, detector: str | None = None) -> dict[str, Any]:
     mass = store.curve("vision_mass")
     layers = list(store.meta()["layers"])
     with run.step("detect", detector=default):
-        # Maps are read sample by sample, once for each result: a profile may be larger than the memory.
+        # Maps are read shard by shard, once for each result: a profile may be larger than the memory.
         found = {
-            name: make().detect(store.stream(MAIN_VIEW), layers=layers, seed=seed)
+            name: make().detect(store.scores(MAIN_VIEW), layers=layers, seed=seed)
             for name, make in DETECTORS.items()
         }
-        views = detect_views(store.stream("text_guided"), mass, layers=layers, seed=seed)
+        views = detect_views(store.scores("text_guided"), mass, layers=layers, seed=seed)
         document = {
             "default": default,
             "samples": len(mass),

@@ -2,26 +2,51 @@
 
 ``maps`` is everywhere a sequence with one array per sample, ``[num_layers, num_vision]``: attention
 mass that the text queries give each vision token, mean over heads and text queries. ``num_vision`` may differ from
-sample to sample; a row of zeros is a layer that gave vision nothing.
+sample to sample; a row of zeros is a layer that gave vision nothing. They may be `StoredScores`, which are larger than
+memory: functions here read them in any order and keep small results by place.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+ENOUGH_SAMPLES = 4096
+"""Of more samples, so many say what a mean over all says."""
+
+T = TypeVar("T")
 
 
-def checked_maps(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """All of `checked_stream` at once."""
-    return list(checked_stream(maps))
+def in_any_order(maps: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Every map with its place, in the order in which they are read fastest."""
+    read = getattr(maps, "in_any_order", None)
+    return enumerate(maps) if read is None else read()
 
 
-def checked_stream(maps: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Check maps from outside and yield those that have vision tokens, as float64, one at a time.
+def spread(maps: Iterable[np.ndarray], most: int = ENOUGH_SAMPLES) -> Iterable[np.ndarray]:
+    """About ``most`` of the maps, evenly spread; all where their number is not known."""
+    read = getattr(maps, "spread", None)
+    if read is not None:
+        return read(most)
+    if not isinstance(maps, Sequence) or len(maps) <= most:
+        return maps
+    return maps[:: -(-len(maps) // most)]
+
+
+def by_place(rows: Mapping[int, T]) -> list[T]:
+    """The values in the order of their keys."""
+    return [rows[place] for place in sorted(rows)]
+
+
+def checked_maps(maps: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """All of `checked_in_any_order` at once, by place."""
+    return [sample for _, sample in sorted(checked_in_any_order(maps), key=lambda one: one[0])]
+
+
+def checked_in_any_order(maps: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Check maps from outside and yield those that have vision tokens, as float64, with their places.
 
     Raises:
         ValueError: no sample, no sample with vision tokens, unequal numbers of layers, or values that are
@@ -29,7 +54,7 @@ def checked_stream(maps: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """
     num_layers: int | None = None
     number = usable = 0
-    for index, raw in enumerate(maps):
+    for index, raw in in_any_order(maps):
         number += 1
         sample = np.asarray(raw, dtype=np.float64)
         if sample.ndim != 2:
@@ -37,13 +62,14 @@ def checked_stream(maps: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         if num_layers is not None and len(sample) != num_layers:
             raise ValueError(f"maps[{index}]: {len(sample)} layers, earlier samples {num_layers}")
         num_layers = len(sample)
-        if not np.isfinite(sample).all():
+        # A sum is finite only where all values are (or where they are absurdly large).
+        if not np.isfinite(sample.sum()) and not np.isfinite(sample).all():
             raise ValueError(f"maps[{index}]: values that are NaN or infinite, need finite >= 0")
-        if (sample < 0).any():
+        if sample.size and sample.min() < 0:
             raise ValueError(f"maps[{index}]: lowest value {sample.min():g}, attention is >= 0")
         if sample.shape[1]:
             usable += 1
-            yield sample
+            yield index, sample
     if not usable:
         raise ValueError(f"maps: {number} samples, none with vision tokens; need at least one")
 
@@ -69,7 +95,7 @@ def tokens_to_carry(carried: np.ndarray, share: float) -> np.ndarray:
     return (carried < enough).sum(1) + (enough > 0)
 
 
-def vision_curve(maps: Sequence[np.ndarray]) -> np.ndarray:
+def vision_curve(maps: Iterable[np.ndarray]) -> np.ndarray:
     """Attention mass on all vision tokens, ``[num_samples, num_layers]``, in [0, 1].
 
     Mass is no evidence of use: a trained backbone may park attention on background patches.
@@ -77,7 +103,7 @@ def vision_curve(maps: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([sample.sum(axis=1) for sample in checked_maps(maps)])
 
 
-def layer_shift(maps: Sequence[np.ndarray]) -> np.ndarray:
+def layer_shift(maps: Iterable[np.ndarray]) -> np.ndarray:
     """Jensen-Shannon divergence between the vision distributions of neighbouring layers.
 
     Returns:
@@ -85,14 +111,14 @@ def layer_shift(maps: Sequence[np.ndarray]) -> np.ndarray:
         a change point ``l`` shows at gap ``l - 1``. NaN where either layer gave vision nothing: an empty
         layer has no distribution, so nothing can be said about its change.
     """
-    rows = []
-    for sample in checked_maps(maps):
+    rows = {}
+    for place, sample in checked_in_any_order(maps):
         p = vision_distribution(sample)
         mid = (p[1:] + p[:-1]) / 2
         # JS = H(mid) - mean of the two H: two thirds of the textbook form's logarithms.
         entropy = _entropy(p)
-        rows.append(_entropy(mid) - (entropy[1:] + entropy[:-1]) / 2)
-    return np.clip(np.stack(rows), 0.0, 1.0)
+        rows[place] = _entropy(mid) - (entropy[1:] + entropy[:-1]) / 2
+    return np.clip(np.stack(by_place(rows)), 0.0, 1.0)
 
 
 def top_token_curves(sample: np.ndarray, share: float = 0.1) -> np.ndarray:

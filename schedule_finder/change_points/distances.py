@@ -8,18 +8,21 @@ one term per layer and nothing else, however much the layers' noise differs (`no
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schedule_finder.signals import checked_maps
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from schedule_finder.signals import by_place, checked_in_any_order, spread
 
 SMALLEST_AFFINITY = 1e-3
 """Distances end at 6.9 nats, so that one sample in which two layers share nothing does not decide the mean."""
+
+MOST_PAIRS = 2**22
+"""Distances that are held, 16 MB: those of 4096 samples of 32 layers. A mean over so many samples is known far better
+than a change has to be."""
+ALWAYS_READ = 1000
+"""So many samples are read at any number of layers."""
 
 
 @dataclass(frozen=True)
@@ -62,34 +65,31 @@ class LayerDistances:
 def layer_distances(maps: Iterable[np.ndarray]) -> LayerDistances:
     """Distances of ``maps``, one ``[num_layers, num_vision]`` per sample; reads one sample at a time.
 
+    Of many samples some, evenly spread, so that no more than `MOST_PAIRS` distances are held.
+
     A layer without attention on vision tokens in one sample takes the distribution of the last layer that has
     some (before the first: of the first), so that a missing layer is no change. Raises `ValueError`.
     """
-    pairs, uniform, seen, known = [], [], None, []
+    if isinstance(maps, Sequence) and len(maps):
+        maps = spread(maps, max(ALWAYS_READ, MOST_PAIRS // max(len(maps[0]), 1) ** 2))
+    pairs, uniform = {}, {}
+    seen: np.ndarray | None = None
     num_rows = 0
-    for index, raw in enumerate(maps):
-        checked = checked_maps([raw])
-        if num_rows and len(np.asarray(raw)) != num_rows:
-            raise ValueError(f"maps[{index}]: {len(np.asarray(raw))} layers, earlier samples {num_rows}")
-        num_rows = len(np.asarray(raw))
-        if not checked:
-            continue
-        present = checked[0].sum(axis=1) > 0
+    for place, sample in checked_in_any_order(maps):
+        num_rows = len(sample)
+        present = sample.sum(axis=1) > 0
         seen = present if seen is None else seen | present
         if present.any():
-            one, flat = _sample_distances(checked[0], present)
-            pairs.append(one)
-            uniform.append(flat)
-            known.append(present)
-    if seen is None:
-        raise ValueError("maps: no sample with vision tokens")
+            pairs[place], uniform[place] = _sample_distances(sample, present)
+    assert seen is not None
     layers = np.flatnonzero(seen)
     size = len(layers)
     if not pairs:
         return LayerDistances(layers, np.zeros((0, size, size)), np.zeros((0, size)), num_rows)
-    return LayerDistances(
-        layers, np.stack(pairs)[:, layers[:, None], layers], np.stack(uniform)[:, layers], num_rows
-    )
+    of_pairs, of_uniform = np.stack(by_place(pairs)), np.stack(by_place(uniform))
+    if size < num_rows:
+        of_pairs, of_uniform = of_pairs[:, layers[:, None], layers], of_uniform[:, layers]
+    return LayerDistances(layers, of_pairs, of_uniform, num_rows)
 
 
 def curve_distances(curve: np.ndarray) -> LayerDistances:

@@ -6,17 +6,18 @@ of a straight ramp and of shuffled layers stand beside the histogram.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from schedule_finder.change_points.base import Change, ChangePoints, CurveEvidence
+from schedule_finder.change_points.distances import ALWAYS_READ
 from schedule_finder.change_points.segmentation import MIN_SIZE
-from schedule_finder.signals import checked_stream, top_token_curves
+from schedule_finder.signals import by_place, checked_in_any_order, spread, top_token_curves
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+MOST_CURVES = 2**18
+"""Curves that are read, about: those of 4500 samples of 576 vision tokens, 170 MB at 80 layers."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class TokenCurve:
         self, maps: Iterable[np.ndarray], *, layers: Sequence[int] | None = None, seed: int = 0
     ) -> ChangePoints:
         """See `Detector.detect`; ``seed`` draws the shuffles. Evidence is indexed by ``break - 1``."""
-        by_sample = [top_token_curves(sample, self.share) for sample in checked_stream(maps)]
+        if isinstance(maps, Sequence) and len(maps):
+            maps = spread(maps, max(ALWAYS_READ, int(MOST_CURVES / self.share) // max(maps[0].shape[1], 1)))
+        curves_at = {
+            place: top_token_curves(sample, self.share) for place, sample in checked_in_any_order(maps)
+        }
+        by_sample = by_place(curves_at)
         curves = np.concatenate(by_sample)
         owner = np.repeat(np.arange(len(by_sample)), [len(c) for c in by_sample])
         num_layers = curves.shape[1]

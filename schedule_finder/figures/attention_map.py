@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from schedule_finder.figures.style import SINGLE, Drawing, layer_axis, legend_above, mark_layers
-from schedule_finder.signals import vision_distribution
+from schedule_finder.signals import in_any_order, spread, vision_distribution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from matplotlib.axes import Axes
 
@@ -33,7 +33,7 @@ def attention_map(data: RunData) -> Drawing | None:
     if profile is None:
         return None
     layers, edges = profile.meta["layers"], rank_edges(round(profile.mean_vision))
-    values = ranked_attention(profile.maps, edges)
+    values = ranked_attention(spread(profile.maps), edges)
     table = pd.DataFrame(
         {
             "layer": np.repeat(layers, len(edges) - 1),
@@ -91,13 +91,13 @@ def rank_edges(num_vision: int) -> np.ndarray:
     return np.concatenate([[0], edges])
 
 
-def ranked_attention(maps: Sequence[np.ndarray], edges: np.ndarray) -> np.ndarray:
+def ranked_attention(maps: Iterable[np.ndarray], edges: np.ndarray) -> np.ndarray:
     """Mean over samples of each layer's attention per bin of ranks, over an even share.
 
     Returns ``[layers, bins]``. Samples of other lengths are stretched to the edges' number of tokens.
     """
     total, known = 0.0, 0.0
-    for sample in maps:
+    for _, sample in in_any_order(maps):
         ranked = sample[:, np.argsort(-sample.sum(axis=0), kind="stable")].astype(np.float64)
         mass = np.pad(np.cumsum(vision_distribution(ranked), axis=1), ((0, 0), (1, 0)))
         at = edges / edges[-1] * ranked.shape[1]

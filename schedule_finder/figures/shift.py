@@ -21,7 +21,7 @@ from schedule_finder.figures.style import (
     mark_layers,
 )
 from schedule_finder.intervals import band
-from schedule_finder.signals import layer_shift
+from schedule_finder.signals import layer_shift, spread
 
 if TYPE_CHECKING:
     from schedule_finder.figures.run_data import RunData
@@ -33,7 +33,7 @@ def shift(data: RunData) -> Drawing | None:
     if profile is None:
         return None
     layers = np.array(profile.meta["layers"])
-    divergence = band(layer_shift(profile.maps))
+    divergence = band(layer_shift(spread(profile.maps)))
     largest = np.log2(np.maximum(profile.counts["num_vision"], 2))[:, None]
     mass = band(profile.curves["vision_mass"])
     entropy = band(profile.curves["vision_entropy"] / largest)

@@ -15,7 +15,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.files import write_text
 from schedule_finder.intervals import band
 from schedule_finder.profiling.store import Profile, ProfileStore
-from schedule_finder.signals import carried_by_best, tokens_to_carry
+from schedule_finder.signals import by_place, carried_by_best, in_any_order, tokens_to_carry
 
 FIRST_CHECK = 128
 """Samples at the first check; each further check is at twice as many."""
@@ -126,7 +126,8 @@ def check_profile(profile: Profile, *, seed: int = 0) -> Check:
     """Change points, their support, and the error of the ratios."""
     changes = get_detector(DEFAULT_DETECTOR).detect(profile.maps, layers=profile.layers, seed=seed).changes
     points = [change.layer for change in changes]
-    needed = band(np.stack([tokens_needed(sample) for sample in profile.maps]), seed=seed)
+    tokens = {place: tokens_needed(sample) for place, sample in in_any_order(profile.maps)}
+    needed = band(np.stack(by_place(tokens)), seed=seed)
     return Check(
         samples=len(profile),
         change_points=points,

@@ -28,24 +28,33 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "manifest.json"
+        self._checked: dict[Path, tuple[Any, ...]] = {}
+        """Shards whose checksum was right, with what they and the manifest said then: a scan reads each many times."""
+        self._parsed: tuple[Any, dict[str, dict[str, Any]]] | None = None
 
     def listed(self) -> dict[str, dict[str, Any]] | None:
         """File name to ``samples``, ``bytes`` and ``sha256``; None where there is no manifest. Raises `StoreError`."""
         try:
-            document = parse_json(self._path.read_text(encoding="utf-8"))
-            known = document.get("format") == FORMAT and document.get("version") == VERSION
-            if not known:
-                return self._refuse("another format or version")
-            for name, facts in document["shards"].items():
-                if not (
-                    type(facts["samples"]) is type(facts["bytes"]) is int and isinstance(facts["sha256"], str)
-                ):
-                    return self._refuse(f"samples, bytes and sha256 of {name} are not given")
-            return dict(document["shards"])
+            state = _state(self._path)
+            if self._parsed is None or self._parsed[0] != state:
+                self._parsed = state, self._parse()
+            return dict(self._parsed[1])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return self._refuse(f"not readable: {error}")
+
+    def _parse(self) -> dict[str, dict[str, Any]]:
+        document = parse_json(self._path.read_text(encoding="utf-8"))
+        known = document.get("format") == FORMAT and document.get("version") == VERSION
+        if not known:
+            return self._refuse("another format or version")
+        for name, facts in document["shards"].items():
+            if not (
+                type(facts["samples"]) is type(facts["bytes"]) is int and isinstance(facts["sha256"], str)
+            ):
+                return self._refuse(f"samples, bytes and sha256 of {name} are not given")
+        return dict(document["shards"])
 
     def missing(self) -> dict[str, dict[str, Any]]:
         """Listed shards that are not in the folder."""
@@ -74,9 +83,15 @@ class Manifest:
     def is_changed(self, path: Path) -> bool:
         """Whether a listed shard is not the file that was written."""
         facts = (self.listed() or {}).get(path.name)
-        return facts is not None and (
-            facts["bytes"] != path.stat().st_size or facts["sha256"] != _checksum(path)
-        )
+        if facts is None:
+            return False
+        state = (*_state(path), facts["sha256"])
+        if self._checked.get(path) == state:
+            return False
+        if facts["bytes"] != path.stat().st_size or facts["sha256"] != _checksum(path):
+            return True
+        self._checked[path] = state
+        return False
 
     def add(self, paths: list[Path]) -> None:
         """List shards that are in the folder."""
@@ -143,3 +158,9 @@ def number_of(stem: str) -> int:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

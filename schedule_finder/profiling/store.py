@@ -7,7 +7,7 @@ them, so that small attention keeps its precision.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.frames import curves_table, tokens_table
 from schedule_finder.profiling.manifest import Manifest, shards
+from schedule_finder.profiling.stored_scores import StoredScores, chosen
 from schedule_finder.run.schema import missing_fields, problem_of_meta
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]
@@ -39,27 +40,27 @@ _VERSION_1_NAMES = {"num_raters": "num_text_queries"}
 
 @dataclass
 class Profile:
-    """A whole profile in memory.
+    """A whole profile. Scores, which are nearly all of it, may be read from the disk when they are used.
 
     Attributes:
         meta: the store's ``meta.json``: backbone, layers, reasons for layers left out, dtype, prompt digest.
         ids: sample ids, in the order of everything else.
         counts: ``num_vision``, ``num_text_queries``, ``num_other`` to int ``[samples]``.
-        scores: score field to one float32 ``[layers, num_vision]`` per sample.
+        scores: score field to one float32 ``[layers, num_vision]`` per sample, in memory or `StoredScores`.
         curves: curve field to float32 ``[samples, layers]``.
     """
 
     meta: dict[str, Any]
     ids: list[str]
     counts: dict[str, np.ndarray]
-    scores: dict[str, list[np.ndarray]] = field(repr=False)
+    scores: dict[str, Sequence[np.ndarray]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def maps(self) -> list[np.ndarray]:
+    def maps(self) -> Sequence[np.ndarray]:
         """Attention of the text queries to each vision token, mean over heads and queries: ``[layers, num_vision]``."""
         return self.scores["uniform_text"]
 
@@ -106,12 +107,12 @@ class Profile:
         return tokens_table(self, sample_id)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Profile:
-        """The profile of some samples, by index."""
+        """The profile of some samples, by index, in memory."""
         return Profile(
             self.meta,
             [self.ids[i] for i in indices],
             {name: values[indices] for name, values in self.counts.items()},
-            {name: [values[i] for i in indices] for name, values in self.scores.items()},
+            {name: chosen(values, indices) for name, values in self.scores.items()},
             {name: values[indices] for name, values in self.curves.items()},
         )
 
@@ -243,28 +244,29 @@ class ProfileStore:
         return found
 
     def read(self) -> Profile:
-        """All samples, each once, ordered by id. Raises `StoreError` where there is nothing to read."""
+        """All samples, each once, ordered by id; scores when they are used. Raises `StoreError`."""
         meta = self._readable_meta()
-        profile = _from_table(meta, pa.concat_tables([self._read(path) for path in self._parts()]))
-        self._check_layers(meta, profile.curves[CURVE_FIELDS[0]])
-        return profile
+        table = pa.concat_tables([self._read(path, _SMALL_COLUMNS) for path in self._parts()])
+        names = table["id"].to_pylist()
+        order = rows_by_id(names)
+        curves = {name: np.stack(arrays_of(table[name]))[order] for name in CURVE_FIELDS}
+        self._check_layers(meta, curves[CURVE_FIELDS[0]])
+        counts = {name: table[name].to_numpy()[order] for name in _COUNTS}
+        scores: dict[str, Sequence[np.ndarray]] = {name: self.scores(name) for name in SCORE_FIELDS}
+        return Profile(meta, [names[i] for i in order], counts, scores, curves)
 
-    def stream(self, score: str) -> Iterator[np.ndarray]:
-        """One score of each sample, ``[layers, num_vision]``, in the order and with the errors of `read`.
-
-        Holds a shard from its first to its last sample: one at a time unless the ids of shards are interleaved.
-        """
+    def scores(self, name: str) -> StoredScores:
+        """One score of every sample, in the order and with the errors of `read`."""
         self._readable_meta()
-        ids = {path: self._read(path, ["id"])["id"].to_pylist() for path in self._parts()}
-        place = {name: (path, row) for path, names in ids.items() for row, name in enumerate(names)}
-        last = {path: name for name, (path, _) in sorted(place.items())}
-        held: dict[Path, list[np.ndarray]] = {}
-        for name, (path, row) in sorted(place.items()):
-            if path not in held:
-                held[path] = score_arrays(self._read(path, [score, f"{score}_max"]), score)
-            yield held[path][row]
-            if last[path] == name:
-                del held[path]
+        names, places = [], []
+        for path in self._parts():
+            in_part = self._read(path, ["id"])["id"].to_pylist()
+            names += in_part
+            places += [(path, row) for row in range(len(in_part))]
+        columns = [name, f"{name}_max"]
+        return StoredScores(
+            lambda path: score_arrays(self._read(path, columns), name), [places[i] for i in rows_by_id(names)]
+        )
 
     def curve(self, name: str) -> np.ndarray:
         """One curve, ``[samples, layers]``, in the order and with the errors of `read`."""
@@ -318,7 +320,7 @@ class ProfileStore:
         self._manifest.add([path])
 
     def _read(self, path: Path, columns: Sequence[str] = ()) -> pa.Table:
-        """One whole shard with the columns of version 2, or some of them whose names never changed.
+        """One whole shard with the columns of version 2, or some of them.
 
         Raises `StoreError`; only `recover` moves damaged files.
         """
@@ -334,11 +336,14 @@ class ProfileStore:
         """As `_read`, but with the errors of Arrow."""
         if self._manifest.is_changed(path):
             raise pa.ArrowInvalid("its checksum is not that in manifest.json: one of the two files changed")
-        table = pq.read_table(path, columns=list(columns) or None, page_checksum_verification=True)
-        if columns:
-            return table
-        table = table.rename_columns([_VERSION_1_NAMES.get(name, name) for name in table.column_names])
-        return table.select(_COLUMNS)  # version 1 has curves that nothing reads
+        if not columns:
+            columns = _COLUMNS  # version 1 has curves that nothing reads
+        stored = set(pq.read_schema(path).names)
+        old = {new: name for name, new in _VERSION_1_NAMES.items() if name in stored}
+        table = pq.read_table(
+            path, columns=[old.get(name, name) for name in columns], page_checksum_verification=True
+        )
+        return table.rename_columns([_VERSION_1_NAMES.get(name, name) for name in table.column_names])
 
     def _parts(self) -> list[Path]:
         return shards(self.folder)
@@ -367,6 +372,10 @@ _COLUMNS = [
 ]
 
 
+_SMALL_COLUMNS = ["id", *_COUNTS, *CURVE_FIELDS]
+"""All but the scores."""
+
+
 def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
     columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
     for name in _COUNTS:
@@ -382,13 +391,3 @@ def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
     for name in CURVE_FIELDS:
         columns[name] = list_column([row.curves[name] for row in rows], pa.float32())
     return pa.table(columns)
-
-
-def _from_table(meta: dict[str, Any], table: pa.Table) -> Profile:
-    ids = table["id"].to_pylist()
-    order = rows_by_id(ids)
-    of_rows = {name: score_arrays(table, name) for name in SCORE_FIELDS}
-    scores = {name: [rows[i] for i in order] for name, rows in of_rows.items()}
-    curves = {name: np.stack(arrays_of(table[name]))[order] for name in CURVE_FIELDS}
-    counts = {name: table[name].to_numpy()[order] for name in _COUNTS}
-    return Profile(meta, [ids[i] for i in order], counts, scores, curves)

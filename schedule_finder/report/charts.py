@@ -35,7 +35,7 @@ from schedule_finder.report.vega import (
     spec,
     tip,
 )
-from schedule_finder.signals import layer_shift
+from schedule_finder.signals import layer_shift, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -182,7 +182,7 @@ def attention_map(data: RunData) -> Spec | None:
     if data.profile is None:
         return None
     layers, edges = data.profile.layers, rank_edges(round(data.profile.mean_vision))
-    values = ranked_attention(data.profile.maps, edges)
+    values = ranked_attention(spread(data.profile.maps), edges)
     bins = len(edges) - 1
     table = layer_rows(np.repeat(layers, bins)).assign(
         first=np.tile(edges[:-1] + 1, len(layers)),
@@ -216,7 +216,7 @@ def shift(data: RunData) -> Spec | None:
     if data.profile is None or len(data.profile.layers) < 2:
         return None
     layers = np.array(data.profile.layers)
-    found = band(layer_shift(data.profile.maps))
+    found = band(layer_shift(spread(data.profile.maps)))
     table = pd.DataFrame(
         {"layer": (layers[1:] + layers[:-1]) / 2, "mean": found.mean, "low": found.low, "high": found.high}
     )

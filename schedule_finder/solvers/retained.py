@@ -12,7 +12,7 @@ from pruning_runtime.schedule import Stage
 from schedule_finder.change_points.placement import candidate_layers, without_isolated
 from schedule_finder.evidence import Alternative, SolverEvidence
 from schedule_finder.profiling.store import Profile
-from schedule_finder.signals import layer_shift
+from schedule_finder.signals import layer_shift, spread
 from schedule_finder.solvers.base import Problem, Solution, Solver
 from schedule_finder.solvers.budget import BudgetTarget
 
@@ -146,7 +146,7 @@ def layer_weights(profile: Profile, *, moving: bool) -> np.ndarray:
     if not moving:
         return even
     # The first layer's move is unknown; it is always computed in full, so its weight changes no choice.
-    moved = np.concatenate([[0.0], layer_shift(profile.maps).mean(0)])
+    moved = np.concatenate([[0.0], layer_shift(spread(profile.maps)).mean(0)])
     return (even + moved / moved.sum()) / 2
 
 

@@ -15,6 +15,11 @@ def ids_of(run: Run) -> list[str]:
     return [entry.id for entry in read_entries(run.samples) if entry.use == "calibration"]
 
 
+def in_memory(profile: Profile) -> Profile:
+    """The profile as it is now: what changes on the disk later does not reach it."""
+    return profile.subset(range(len(profile)))
+
+
 def assert_equal(found: Profile, expected: Profile) -> None:
     """Both profiles hold the same samples and the same numbers, bit by bit."""
     assert found.ids == expected.ids

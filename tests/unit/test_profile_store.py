@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from schedule_finder.change_points import DETECTORS, distances, get_detector
+from schedule_finder.change_points.distances import layer_distances
+from schedule_finder.profiling import manifest
 from schedule_finder.profiling.capture import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.store import ProfileStore, StoreError
+from schedule_finder.profiling.stored_scores import StoredScores, chosen
+from schedule_finder.signals import layer_shift, spread
 
 LAYERS = 5
 ID_BYTES = 500
@@ -77,7 +83,7 @@ def test_a_stream_is_what_read_returns(tmp_path: Path, names: Sequence[int]) -> 
     store = store_with(tmp_path, [f"{i}" for i in names], rows_of(9), shard=3)
     profile = store.read()
     for field in SCORE_FIELDS:
-        streamed = list(store.stream(field))
+        streamed = list(store.scores(field))
         assert len(streamed) == len(profile)
         for found, expected in zip(streamed, profile.scores[field], strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -85,18 +91,96 @@ def test_a_stream_is_what_read_returns(tmp_path: Path, names: Sequence[int]) -> 
         np.testing.assert_array_equal(store.curve(field), profile.curves[field])
 
 
-def test_a_stream_holds_one_shard(tmp_path: Path) -> None:
-    """Twenty shards: NumPy's peak is below a third of what all samples take."""
+@pytest.mark.parametrize("names", [range(9), (5, 0, 7, 2, 8, 1, 6, 3, 4), (0, 1, 2, 3, 1, 4, 5, 6, 7)])
+def test_scores_in_any_order_and_by_index_are_those_of_a_scan(tmp_path: Path, names: Sequence[int]) -> None:
+    store = store_with(tmp_path, [f"{i}" for i in names], rows_of(9), shard=3)
+    scores = store.scores(SCORE_FIELDS[1])
+    scanned = list(scores)
+    whole = dict(scores.in_any_order())
+    part = [scanned[3], scanned[0], scanned[4]]
+    assert sorted(whole) == [*range(len(scanned))]
+    for place, sample in enumerate(scanned):
+        np.testing.assert_array_equal(whole[place], sample)
+        np.testing.assert_array_equal(scores[place], sample)
+    for found, expected in zip(scores[1::2], scanned[1::2], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(chosen(scores, [3, 0, 4]), part, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(store.read().subset([3, 0, 4]).scores[SCORE_FIELDS[1]], part, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_scan_holds_one_shard(tmp_path: Path, shuffled: bool) -> None:
+    """Twenty shards: NumPy's peak is below a third of what all samples take, whatever the order of ids."""
     rows = rows_of(400, seed=1, most=600)  # the samples take far more than their names
-    store = store_with(tmp_path, [f"{i:03d}" for i in range(400)], rows, shard=20)
-    everything = sum(sample.nbytes for sample in store.stream(SCORE_FIELDS[0]))
-    tracemalloc.start()
-    try:
-        for _ in store.stream(SCORE_FIELDS[0]):
-            pass
-        assert tracemalloc.get_traced_memory()[1] < everything / 3 + 400 * ID_BYTES
-    finally:
-        tracemalloc.stop()
+    order = np.random.default_rng(0).permutation(400) if shuffled else np.arange(400)
+    store = store_with(tmp_path, [f"{i:03d}" for i in order], rows, shard=20)
+    everything = sum(sample.nbytes for sample in store.scores(SCORE_FIELDS[0]))
+    profile = store.read()
+    scans: list[Callable[[], object]] = [
+        lambda: [None for _ in store.scores(SCORE_FIELDS[0]).in_any_order()],
+        lambda: layer_distances(store.scores(SCORE_FIELDS[0])),
+        lambda: layer_shift(profile.maps),
+        lambda: profile.subset(range(0, 400, 40)),
+    ]
+    if not shuffled:
+        scans.append(lambda: [None for _ in store.scores(SCORE_FIELDS[0])])
+    for scan in scans:
+        tracemalloc.start()
+        try:
+            scan()
+            assert tracemalloc.get_traced_memory()[1] < everything / 3 + 400 * ID_BYTES
+        finally:
+            tracemalloc.stop()
+
+
+def test_detection_on_stored_scores_is_that_in_memory(tmp_path: Path) -> None:
+    rows = rows_of(40, seed=3)
+    order = np.random.default_rng(1).permutation(40)
+    store = store_with(tmp_path, [f"{i:02d}" for i in order], rows)
+    scores = store.scores(SCORE_FIELDS[0])
+    found, expected = layer_distances(scores), layer_distances(list(scores))
+    np.testing.assert_array_equal(found.pairs, expected.pairs)
+    np.testing.assert_array_equal(found.to_uniform, expected.to_uniform)
+    np.testing.assert_array_equal(layer_shift(scores), layer_shift(list(scores)))
+    for name in DETECTORS:
+        detector = get_detector(name)
+        assert detector.detect(scores).to_json() == detector.detect(list(scores)).to_json()
+
+
+def test_of_many_samples_whole_shards_are_read_evenly_spread(tmp_path: Path, monkeypatch: Any) -> None:
+    order = np.random.default_rng(1).permutation(40)
+    store = store_with(tmp_path, [f"{i:02d}" for i in order], rows_of(40))
+    scores = store.scores(SCORE_FIELDS[0])
+    assert spread(scores, 40) is scores
+    assert len(spread(scores, 1)) == 4
+    some = spread(scores, 13)
+    expected = sorted([*range(4), *range(16, 20), *range(36, 40)], key=lambda row: order[row])
+    assert isinstance(some, StoredScores)
+    assert [(int(path.stem[-1]) * 4 + row) for path, row in some._places] == expected
+    # A detector says how many it read.
+    monkeypatch.setattr(distances, "ALWAYS_READ", 13)
+    monkeypatch.setattr(distances, "MOST_PAIRS", 0)
+    detected = get_detector("attention_shift").detect(scores)
+    assert detected.to_json() == get_detector("attention_shift").detect(list(some)).to_json()
+    assert detected.to_json()["evidence"]["num_samples"] == 12
+
+
+def test_a_checksum_is_computed_once_and_again_after_a_change(tmp_path: Path, monkeypatch: Any) -> None:
+    store = store_with(tmp_path, ["a", "b"], rows_of(2), shard=1)
+    computed: list[Path] = []
+    own = manifest._checksum
+    monkeypatch.setattr(manifest, "_checksum", lambda path: computed.append(path) or own(path))
+    store.read()
+    list(store.scores(SCORE_FIELDS[0]))
+    assert len(computed) == 2
+    shard = tmp_path / "part-00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 8
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match="part-00000"):
+        store.read()
 
 
 def test_shards_may_be_read_in_any_order(tmp_path: Path) -> None:

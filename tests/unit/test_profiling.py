@@ -22,7 +22,7 @@ from schedule_finder.profiling.engines.base import BatchResult, Outcome, Report,
 from schedule_finder.profiling.store import ProfileStore
 from schedule_finder.run.folder import Run
 from schedule_finder.samples import Sample, SampleEntry, describe, read_entries, write_entries
-from tests.support.stored_profiles import assert_equal, ids_of
+from tests.support.stored_profiles import assert_equal, ids_of, in_memory
 
 LAYERS, VISION = 4, 40
 
@@ -133,7 +133,7 @@ def test_an_interrupted_step_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_what_is_noted_but_not_stored_is_done_again(tmp_path: Path) -> None:
     run = begin(tmp_path, 200)
     profile(run, PlantedEngine())
-    before = run.profile.read()
+    before = in_memory(run.profile.read())
     lost = sorted(run.profile.folder.glob("part-*"))[1]
     missing = set(run.profile.ids())
     lost.unlink()
@@ -150,7 +150,7 @@ def test_what_is_noted_but_not_stored_is_done_again(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_set_aside_and_done_again(tmp_path: Path, damage: str) -> None:
     run = begin(tmp_path, 200)
     profile(run, PlantedEngine())
-    before = run.profile.read()
+    before = in_memory(run.profile.read())
     shard = run.profile.folder / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
     if damage == "one bit":

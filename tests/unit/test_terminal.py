@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pruning_runtime import Schedule
 from pruning_runtime.schedule import BackboneIdentity, ScorerChoice, Stage
-from schedule_finder.cli.terminal.schedule import _better_controls, _compared_rules, _reasons, show_schedule
+from schedule_finder.change_points import DETECTORS
+from schedule_finder.cli.terminal.schedule import (
+    _better_controls,
+    _compared_rules,
+    _reasons,
+    show_detections,
+    show_schedule,
+)
 from schedule_finder.evidence import (
     Alternative,
     Asked,
@@ -96,3 +104,13 @@ def test_held_out_results_of_the_full_model_alone_are_shown(capsys: pytest.Captu
     own = HeldOutSummary(schedule=digest(schedule), budget=0.5, samples=7, methods={"full": full})
     show_schedule(schedule, own)
     assert "full model 50.0 % (20.0-80.0), n = 7" in capsys.readouterr().out
+
+
+def test_a_detection_on_a_part_of_the_samples_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    maps = [np.ones((4, 3), np.float32)] * 5
+    found = {name: make().detect(maps).to_json() for name, make in DETECTORS.items()}
+    for samples, line in ((5, ""), (9, "attention_shift used 5 of 9 samples")):
+        show_detections({"default": "attention_shift", "samples": samples, "detectors": found})
+        assert line in (said := capsys.readouterr().out)
+        assert ("used 5" in said) == bool(line)
+    show_detections({"default": "token_curve", "samples": 9, "detectors": found})

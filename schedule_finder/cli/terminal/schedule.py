@@ -45,6 +45,10 @@ def show_detections(document: dict[str, Any]) -> None:
             _show_regimes(entry)
     if document.get("agreement"):
         screen.print(document["agreement"])
+    used = document["detectors"].get(document["default"], {}).get("evidence") or {}
+    read, samples = used.get("num_samples"), document.get("samples", 0)
+    if read and read < samples:
+        screen.print(f"{document['default']} used {read} of {samples} samples")
 
 
 def _show_regimes(entry: dict[str, Any]) -> None:
