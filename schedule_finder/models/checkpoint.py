@@ -225,6 +225,18 @@ def _file(source: str, name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def commit_of(find: Callable[[str], Path | None]) -> str | None:
+    """The commit of a checkpoint from the hub, which its cache names; None for a folder.
+
+    Args:
+        find: what `load_checkpoint` returns.
+    """
+    path = find("config.json")
+    if path is None or path.parent.parent.name != "snapshots":
+        return None
+    return path.parent.name
+
+
 def _first(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
 

@@ -13,7 +13,7 @@ from pruning_runtime.backbone import Backbone, find_backbone
 from pruning_runtime.schedule import BackboneIdentity
 from schedule_finder.demo import BACKBONE_FOLDERS
 from schedule_finder.errors import InputError
-from schedule_finder.models.checkpoint import load_checkpoint
+from schedule_finder.models.checkpoint import commit_of, load_checkpoint
 from schedule_finder.models.fingerprint import fingerprint
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.models.shapes import RANDOM_WEIGHTS, build_shape, is_shape
@@ -142,7 +142,7 @@ def load_backbone(
         name=name,
         model_type=backbone.model_type,
         num_layers=backbone.shape.num_layers,
-        revision=getattr(model.config, "_commit_hash", None),
+        revision=commit_of(find),
         config_digest=backbone.config_digest,
         fingerprint=fingerprint(find) or None,
     )

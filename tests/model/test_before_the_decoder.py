@@ -26,6 +26,8 @@ ATTENDING = [*FAMILIES, *(name for name, family in FAMILIES_A.items() if not fam
 KERNELS = [(name, kernel) for name in ATTENDING for kernel in ("sdpa", "eager")] + [
     (name, kernel) for name, family in FAMILIES_B.items() for kernel in family.kernels
 ]
+SCORE_ROUNDING = 64 * torch.finfo(torch.float32).eps
+"""Share of the largest score. Each score is a sum of a few hundred shares of attention in float32, all positive."""
 LOOKING = ((-1, 0.5), (2, 0.2))
 
 
@@ -41,7 +43,7 @@ def model_and_inputs(name: str, **options: Any) -> tuple[PreTrainedModel, Inputs
 
 @pytest.mark.parametrize(("name", "attention"), KERNELS)
 def test_the_scores_are_those_of_layer_0(name: str, attention: str) -> None:
-    """Bit by bit what a stage behind layer 0 sees; the layer itself then runs on the kept tokens alone."""
+    """To rounding what a stage behind layer 0 sees; the layer itself then runs on the kept tokens alone."""
     model, inputs, mask = model_and_inputs(name, attention=attention)
     stages = []
     for layer in (0, -1):
@@ -53,7 +55,8 @@ def test_the_scores_are_those_of_layer_0(name: str, attention: str) -> None:
     assert before.kept_positions() == behind.kept_positions()
     assert before.scores is not None
     assert behind.scores is not None
-    assert torch.equal(before.scores, behind.scores)
+    # Bit by bit with vector instructions; without them, kernels take other paths for other memory addresses.
+    assert (before.scores - behind.scores).abs().max() < SCORE_ROUNDING * behind.scores.abs().max()
     assert record.vision_tokens_per_layer[0] == list(before.keep)
 
 

@@ -23,6 +23,7 @@ from tests.support.tiny_folder import write_jsonl, write_llava_folder
 from tests.support.tiny_models import FAMILIES
 
 REPO = "somebody/llava-schedules"
+BACKBONE = "somebody/tiny-llava"
 RESULTS = {
     "full": {"n": 50, "score": 0.9},
     "schedule": {"n": 50, "score": 0.88, "score_low": 0.76, "score_high": 0.94, "kl": 0.02},
@@ -39,6 +40,7 @@ def hub() -> Iterator[Hub]:
 def client(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The client of huggingface_hub talks to the stand-in, with a cache of its own."""
     hub.repositories.clear()
+    hub.branches.clear()
     hub.commits.clear()
     constants = huggingface_hub.constants
     for name, value in (
@@ -194,3 +196,41 @@ def test_a_run_uploads_its_schedule_with_its_numbers_and_figure(hub: Hub, tmp_pa
     run.search(0.5, solver="paper")
     run.push_to_hub(REPO)
     assert "schedules/50pct-processed.results.json" not in hub.repositories[REPO]
+
+
+def test_a_backbone_comes_from_the_hub_at_the_revision_that_was_asked_for(hub: Hub, tmp_path: Path) -> None:
+    """The real client of transformers: both branches load, and the schedule names the commit."""
+    contents = {}
+    for branch, seed in (("main", 0), ("v2", 1)):
+        folder = write_llava_folder(tmp_path / branch, seed=seed)
+        contents[branch] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories[BACKBONE] = contents["main"]
+    hub.branches[BACKBONE, "v2"] = contents["v2"]
+    data = write_jsonl(tmp_path / "data", 16)
+    weights = {}
+    for branch, option in (("main", ()), ("v2", ("--revision", "v2"))):
+        out = tmp_path / f"run_{branch}"
+        call(
+            "profile", BACKBONE, *option, "--dataset", data, "--samples", 8, "--eval-samples", 4, "--out", out
+        )
+        call("detect", out)
+        call("schedule", out, "--solver", "paper", "--budget", "40%")
+        run = load_run(out)
+        commit = hub.commit(contents[branch])
+        assert run.schedule.backbone.name == BACKBONE
+        assert run.schedule.backbone.revision == commit
+        assert run.schedule.provenance["revision"] == commit
+        assert run.schedule.provenance["loading"].get("revision") == (option[1] if option else None)
+        weights[branch] = run.schedule.backbone.fingerprint
+    assert weights["main"] != weights["v2"]
+    # The branch moves on: the run that was begun is of other weights, and nothing is added to it.
+    hub.branches[BACKBONE, "v2"] = contents["main"]
+    line = call(
+        "profile", BACKBONE, "--revision", "v2", "--dataset", data, "--samples", 8, "--eval-samples", 4,
+        "--out", tmp_path / "run_v2", code=2,
+    )  # fmt: skip
+    assert "changed" in line
+    line = call(
+        "profile", BACKBONE, "--revision", "none", "--dataset", data, "--samples", 8, "--out", tmp_path / "no", code=2
+    )  # fmt: skip
+    assert "none" in line

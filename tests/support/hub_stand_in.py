@@ -20,11 +20,23 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
+    """Of a repository other than ``main``, by its name and the branch."""
     commits: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
 
+    def files(self, repo_id: str, revision: str) -> dict[str, bytes] | None:
+        """What a branch or the commit of a branch holds; None where there is no such revision."""
+        branches = {branch: files for (name, branch), files in self.branches.items() if name == repo_id}
+        branches["main"] = self.repositories[repo_id]
+        commits = {self.commit(files): files for files in branches.values()}
+        return {**commits, **branches}.get(revision)
+
     def revision(self, repo_id: str) -> str:
-        content = json.dumps({name: len(data) for name, data in self.repositories[repo_id].items()})
+        return self.commit(self.repositories[repo_id])
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        content = json.dumps({name: hashlib.sha1(data).hexdigest() for name, data in files.items()})
         return hashlib.sha1(f"{content}{len(self.commits)}".encode()).hexdigest()
 
 
@@ -105,7 +117,7 @@ def hub_stand_in() -> Iterator[Hub]:
             if parts[:2] == ["api", "models"]:
                 self.info(f"{parts[2]}/{parts[3]}", "/".join(parts[4:]))
             elif len(parts) > 4 and parts[2] == "resolve":
-                self.file(f"{parts[0]}/{parts[1]}", "/".join(parts[4:]))
+                self.file(f"{parts[0]}/{parts[1]}", parts[3], "/".join(parts[4:]))
             else:
                 self.missing("Unknown")
 
@@ -113,8 +125,17 @@ def hub_stand_in() -> Iterator[Hub]:
             if repo_id not in hub.repositories:
                 self.missing("RepoNotFound")
                 return
-            files = hub.repositories[repo_id]
+            asked = rest.split("/")[1] if rest.startswith(("tree/", "revision/")) else "main"
+            files = hub.files(repo_id, asked)
+            if files is None:
+                self.missing("RevisionNotFound")
+                return
             if rest.startswith("tree"):
+                folder = "/".join(rest.split("/")[2:])
+                files = {name: data for name, data in files.items() if name.startswith(folder)}
+                if folder and not files:
+                    self.missing("EntryNotFound")
+                    return
                 self.answer_json(
                     [
                         {"type": "file", "path": name, "size": len(data), "oid": "0"}
@@ -123,17 +144,21 @@ def hub_stand_in() -> Iterator[Hub]:
                 )
                 return
             siblings = [{"rfilename": name} for name in files]
-            self.answer_json({"id": repo_id, "sha": hub.revision(repo_id), "siblings": siblings})
+            self.answer_json({"id": repo_id, "sha": hub.commit(files), "siblings": siblings})
 
-        def file(self, repo_id: str, name: str) -> None:
+        def file(self, repo_id: str, revision: str, name: str) -> None:
             if repo_id not in hub.repositories:
                 self.missing("RepoNotFound")
-            elif name not in hub.repositories[repo_id]:
+                return
+            files = hub.files(repo_id, revision)
+            if files is None:
+                self.missing("RevisionNotFound")
+                return
+            if name not in files:
                 self.missing("EntryNotFound")
-            else:
-                content = hub.repositories[repo_id][name]
-                tag = hashlib.sha1(content).hexdigest()
-                self.answer(200, content, ETag=f'"{tag}"', X_Repo_Commit=hub.revision(repo_id))
+                return
+            tag = hashlib.sha1(files[name]).hexdigest()
+            self.answer(200, files[name], ETag=f'"{tag}"', X_Repo_Commit=hub.commit(files))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
