@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,13 @@ def _candidates(problem: Problem, table: SensitivityTable, placed: Sequence[Stag
         spent = [respent(placed[0], budget), budget.spend_rest([-1], ())]
         spent += [budget.spend_first(-1, end)] if end is not None else []
         found += [Candidate(stages, other.used_by(stages)) for stages in spent if stages is not None]
-    return list(dict.fromkeys(found))
+    # Ratios are rounded to tokens: on a typical prompt, two ways to spend a budget are often the same schedule.
+    tokens = round(problem.profile.mean_vision)
+    different: dict[Any, Candidate] = {}
+    for one in found:
+        kept = tuple((stage.layer, stage.kept(tokens)) for stage in one.stages)
+        different.setdefault((kept, one.policy), one)
+    return list(different.values())
 
 
 def predict(table: SensitivityTable, budget: BudgetTarget, stages: Sequence[Stage]) -> float:

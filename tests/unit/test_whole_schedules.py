@@ -18,6 +18,7 @@ from schedule_finder.measuring.rule_probe import FINALISTS, applicable_scorers, 
 from schedule_finder.measuring.token_policy import CONTROLS, TokenPolicy
 from schedule_finder.search import _alternatives
 from schedule_finder.solvers import SOLVERS, Problem, Solution
+from schedule_finder.solvers.sensitivity import _candidates
 from schedule_finder.solvers.whole_schedules import ROUNDS, Candidate, WholeSchedules
 from tests.support.planted_tables import LAYERS, POLICY, table_from, target_of
 from tests.support.solver_profiles import random_profile
@@ -171,6 +172,19 @@ def test_only_the_best_candidates_are_measured_on_all_samples() -> None:
     few = [one for one in solution.evidence.candidates if one.samples == ROUNDS[0][0]]
     assert all(one.worse_by is None for one in few)
     assert all(one.worse_by is not None for one in solution.evidence.candidates if one.samples == SAMPLES)
+
+
+def test_no_candidate_keeps_the_same_tokens_as_another_one_by_the_same_rule() -> None:
+    """Ways to spend a budget differ in the fourth digit of a ratio and keep the same tokens."""
+    table = table_from(np.full(LAYERS, 0.5), earliest=-1)
+    profile = random_profile(LAYERS, 0)
+    problem = Problem(profile, [], target_of(0.3), POLICY, sensitivity=table)
+    tokens = round(profile.mean_vision)
+    stage = Stage(layer=3, keep_ratio=5 / tokens)
+    near, other = Stage(layer=3, keep_ratio=5.01 / tokens), Stage(layer=3, keep_ratio=6 / tokens)
+    found = [one.stages for one in _candidates(problem, table, [(stage,), (near,), (other,)])]
+    assert found[:2] == [(stage,), (other,)]
+    assert (near,) not in found
 
 
 # ---- the comparison of rules on single stages
