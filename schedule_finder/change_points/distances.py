@@ -71,7 +71,7 @@ def layer_distances(maps: Iterable[np.ndarray]) -> LayerDistances:
     some (before the first: of the first), so that a missing layer is no change. Raises `ValueError`.
     """
     if isinstance(maps, Sequence) and len(maps):
-        maps = spread(maps, max(ALWAYS_READ, MOST_PAIRS // max(len(maps[0]), 1) ** 2))
+        maps = spread(maps, _most_samples(len(maps[0])))
     pairs, uniform = {}, {}
     seen: np.ndarray | None = None
     num_rows = 0
@@ -93,10 +93,15 @@ def layer_distances(maps: Iterable[np.ndarray]) -> LayerDistances:
 
 
 def curve_distances(curve: np.ndarray) -> LayerDistances:
-    """Squared differences of one number per layer, ``[num_samples, num_layers]``."""
+    """Squared differences of one number per layer, ``[num_samples, num_layers]``; of as many samples at most."""
     values = np.asarray(curve, dtype=np.float64)
+    values = values[:: max(1, -(-len(values) // _most_samples(values.shape[1])))]
     pairs = (values[:, :, None] - values[:, None]) ** 2
     return LayerDistances(np.arange(values.shape[1]), pairs, None, values.shape[1])
+
+
+def _most_samples(num_layers: int) -> int:
+    return max(ALWAYS_READ, MOST_PAIRS // max(num_layers, 1) ** 2)
 
 
 def _sample_distances(sample: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,42 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
+
+COUNTS = ("num_vision", "num_text_queries", "num_other")
+COLUMNS = [
+    "id",
+    *COUNTS,
+    *(column for name in SCORE_FIELDS for column in (name, f"{name}_max")),
+    *CURVE_FIELDS,
+]
+
+
+SMALL_COLUMNS = [*COUNTS, *CURVE_FIELDS]
+"""All but ids and scores."""
+
+
+def table_of(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
+    """A shard: a row per sample."""
+    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
+    for name in COUNTS:
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.int32())
+    for name in SCORE_FIELDS:
+        largest = [np.maximum(row.scores[name].max(1), np.finfo(np.float32).tiny) for row in rows]
+        fractions = [
+            (row.scores[name] / top[:, None]).astype(np.float16).ravel()
+            for row, top in zip(rows, largest, strict=True)
+        ]
+        columns[name] = list_column(fractions, pa.float16())
+        columns[f"{name}_max"] = list_column(largest, pa.float32())
+    for name in CURVE_FIELDS:
+        columns[name] = list_column([row.curves[name] for row in rows], pa.float32())
+    return pa.table(columns)
 
 
 def list_column(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:

@@ -35,7 +35,7 @@ class Manifest:
     def listed(self) -> dict[str, dict[str, Any]] | None:
         """File name to ``samples``, ``bytes`` and ``sha256``; None where there is no manifest. Raises `StoreError`."""
         try:
-            state = _state(self._path)
+            state = file_state(self._path)
             if self._parsed is None or self._parsed[0] != state:
                 self._parsed = state, self._parse()
             return dict(self._parsed[1])
@@ -85,7 +85,7 @@ class Manifest:
         facts = (self.listed() or {}).get(path.name)
         if facts is None:
             return False
-        state = (*_state(path), facts["sha256"])
+        state = (*file_state(path), facts["sha256"])
         if self._checked.get(path) == state:
             return False
         if facts["bytes"] != path.stat().st_size or facts["sha256"] != _checksum(path):
@@ -160,7 +160,7 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def file_state(path: Path) -> tuple[int, int, int]:
     """What changes when a file is written or replaced."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns

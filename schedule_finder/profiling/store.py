@@ -22,17 +22,24 @@ from pruning_runtime.geometry import DecoderShape
 from schedule_finder.errors import StoreError
 from schedule_finder.files import parse_json, replacing, write_json, writing
 from schedule_finder.models.fingerprint import differences
-from schedule_finder.profiling.columns import arrays_of, list_column, rows_by_id, score_arrays
+from schedule_finder.profiling.columns import (
+    COLUMNS,
+    COUNTS,
+    SMALL_COLUMNS,
+    arrays_of,
+    rows_by_id,
+    score_arrays,
+    table_of,
+)
 from schedule_finder.profiling.fields import CURVE_FIELDS, SCORE_FIELDS, ProfileRow
 from schedule_finder.profiling.frames import curves_table, tokens_table
-from schedule_finder.profiling.manifest import Manifest, shards
+from schedule_finder.profiling.manifest import Manifest, file_state, shards
 from schedule_finder.profiling.stored_scores import StoredScores, chosen
 from schedule_finder.run.schema import missing_fields, problem_of_meta
 
 __all__ = ["Profile", "ProfileStore", "StoreError"]
 
 FORMAT, VERSION = "adaptinfer-profile", 2
-_COUNTS = ("num_vision", "num_text_queries", "num_other")
 _EARLIER: dict[str, Any] = {"left_out": {}, "text_queries": None}
 """Fields that earlier releases did not write, as they were then."""
 _VERSION_1_NAMES = {"num_raters": "num_text_queries"}
@@ -123,6 +130,7 @@ class ProfileStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest = Manifest(folder)
+        self._scanned: tuple[Any, list[str], list[tuple[Path, int]]] | None = None
 
     @property
     def meta_path(self) -> Path:
@@ -209,7 +217,7 @@ class ProfileStore:
     def append(self, ids: Sequence[str], rows: Sequence[ProfileRow]) -> None:
         """Write one shard in one step; a reader sees all of it or nothing. Raises `InputError`."""
         if rows:
-            self._append(_to_table(ids, rows))
+            self._append(table_of(ids, rows))
 
     def ids(self) -> list[str]:
         """Ids of all samples that are stored, in no order."""
@@ -246,23 +254,19 @@ class ProfileStore:
     def read(self) -> Profile:
         """All samples, each once, ordered by id; scores when they are used. Raises `StoreError`."""
         meta = self._readable_meta()
-        table = pa.concat_tables([self._read(path, _SMALL_COLUMNS) for path in self._parts()])
-        names = table["id"].to_pylist()
+        names, _ = self._rows()
+        table = pa.concat_tables([self._read(path, SMALL_COLUMNS) for path in self._parts()])
         order = rows_by_id(names)
         curves = {name: np.stack(arrays_of(table[name]))[order] for name in CURVE_FIELDS}
         self._check_layers(meta, curves[CURVE_FIELDS[0]])
-        counts = {name: table[name].to_numpy()[order] for name in _COUNTS}
+        counts = {name: table[name].to_numpy()[order] for name in COUNTS}
         scores: dict[str, Sequence[np.ndarray]] = {name: self.scores(name) for name in SCORE_FIELDS}
         return Profile(meta, [names[i] for i in order], counts, scores, curves)
 
     def scores(self, name: str) -> StoredScores:
         """One score of every sample, in the order and with the errors of `read`."""
         self._readable_meta()
-        names, places = [], []
-        for path in self._parts():
-            in_part = self._read(path, ["id"])["id"].to_pylist()
-            names += in_part
-            places += [(path, row) for row in range(len(in_part))]
+        names, places = self._rows()
         columns = [name, f"{name}_max"]
         return StoredScores(
             lambda path: score_arrays(self._read(path, columns), name), [places[i] for i in rows_by_id(names)]
@@ -271,10 +275,24 @@ class ProfileStore:
     def curve(self, name: str) -> np.ndarray:
         """One curve, ``[samples, layers]``, in the order and with the errors of `read`."""
         meta = self._readable_meta()
-        table = pa.concat_tables([self._read(path, ["id", name]) for path in self._parts()])
-        curve = np.stack(arrays_of(table[name]))[rows_by_id(table["id"].to_pylist())]
+        names, _ = self._rows()
+        table = pa.concat_tables([self._read(path, [name]) for path in self._parts()])
+        curve = np.stack(arrays_of(table[name]))[rows_by_id(names)]
         self._check_layers(meta, curve)
         return curve
+
+    def _rows(self) -> tuple[list[str], list[tuple[Path, int]]]:
+        """Id, shard and row of every sample, shard by shard; read once while no shard changes."""
+        parts = self._parts()
+        state = [(path, file_state(path)) for path in parts]
+        if self._scanned is None or self._scanned[0] != state:
+            names, places = [], []
+            for path in parts:
+                in_part = self._read(path, ["id"])["id"].to_pylist()
+                names += in_part
+                places += [(path, row) for row in range(len(in_part))]
+            self._scanned = state, names, places
+        return self._scanned[1], self._scanned[2]
 
     def _readable_meta(self) -> dict[str, Any]:
         meta = self.meta()
@@ -337,7 +355,7 @@ class ProfileStore:
         if self._manifest.is_changed(path):
             raise pa.ArrowInvalid("its checksum is not that in manifest.json: one of the two files changed")
         if not columns:
-            columns = _COLUMNS  # version 1 has curves that nothing reads
+            columns = COLUMNS  # version 1 has curves that nothing reads
         stored = set(pq.read_schema(path).names)
         old = {new: name for name, new in _VERSION_1_NAMES.items() if name in stored}
         table = pq.read_table(
@@ -362,32 +380,3 @@ def _same(field_name: str, known: Any, given: Any) -> bool:
     if field_name not in ("backbone", "shape") or not isinstance(known, dict):
         return bool(known == given)
     return all(known[name] == given[name] for name in known.keys() & given.keys() - {"fingerprint"})
-
-
-_COLUMNS = [
-    "id",
-    *_COUNTS,
-    *(column for name in SCORE_FIELDS for column in (name, f"{name}_max")),
-    *CURVE_FIELDS,
-]
-
-
-_SMALL_COLUMNS = ["id", *_COUNTS, *CURVE_FIELDS]
-"""All but the scores."""
-
-
-def _to_table(ids: Sequence[str], rows: Sequence[ProfileRow]) -> pa.Table:
-    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
-    for name in _COUNTS:
-        columns[name] = pa.array([getattr(row, name) for row in rows], pa.int32())
-    for name in SCORE_FIELDS:
-        largest = [np.maximum(row.scores[name].max(1), np.finfo(np.float32).tiny) for row in rows]
-        fractions = [
-            (row.scores[name] / top[:, None]).astype(np.float16).ravel()
-            for row, top in zip(rows, largest, strict=True)
-        ]
-        columns[name] = list_column(fractions, pa.float16())
-        columns[f"{name}_max"] = list_column(largest, pa.float32())
-    for name in CURVE_FIELDS:
-        columns[name] = list_column([row.curves[name] for row in rows], pa.float32())
-    return pa.table(columns)
