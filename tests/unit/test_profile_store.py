@@ -175,10 +175,8 @@ def test_a_checksum_is_computed_once_and_again_after_a_change(tmp_path: Path, mo
     store.read()
     list(store.scores(SCORE_FIELDS[0]))
     assert len(computed) == 2
-    shard = tmp_path / "part-00000.parquet"
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 8
-    shard.write_bytes(content)
+    # A whole shard in the place of another one: only the manifest tells them apart.
+    (tmp_path / "part-00000.parquet").write_bytes((tmp_path / "part-00001.parquet").read_bytes())
     with pytest.raises(StoreError, match="part-00000"):
         store.read()
 
