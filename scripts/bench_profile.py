@@ -11,13 +11,15 @@ than is usually stored). With as many key heads as query heads and with a quarte
 
 Time: all methods in one process in turn, so that other load affects all of them; the median over rounds of the ratio to
 the plain forward. Memory: the peak of one batch, in a process per method, above the memory before it; on the CPU
-resident memory (Linux), on a GPU the memory that PyTorch allocated. The last line of stdout is one JSON document.
+resident memory (Linux; glibc returns freed blocks at once, see `RETURN_FREED`), on a GPU the memory that PyTorch
+allocated. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,6 +37,9 @@ from schedule_finder.profiling.capture import profile_batch
 from schedule_finder.profiling.fields import MOST_QUERIES
 
 WAYS = ("plain", "profile", "exact", "dumps")
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""By default glibc keeps freed blocks of up to 32 MB, depending on those before: the peak of one call then varies by
+half, and a profile may seem to take less than the plain forward."""
 IMAGE_ID = 5
 SHAPES = {
     # layers, width, width inside the MLP, heads; tower: layers, width, heads, image size, patch size
@@ -188,7 +193,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
         for name in ("shape", "device", "dtype", "batch", "threads"):
             command += [f"--{name}", str(getattr(options, name))]
         command += ["--text", str(row["text"]), "--kv-share", str(row["kv_share"])]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | RETURN_FREED)
         row["peak_mb"] = float(done.stdout.split()[-1])
     return results
 

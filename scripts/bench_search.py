@@ -69,9 +69,9 @@ class TimedSearch(Search):
         with self._timed("rules"):
             return super()._best_rules(*args, **options)
 
-    def _measure_on(self, samples: list[Sample]) -> AnswerKL:
+    def _measure_on(self, samples: list[Sample], most: int) -> AnswerKL:
         with self._timed("answers of the unpruned model"):
-            found = super()._measure_on(samples)
+            found = super()._measure_on(samples, most)
         if not self._sharing:
             found._states = SharedStates(found._backbone, most_bytes=0)
         self.measured.append(found)
@@ -87,22 +87,26 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--samples", type=int, default=TABLE_SAMPLES + CHOICE_SAMPLES)
     parser.add_argument("--budget", type=float, default=0.25)
+    parser.add_argument("--shared-only", action="store_true", help="leave out the search without sharing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         profile, parts, schedules = _measure(asked, Path(folder))
-    assert schedules[0].stages == schedules[1].stages, "sharing layers changed the schedule"
+    stages = [schedule.stages for schedule in schedules.values()]
+    assert stages[0] == stages[-1], "sharing layers changed the schedule"
     print(f"profile of {PROFILED} samples: {profile:.0f} s")
-    print(f"{'':32} {'own layers':>10} {'shared':>8}  over the profile")
-    for part in parts[0]:
-        alone, shared = parts[0][part], parts[1][part]
-        print(f"{part:32} {alone:10.0f} {shared:8.0f}  {alone / profile:.2f} {shared / profile:.2f}")
-    results = {"profile": profile, "own_layers": parts[0], "shared": parts[1]}
+    print(f"{'':32}" + "".join(f"{name:>20}" for name in parts))
+    for part in parts["shared"]:
+        cells = (f"{found[part]:.0f} ({found[part] / profile:.2f})" for found in parts.values())
+        print(f"{part:32}" + "".join(f"{cell:>20}" for cell in cells))
+    results = {"profile": profile, **parts}
     print(json.dumps({"options": vars(asked), "torch": torch.__version__, "results": results}))
 
 
-def _measure(asked: argparse.Namespace, folder: Path) -> tuple[float, list[dict[str, float]], list[Schedule]]:
-    """Seconds of the profile of `PROFILED` samples, and seconds by part and schedules of both searches."""
+def _measure(
+    asked: argparse.Namespace, folder: Path
+) -> tuple[float, dict[str, dict[str, float]], dict[str, Schedule]]:
+    """Seconds of the profile of `PROFILED` samples, and of each search the seconds by part and the schedule."""
     begun = time.process_time()
     schedule_finder.profile(
         asked.backbone, asked.dataset, out=folder / "run", samples=asked.samples, eval_samples=0
@@ -110,14 +114,14 @@ def _measure(asked: argparse.Namespace, folder: Path) -> tuple[float, list[dict[
     profile = (time.process_time() - begun) / asked.samples * PROFILED
     schedule_finder.load_run(folder / "run").detect()
     model = load_backbone(asked.backbone, device="cpu"), open_data(asked.dataset)
-    parts, schedules = [], []
-    for sharing in (False, True):
-        shutil.copytree(folder / "run", own := folder / f"sharing_{sharing}")
-        search = TimedSearch(Run(own), model, sharing=sharing)
-        schedules.append(search.solve(asked.budget, "processed"))
+    parts, schedules = {}, {}
+    for name in ["shared"] if asked.shared_only else ["own layers", "shared"]:
+        shutil.copytree(folder / "run", own := folder / name)
+        search = TimedSearch(Run(own), model, sharing=name == "shared")
+        schedules[name] = search.solve(asked.budget, "processed")
         forwards = sum(one.forwards for one in search.measured)
-        parts.append({**search.seconds, "all": sum(search.seconds.values())})
-        print(f"sharing {sharing}: {forwards:.0f} unpruned forward passes of one sample", flush=True)
+        parts[name] = {**search.seconds, "all": sum(search.seconds.values())}
+        print(f"{name}: {forwards:.0f} unpruned forward passes of one sample", flush=True)
     return profile, parts, schedules
 
 

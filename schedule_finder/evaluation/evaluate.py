@@ -152,7 +152,7 @@ class _Batch:
         loaded = self._evaluation.loaded
         # Statistics of the vision tower exist only where it runs.
         reused = self._features.reused(tower_needs(schedule) is None)
-        with reused, pruned(loaded.backbone.model, schedule, timing=True) as record:
+        with reused, pruned(loaded.backbone, schedule, timing=True) as record:
             output = loaded.generate(
                 inputs, self._evaluation.max_new_tokens, output_logits=True, return_dict_in_generate=True
             )

@@ -28,7 +28,7 @@ def write_example(
     index_of = {position: index for index, position in enumerate(vision.nonzero().flatten().tolist())}
     length = inputs["input_ids"].shape[1]
     full = loaded.generate(inputs, max_new_tokens)
-    with pruned(loaded.backbone.model, schedule) as record:
+    with pruned(loaded.backbone, schedule) as record:
         short = loaded.generate(inputs, max_new_tokens)
     document = {
         "schedule": digest(schedule),

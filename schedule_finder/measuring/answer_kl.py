@@ -44,11 +44,12 @@ class _Batch:
 
     Attributes:
         inputs: of one pass over prompts and answers, on the device.
-        digest: of the prompts.
+        digest: of the inputs.
         lengths: tokens of each row's answer.
-        reference: logits of the unpruned model for the answer tokens of all rows in turn, ``[tokens, vocab]``. In the
-            model's own type, so that nothing is lost, and on the host, where 64 answers of 16 tokens over 150k entries
-            (0.3 GB in bfloat16) do not take memory from the model.
+        reference: logits of the unpruned model for the answer tokens of all rows in turn, ``[tokens, vocab]``: those
+            that chose the answers, or, in half precision, of one pass over prompts and answers. In the model's own
+            type, so that nothing is lost, and on the host, where 64 answers of 16 tokens over 150k entries (0.3 GB in
+            bfloat16) do not take memory from the model.
     """
 
     inputs: dict[str, Tensor]
@@ -82,8 +83,7 @@ class AnswerKL:
         backbone: where to measure, with its name for schedules.
         sample_ids: one for each row of ``batches``; all results are in this order.
         batches: model inputs on the model's device, padded on the left.
-        store: keeps answers and what was measured; a stored result is not measured again. Its context must identify
-            the model.
+        store: keeps what was measured; a stored result is not measured again. Its context must identify the model.
         answer_tokens: longest answer, in tokens; 1: only the distribution of the first token counts.
     """
 
@@ -100,7 +100,7 @@ class AnswerKL:
         self.answer_tokens = answer_tokens
         self.forwards = 0.0
         """Cost so far in unpruned forward passes of one sample and its answer: layers that ran, weighted by their
-        tokens. Generating an answer computes as many tokens as one of them, but takes longer."""
+        tokens. Generating an answer counts as one of them: it computes as many tokens, but takes longer."""
         self._backbone = backbone
         self._identity = identity
         self._store = store or UnitStore(None, {})
@@ -194,31 +194,31 @@ class AnswerKL:
             "schedule": schedule.model_dump(mode="json", include=fields),
         }
 
-    def _batch(self, inputs: dict[str, Tensor]) -> _Batch:
+    def _batch(self, prompts: dict[str, Tensor]) -> _Batch:
         """The prompts with the unpruned model's answers and its logits for them."""
-        rows, digest = len(inputs["input_ids"]), inputs_digest(inputs)
-        if self.answer_tokens == 1:
-            lengths = (1,) * rows
-        else:
-            key = {"inputs": digest, "answer_tokens": self.answer_tokens, "answers_of": "full"}
-            answers = self._store.get(key)
-            if answers is None:
-                with self._features.reused():
-                    answers = greedy_answers(self._backbone, inputs, self.answer_tokens)
-                self._store.put(key, answers)
-                self.forwards += rows
-            inputs = with_answers(self._backbone, inputs, answers)
-            lengths = tuple(map(len, answers))
-        batch = _Batch(inputs, digest, lengths, torch.empty(0))
+        rows = len(prompts["input_ids"])
         self.forwards += rows
-        return replace(batch, reference=batch.answer_logits(self._logits(batch)).cpu())
+        if self.answer_tokens == 1:
+            batch = _Batch(prompts, inputs_digest(prompts), (1,) * rows, torch.empty(0))
+            return replace(batch, reference=batch.answer_logits(self._logits(batch)).cpu())
+        with self._features.reused():
+            own = greedy_answers(self._backbone, prompts, self.answer_tokens)
+        inputs = with_answers(self._backbone, prompts, own.tokens)
+        # Results belong to an answer: one that came out otherwise, on another machine, has results of its own.
+        batch = _Batch(inputs, inputs_digest(inputs), tuple(map(len, own.tokens)), torch.empty(0))
+        logits = own.logits
+        if self._backbone.model.dtype != torch.float32:
+            # In half precision, the logits of single steps differ from those of one pass by more than a little.
+            self.forwards += rows
+            logits = self._logits(batch)
+        return replace(batch, reference=batch.answer_logits(logits).cpu())
 
     def _pruned(
         self, batch: _Batch, schedule: Schedule, later: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         with (
             self._states.reused(batch.digest, schedule, later) as skipped,
-            pruned(self._backbone.model, schedule, answer_length=batch.answer_length) as record,
+            pruned(self._backbone, schedule, answer_length=batch.answer_length) as record,
         ):
             # Statistics of the vision tower exist only where it runs.
             logits = self._logits(batch, reuse_features=tower_needs(schedule) is None)

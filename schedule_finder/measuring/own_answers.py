@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,23 @@ _SUFFIX_TYPES = {"paligemma": 1}
 """``token_type_ids`` of an answer by model type, 0 for others: PaliGemma attends both ways within 0."""
 
 
-def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class OwnAnswers:
+    """Greedy answers of the unpruned model to a batch.
+
+    Attributes:
+        tokens: token ids of each row. The token that ends an answer is part of it. An answer also ends with an id of a
+            vision token, which a model may write and which no prompt may hold without an image, and with one that a
+            model replaces in prompts with an image (Ovis2).
+        logits: that chose them, float32 ``[rows, longest answer, vocabulary]``; behind the end of a shorter answer
+            they have no meaning.
+    """
+
+    tokens: list[list[int]]
+    logits: Tensor
+
+
+def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> OwnAnswers:
     """The model's greedy answer to each prompt of a batch.
 
     Args:
@@ -23,20 +40,23 @@ def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> 
         most: longest answer, in tokens.
 
     Returns:
-        Token ids of each row, 1 to ``most``. The token that ends an answer is part of it. An answer also ends with
-        an id of a vision token, which a model may write and which no prompt may hold without an image.
+        Answers of 1 to ``most`` tokens.
     """
     model: Any = backbone.model
     with torch.inference_mode():
-        generated = model.generate(**inputs, max_new_tokens=most, do_sample=False)
-    answers = generated[:, inputs["input_ids"].shape[1] :]
+        output = model.generate(
+            **inputs, max_new_tokens=most, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    answers = output.sequences[:, inputs["input_ids"].shape[1] :]
     ends = backbone.vision_mask(answers)
-    stops = model.generation_config.eos_token_id
-    if stops is not None:
-        ends |= torch.isin(answers, torch.as_tensor(stops, device=answers.device))
+    replaced = getattr(model.config, "visual_indicator_token_ids", None)
+    for stops in (model.generation_config.eos_token_id, replaced):
+        if stops is not None:
+            ends |= torch.isin(answers, torch.as_tensor(stops, device=answers.device))
     # The first end is part of the answer; what follows it is padding.
     lengths = (ends.cumsum(1) - ends.long() == 0).sum(1).tolist()
-    return [row[:length] for row, length in zip(answers.tolist(), lengths, strict=True)]
+    tokens = [row[:length] for row, length in zip(answers.tolist(), lengths, strict=True)]
+    return OwnAnswers(tokens, torch.stack(output.logits[: max(lengths)], 1))
 
 
 def with_answers(

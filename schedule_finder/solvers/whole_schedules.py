@@ -28,7 +28,7 @@ from schedule_finder.solvers.policy_choice import (
 if TYPE_CHECKING:
     from schedule_finder.measuring.answer_kl import AnswerKL
 
-ROUNDS = ((32, 12), (64, 6), (128, 3))
+ROUNDS = ((16, 12), (32, 8), (64, 5), (128, 3))
 """Successive halving: samples of a round (whole batches of them), and candidates that it leaves. The last ones are
 measured on all samples."""
 WORSE = 2.0
@@ -120,7 +120,8 @@ class WholeSchedules:
         self, candidate: Candidate, best: Candidate, leaves: Callable[[np.ndarray], bool]
     ) -> None:
         """Measure on more and more samples until ``leaves`` says so of the answer change above that of ``best``."""
-        for samples, _ in ROUNDS:
+        # The first round is for a choice among many, not for a comparison of two.
+        for samples, _ in ROUNDS[1:]:
             if candidate in self.measured or (kl := self._measure(candidate, samples)) is None:
                 return
             if leaves(answer_change(kl) - answer_change(self.measured[best][: len(kl)])):

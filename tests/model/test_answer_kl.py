@@ -78,17 +78,17 @@ def test_answers_end_where_a_prompt_could_not_go_on() -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((1, 2), seed=3)
     backbone = find_backbone(model)
-    whole = greedy_answers(backbone, inputs, 6)
+    whole = greedy_answers(backbone, inputs, 6).tokens
     assert whole == answers_of(model, inputs, 6)
     assert list(map(len, whole)) == [6, 6]
     as_vision = replace(backbone, vision_token_ids=(IMAGE, whole[0][2]))
-    assert greedy_answers(as_vision, inputs, 6)[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
+    assert greedy_answers(as_vision, inputs, 6).tokens[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
     ends = ends_of(model, inputs)
 
     def ended(answer: list[int]) -> list[int]:
         return answer[: next(place for place, token in enumerate(answer) if token in ends) + 1]
 
-    found = greedy_answers(backbone, inputs, 6)
+    found = greedy_answers(backbone, inputs, 6).tokens
     assert found == [ended(answer) for answer in whole]
     assert max(map(len, found)) < 6
 
@@ -123,7 +123,7 @@ def test_it_is_the_mean_over_the_tokens_of_the_unpruned_answer() -> None:
     assert lengths[:2] == [2, 1]
     assert max(lengths) == 4
     answer_kl = answer_kl_of(model, batches)
-    assert answer_kl.forwards == 4 + 4  # the answers and the reference
+    assert answer_kl.forwards == 4  # the answers, which give the reference too
     found, tokens = answer_kl.measure_with_tokens(stages, POLICY)
     assert found == pytest.approx(expected, abs=1e-5)
     assert tokens.tolist() == likely
@@ -141,6 +141,44 @@ def test_a_prompt_with_its_answer_gives_the_logits_that_chose_it(name: str) -> N
     with torch.no_grad():
         found = model(**whole, use_cache=False, logits_to_keep=4).logits[:, -4:]  # some return all
     assert (found - logits).abs().max() < rounding_bound(model, whole)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FAMILIES_A, *FAMILIES_B])
+def test_the_logits_that_chose_an_answer_are_those_of_one_pass_over_it(name: str) -> None:
+    """The reference of a search comes from single steps on a cache; pruned schedules are measured in one pass."""
+    model, inputs = a_model_of(name)
+    backbone = find_backbone(model)
+    own = greedy_answers(backbone, inputs, 4)
+    longest = max(map(len, own.tokens))
+    whole = with_answers(backbone, inputs, own.tokens)
+    with torch.no_grad():
+        found = model(**whole, use_cache=False, logits_to_keep=longest).logits[:, -longest:].float()
+    assert own.logits.shape == found.shape
+    bound = rounding_bound(model, whole)
+    for row, answer in enumerate(own.tokens):
+        assert (own.logits[row] - found[row])[: len(answer)].abs().max() < bound
+        assert own.logits[row].argmax(-1)[: len(answer)].tolist() == answer
+
+
+def test_in_half_precision_the_reference_is_one_pass() -> None:
+    """There, single steps round otherwise than one pass; a schedule that drops nothing must still change nothing."""
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build().bfloat16(), tiny.batch((1, 2), seed=3)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    answer_kl = answer_kl_of(model, [inputs])
+    assert answer_kl.forwards == 2 + 2  # the answers and the pass
+    assert answer_kl.measure((), POLICY).tolist() == [0, 0]
+
+
+def test_stored_results_belong_to_the_answers_they_were_measured_on(tmp_path: Path) -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1, 2), seed=3)
+    stages = (Stage(layer=0, keep_ratio=0.4), Stage(layer=3, keep_ratio=0.1))
+    longer = answer_kl_of(model, [inputs], UnitStore(tmp_path, {})).measure(stages, POLICY)
+    ends_of(model, inputs)
+    shorter = answer_kl_of(model, [inputs], UnitStore(tmp_path, {})).measure(stages, POLICY)
+    assert shorter.tolist() == answer_kl_of(model, [inputs]).measure(stages, POLICY).tolist()
+    assert np.abs(shorter - longer).min() > 1e-4
 
 
 def test_a_part_of_the_samples_is_the_first_of_them() -> None:

@@ -67,6 +67,24 @@ def test_nested_and_concurrent_use_is_an_error() -> None:
         pass
 
 
+def test_a_backbone_that_was_found_before_takes_the_place_of_its_model() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1, 2))
+    model.generate(**inputs, max_new_tokens=2)  # transformers itself installs hooks at the first call
+    backbone, before = find_backbone(model), copy.deepcopy(state_of(model))
+    schedule = schedule_for(model, (1, 0.5))
+    with torch.no_grad():
+        with pruned(model, schedule) as record:
+            expected = model(**inputs).logits
+        with pruned(backbone, schedule) as found:
+            assert torch.equal(model(**inputs).logits, expected)
+            for again in (model, backbone):
+                with pytest.raises(PruningError, match="already inside"), pruned(again, schedule):
+                    pass
+    assert found.tokens_per_layer == record.tokens_per_layer
+    assert state_of(model) == before
+
+
 def test_two_models_are_pruned_side_by_side() -> None:
     tiny = FAMILIES["llava"]
     models = [tiny.build(seed=seed) for seed in (0, 1)]

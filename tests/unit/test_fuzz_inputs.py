@@ -13,7 +13,7 @@ from PIL import Image
 from scripts.fuzz_inputs import KINDS, Case, fuzz, make_base, run_case
 from tests.support.command_line import call
 
-CASES = 200
+CASES = 120
 
 
 @pytest.fixture(scope="module")
