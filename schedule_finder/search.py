@@ -299,8 +299,9 @@ class Search:
     def _measure_on(self, samples: list[Sample], most: int) -> AnswerKL:
         from schedule_finder.measuring.answer_kl import AnswerKL
 
-        batch = min(self._batch_size, most)
-        return AnswerKL.for_samples(self._loaded, samples, batch, self._run.measurements, self.answer_tokens)
+        lengths = [self.profile.lengths[sample.id] for sample in samples]
+        batch, folder = min(self._batch_size, most), self._run.measurements
+        return AnswerKL.for_samples(self._loaded, samples, batch, folder, self.answer_tokens, lengths)
 
     @cached_property
     def _latency(self) -> LatencyModel:

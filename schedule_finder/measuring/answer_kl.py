@@ -24,6 +24,7 @@ from pruning_runtime import Schedule, pruned
 from pruning_runtime.backbone import Backbone
 from pruning_runtime.schedule import BackboneIdentity, Stage
 from pruning_runtime.setup import tower_needs
+from schedule_finder.measuring.batches import similar_lengths
 from schedule_finder.measuring.own_answers import greedy_answers, with_answers
 from schedule_finder.measuring.shared_states import SharedStates
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS, TokenPolicy
@@ -81,10 +82,11 @@ class AnswerKL:
 
     Args:
         backbone: where to measure, with its name for schedules.
-        sample_ids: one for each row of ``batches``; all results are in this order.
+        sample_ids: one for each row of ``batches``; all results are in their order.
         batches: model inputs on the model's device, padded on the left.
         store: keeps what was measured; a stored result is not measured again. Its context must identify the model.
         answer_tokens: longest answer, in tokens; 1: only the distribution of the first token counts.
+        order: index into ``sample_ids`` of each row of ``batches``; None: they have the same order.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class AnswerKL:
         batches: Sequence[dict[str, Tensor]],
         store: UnitStore | None = None,
         answer_tokens: int = ANSWER_TOKENS,
+        order: Sequence[int] | None = None,
     ) -> None:
         self.sample_ids = list(sample_ids)
+        self._order = np.arange(len(sample_ids)) if order is None else np.asarray(order)
         self.answer_tokens = answer_tokens
         self.forwards = 0.0
         """Cost so far in unpruned forward passes of one sample and its answer: layers that ran, weighted by their
@@ -116,15 +120,21 @@ class AnswerKL:
         batch_size: int,
         folder: Path | None = None,
         answer_tokens: int = ANSWER_TOKENS,
+        lengths: Sequence[int] | None = None,
     ) -> AnswerKL:
-        """An instance on these samples, ``batch_size`` per forward pass, that keeps its results in ``folder``."""
+        """An instance on these samples that keeps its results in ``folder``.
+
+        ``batch_size``: most samples per forward pass; ``lengths``: tokens of each prompt, by which batches are formed.
+        """
+        chosen = similar_lengths([0] * len(samples) if lengths is None else lengths, batch_size)
         batches = []
-        for first in range(0, len(samples), batch_size):
-            inputs = loaded.inputs(list(samples[first : first + batch_size]))
+        for rows in chosen:
+            inputs = loaded.inputs([samples[row] for row in rows])
             batches.append({name: value.to(loaded.device) for name, value in inputs.items()})
         store = UnitStore(folder, model_digest(loaded) if folder else {})
         ids = [sample.id for sample in samples]
-        return cls(loaded.backbone, loaded.identity, ids, batches, store, answer_tokens)
+        order = [row for rows in chosen for row in rows]
+        return cls(loaded.backbone, loaded.identity, ids, batches, store, answer_tokens, order)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -132,7 +142,7 @@ class AnswerKL:
     def measure(self, stages: Sequence[Stage], policy: TokenPolicy, samples: int | None = None) -> np.ndarray:
         """Answer KL in nats of each sample, float32 ``[samples]``: mean over the tokens of its unpruned answer.
 
-        ``samples``: use the first ones only, in whole batches.
+        ``samples``: use the first ones only, in whole batches, so perhaps a few more.
         """
         return self.measure_with_tokens(stages, policy, samples)[0]
 
@@ -143,10 +153,19 @@ class AnswerKL:
         schedule = self._schedule(stages, policy)
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in self._batches:
-            if samples is not None and sum(len(kl) for kl, _ in found) >= samples:
+            if samples is not None and self._first_are_done(sum(len(kl) for kl, _ in found), samples):
                 break
             found.append(self._measured(batch, schedule))
-        return np.concatenate([kl for kl, _ in found]), np.concatenate([token for _, token in found])
+        kl, tokens = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return self._in_order(kl), self._in_order(tokens)
+
+    def _first_are_done(self, rows: int, samples: int) -> bool:
+        """Whether the first ``rows`` rows of the batches are the first samples, at least so many."""
+        return rows >= samples and self._order[:rows].max() == rows - 1
+
+    def _in_order(self, rows: np.ndarray) -> np.ndarray:
+        """Results of the first rows of the batches, in the order of the samples; ``rows`` along the last dimension."""
+        return rows[..., self._order[: rows.shape[-1]].argsort()]
 
     def measure_single(
         self, layers: Sequence[int], ratios: Sequence[float], policy: TokenPolicy
@@ -162,7 +181,7 @@ class AnswerKL:
                 schedule = self._schedule((Stage(layer=layer, keep_ratio=ratio),), policy)
                 found = [self._measured(batch, schedule, layers)[0] for batch in self._batches]
                 rows.append(np.concatenate(found))
-            yield layer, np.stack(rows)
+            yield layer, self._in_order(np.stack(rows))
 
     def _measured(
         self, batch: _Batch, schedule: Schedule, later: Sequence[int] = ()

@@ -105,6 +105,12 @@ class Profile:
         """Mean number of a sample's other tokens."""
         return float(self.counts["num_other"].mean())
 
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        """Tokens of each sample's prompt, by id."""
+        tokens = self.counts["num_vision"] + self.counts["num_other"]
+        return dict(zip(self.ids, tokens.tolist(), strict=True))
+
     def to_pandas(self) -> pd.DataFrame:
         """One row per sample and layer; see `frames.curves_table`."""
         return curves_table(self)

@@ -193,6 +193,25 @@ def test_a_part_of_the_samples_is_the_first_of_them() -> None:
     assert len(answer_kl) == len(whole) == 4
 
 
+def test_results_are_in_the_order_of_the_samples_however_batches_are_formed() -> None:
+    """Batches by length: the first samples are whole batches, in another order."""
+    tiny = FAMILIES["llava"]
+    model = tiny.build()
+    alone = [tiny.batch((1,), seed=seed) for seed in range(4)]
+    stages = (Stage(layer=1, keep_ratio=0.1),)
+    expected = answer_kl_of(model, alone).measure_with_tokens(stages, POLICY)
+    single = dict(answer_kl_of(model, alone).measure_single([1, 3], (0.5, 0.1), POLICY))
+    order = [1, 2, 0, 3]
+    answer_kl = answer_kl_of(model, [alone[row] for row in order], order=order)
+    found = answer_kl.measure_with_tokens(stages, POLICY)
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+    for count, whole in ((1, 3), (2, 3), (3, 3), (4, 4)):
+        assert answer_kl.measure(stages, POLICY, count).tolist() == expected[0][:whole].tolist()
+    for layer, values in answer_kl.measure_single([1, 3], (0.5, 0.1), POLICY):
+        assert values.tolist() == single[layer].tolist()
+    assert len(set(expected[0].tolist())) == 4
+
+
 def test_the_model_is_as_before_even_after_an_error() -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((1,))

@@ -17,7 +17,11 @@ POLICY = TokenPolicy("text_guided")
 
 
 def answer_kl_of(
-    model: PreTrainedModel, batches: list[Inputs], store: UnitStore | None = None, answer_tokens: int = 4
+    model: PreTrainedModel,
+    batches: list[Inputs],
+    store: UnitStore | None = None,
+    answer_tokens: int = 4,
+    order: list[int] | None = None,
 ) -> AnswerKL:
     """The measurement of a model on batches, whose rows are its samples."""
     backbone = find_backbone(model)
@@ -27,7 +31,7 @@ def answer_kl_of(
     names = [
         f"{batch}-{row}" for batch, inputs in enumerate(batches) for row in range(len(inputs["input_ids"]))
     ]
-    return AnswerKL(backbone, identity, names, batches, store, answer_tokens)
+    return AnswerKL(backbone, identity, names, batches, store, answer_tokens, order)
 
 
 def a_model_of(name: str) -> tuple[PreTrainedModel, Inputs]:
