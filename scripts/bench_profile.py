@@ -193,7 +193,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
         for name in ("shape", "device", "dtype", "batch", "threads"):
             command += [f"--{name}", str(getattr(options, name))]
         command += ["--text", str(row["text"]), "--kv-share", str(row["kv_share"])]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | RETURN_FREED)
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=os.environ | RETURN_FREED
+        )
         row["peak_mb"] = float(done.stdout.split()[-1])
     return results
 

@@ -23,8 +23,8 @@ class OwnAnswers:
         tokens: token ids of each row. The token that ends an answer is part of it. An answer also ends with an id of a
             vision token, which a model may write and which no prompt may hold without an image, and with one that a
             model replaces in prompts with an image (Ovis2).
-        logits: that chose them, float32 ``[rows, longest answer, vocabulary]``; behind the end of a shorter answer
-            they have no meaning.
+        logits: of the model where it chose them, before any penalty of its ``generation_config``, float32
+            ``[rows, longest answer, vocabulary]``; behind the end of a shorter answer they have no meaning.
     """
 
     tokens: list[list[int]]
@@ -45,7 +45,12 @@ def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> 
     model: Any = backbone.model
     with torch.inference_mode():
         output = model.generate(
-            **inputs, max_new_tokens=most, do_sample=False, output_logits=True, return_dict_in_generate=True
+            **inputs,
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,  # a checkpoint's own generation_config may ask for more
+            output_logits=True,
+            return_dict_in_generate=True,
         )
     answers = output.sequences[:, inputs["input_ids"].shape[1] :]
     ends = backbone.vision_mask(answers)

@@ -75,10 +75,11 @@ class LoadedBackbone:
         return dict(self.processor(**media, text=prompts, padding=len(prompts) > 1, return_tensors="pt"))
 
     def generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Any:
-        """Greedy `generate` of the backbone, as it is or inside a `pruned`."""
+        """Greedy `generate` of the backbone, as it is or inside a `pruned`; beams of its configuration do not count."""
         model: Any = self.backbone.model
+        greedy = {"do_sample": False, "num_beams": 1}
         with torch.inference_mode():
-            return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
+            return model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy, **options)
 
     def answers(self, generated: Tensor) -> list[str]:
         """Text of generated token ids, ``[batch, length]``."""

@@ -160,6 +160,18 @@ def test_the_logits_that_chose_an_answer_are_those_of_one_pass_over_it(name: str
         assert own.logits[row].argmax(-1)[: len(answer)].tolist() == answer
 
 
+def test_answers_are_greedy_whatever_the_checkpoint_asks_for() -> None:
+    tiny = FAMILIES["llava"]
+    model, inputs = tiny.build(), tiny.batch((1, 2), seed=3)
+    expected = greedy_answers(find_backbone(model), inputs, 4)
+    model.generation_config.num_beams = 3
+    model.generation_config.do_sample = True
+    model.generation_config.repetition_penalty = 1.0001
+    found = greedy_answers(find_backbone(model), inputs, 4)
+    assert found.tokens == expected.tokens
+    assert torch.equal(found.logits, expected.logits)
+
+
 def test_in_half_precision_the_reference_is_one_pass() -> None:
     """There, single steps round otherwise than one pass; a schedule that drops nothing must still change nothing."""
     tiny = FAMILIES["llava"]

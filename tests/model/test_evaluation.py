@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -169,3 +170,22 @@ def test_units_of_an_interrupted_evaluation_are_those_of_an_uninterrupted_one(
     timed.after_unit = lambda _samples, full: seconds.append(full)
     timed.run_batch(samples[:2])
     assert seconds == [None] * 5  # nothing ran
+
+
+def test_beams_and_sampling_of_a_checkpoint_do_not_count(run: Path) -> None:
+    """With beams, the logits of a batch have other rows than its answers."""
+    options = json.loads((run / "run.json").read_text())["options"]
+    loaded, data = load_backbone(options["backbone"], device="cpu"), open_data(options["dataset"])
+    entries = [entry for entry in read_entries(run / "1_samples.jsonl") if entry.use == "held_out"]
+    samples = [data.load(entry) for entry in entries[:3]]
+    schedule = Schedule.load(run / "4_schedule.json")
+
+    def table() -> pd.DataFrame:
+        evaluation = Evaluation(loaded, [Method("schedule", schedule, 0.4)], 3)
+        evaluation.run_batch(samples)
+        return evaluation.table().drop(columns="prefill_ms")
+
+    expected = table()
+    asked: Any = loaded.backbone.model.generation_config
+    asked.num_beams, asked.do_sample = 3, True
+    pd.testing.assert_frame_equal(table(), expected, check_exact=True)

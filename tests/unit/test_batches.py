@@ -26,9 +26,7 @@ def test_every_sample_is_in_one_batch_and_the_first_ones_are_whole_batches(
         count = end // size
         assert sorted(row for batch in batches[:count] for row in batch) == list(range(end))
         end *= 2
-    in_turn = [
-        list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)
-    ]
+    in_turn = [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
     assert len(batches) == len(in_turn)
     assert padded(lengths, batches) <= padded(lengths, in_turn)
 
