@@ -94,9 +94,8 @@ class Bench:
 
     def _generate(self, length: int) -> None:
         model: Any = self.backbone.model
-        model.generate(
-            **self.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=0
-        )
+        greedy = {"do_sample": False, "num_beams": 1}
+        model.generate(**self.inputs, max_new_tokens=length, min_new_tokens=length, pad_token_id=0, **greedy)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def similar_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of at most ``size`` samples, as indices.
+def similar_lengths(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Batches of at most ``most`` samples, as indices.
 
-    The first ``size``, ``2 * size``, ``4 * size``, ... samples are whole batches, so that a measurement may begin with
-    the first samples; between two of these numbers, samples are sorted by length.
+    Batches have the largest power of two that ``most`` allows. The first 16, 32, 64, ... samples, and every other power
+    of two from that size on, are whole batches: a measurement may begin with them. Between two of these numbers, samples
+    are sorted by length.
 
     Args:
         lengths: tokens of each sample's prompt.
-        size: most samples of a batch.
+        most: samples of a batch, at least 1.
     """
+    size = 1 << (most.bit_length() - 1)
     batches: list[list[int]] = []
     start, end = 0, size
     while start < len(lengths):

@@ -16,17 +16,17 @@ def padded(lengths: list[int], batches: list[list[int]]) -> int:
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(1, 40))
 def test_every_sample_is_in_one_batch_and_the_first_ones_are_whole_batches(
-    lengths: list[int], size: int
+    lengths: list[int], most: int
 ) -> None:
-    batches = similar_lengths(lengths, size)
+    batches = similar_lengths(lengths, most)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    size = max(2**power for power in range(6) if 2**power <= most)
     assert max(map(len, batches)) <= size
-    end = size
-    while end < len(lengths):
-        count = end // size
-        assert sorted(row for batch in batches[:count] for row in batch) == list(range(end))
-        end *= 2
-    in_turn = [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
+    for end in (2**power for power in range(8) if size <= 2**power < len(lengths)):
+        first = batches[: end // size]
+        assert sorted(row for batch in first for row in batch) == list(range(end))
+    starts = range(0, len(lengths), size)
+    in_turn = [list(range(start, min(start + size, len(lengths)))) for start in starts]
     assert len(batches) == len(in_turn)
     assert padded(lengths, batches) <= padded(lengths, in_turn)
 
