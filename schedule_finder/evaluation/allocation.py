@@ -38,7 +38,7 @@ def write_allocation(
         return
     backbone = loaded.backbone
     inputs = {name: value.to(loaded.device) for name, value in loaded.inputs(list(samples)).items()}
-    answers = greedy_answers(backbone, inputs, max_new_tokens).tokens
+    answers = greedy_answers(backbone, inputs, max_new_tokens)
     try:
         layers, _ = layers_to_profile(backbone)
         shares, counts = attention_allocation(backbone, inputs, answers)

@@ -25,7 +25,7 @@ from pruning_runtime.backbone import Backbone
 from pruning_runtime.schedule import BackboneIdentity, Stage
 from pruning_runtime.setup import tower_needs
 from schedule_finder.measuring.batches import similar_lengths
-from schedule_finder.measuring.own_answers import greedy_answers, with_answers
+from schedule_finder.measuring.own_answers import answers_with_logits, with_answers
 from schedule_finder.measuring.shared_states import SharedStates
 from schedule_finder.measuring.token_policy import ANSWER_TOKENS, TokenPolicy
 from schedule_finder.measuring.unit_store import UnitStore, inputs_digest, model_digest
@@ -221,11 +221,10 @@ class AnswerKL:
             batch = _Batch(prompts, inputs_digest(prompts), (1,) * rows, torch.empty(0))
             return replace(batch, reference=batch.answer_logits(self._logits(batch)).cpu())
         with self._features.reused():
-            own = greedy_answers(self._backbone, prompts, self.answer_tokens)
-        inputs = with_answers(self._backbone, prompts, own.tokens)
+            answers, logits = answers_with_logits(self._backbone, prompts, self.answer_tokens)
+        inputs = with_answers(self._backbone, prompts, answers)
         # Results belong to an answer: one that came out otherwise, on another machine, has results of its own.
-        batch = _Batch(inputs, inputs_digest(inputs), tuple(map(len, own.tokens)), torch.empty(0))
-        logits = own.logits
+        batch = _Batch(inputs, inputs_digest(inputs), tuple(map(len, answers)), torch.empty(0))
         if self._backbone.model.dtype != torch.float32:
             # In half precision, the logits of single steps differ from those of one pass by more than a little.
             self.forwards += rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +14,7 @@ _SUFFIX_TYPES = {"paligemma": 1}
 """``token_type_ids`` of an answer by model type, 0 for others: PaliGemma attends both ways within 0."""
 
 
-@dataclass(frozen=True)
-class OwnAnswers:
-    """Greedy answers of the unpruned model to a batch.
-
-    Attributes:
-        tokens: token ids of each row. The token that ends an answer is part of it. An answer also ends with an id of a
-            vision token, which a model may write and which no prompt may hold without an image, and with one that a
-            model replaces in prompts with an image (Ovis2).
-        logits: of the model where it chose them, before any penalty of its ``generation_config``, float32
-            ``[rows, longest answer, vocabulary]``; behind the end of a shorter answer they have no meaning.
-    """
-
-    tokens: list[list[int]]
-    logits: Tensor
-
-
-def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> OwnAnswers:
+def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> list[list[int]]:
     """The model's greedy answer to each prompt of a batch.
 
     Args:
@@ -40,28 +23,44 @@ def greedy_answers(backbone: Backbone, inputs: dict[str, Tensor], most: int) -> 
         most: longest answer, in tokens.
 
     Returns:
-        Answers of 1 to ``most`` tokens.
+        Token ids of each row, 1 to ``most``. The token that ends an answer is part of it. An answer also ends with
+        an id of a vision token, which a model may write and which no prompt may hold without an image, and with one
+        whose embedding a model replaces in prompts with an image (Ovis2).
     """
+    return _until_end(backbone, _generate(backbone, inputs, most)[:, inputs["input_ids"].shape[1] :])
+
+
+def answers_with_logits(
+    backbone: Backbone, inputs: dict[str, Tensor], most: int
+) -> tuple[list[list[int]], Tensor]:
+    """`greedy_answers`, and the model's logits where it chose their tokens.
+
+    Returns:
+        Token ids of each row, and logits, float32 ``[rows, longest answer, vocabulary]``, before any penalty of the
+        checkpoint's ``generation_config``. Behind the end of a shorter answer they have no meaning.
+    """
+    output = _generate(backbone, inputs, most, output_logits=True, return_dict_in_generate=True)
+    answers = _until_end(backbone, output.sequences[:, inputs["input_ids"].shape[1] :])
+    return answers, torch.stack(output.logits[: max(map(len, answers))], 1)
+
+
+def _generate(backbone: Backbone, inputs: dict[str, Tensor], most: int, **options: Any) -> Any:
     model: Any = backbone.model
+    greedy = {"do_sample": False, "num_beams": 1}  # a checkpoint's own generation_config may say otherwise
     with torch.inference_mode():
-        output = model.generate(
-            **inputs,
-            max_new_tokens=most,
-            do_sample=False,
-            num_beams=1,  # a checkpoint's own generation_config may ask for more
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    answers = output.sequences[:, inputs["input_ids"].shape[1] :]
-    ends = backbone.vision_mask(answers)
+        return model.generate(**inputs, max_new_tokens=most, **greedy, **options)
+
+
+def _until_end(backbone: Backbone, generated: Tensor) -> list[list[int]]:
+    """Generated ids (``[rows, steps]``) up to and with the first that ends an answer; what follows it is padding."""
+    model: Any = backbone.model
+    ends = backbone.vision_mask(generated)
     replaced = getattr(model.config, "visual_indicator_token_ids", None)
     for stops in (model.generation_config.eos_token_id, replaced):
         if stops is not None:
-            ends |= torch.isin(answers, torch.as_tensor(stops, device=answers.device))
-    # The first end is part of the answer; what follows it is padding.
+            ends |= torch.isin(generated, torch.as_tensor(stops, device=generated.device))
     lengths = (ends.cumsum(1) - ends.long() == 0).sum(1).tolist()
-    tokens = [row[:length] for row, length in zip(answers.tolist(), lengths, strict=True)]
-    return OwnAnswers(tokens, torch.stack(output.logits[: max(lengths)], 1))
+    return [row[:length] for row, length in zip(generated.tolist(), lengths, strict=True)]
 
 
 def with_answers(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pruning_runtime import find_backbone, pruned
 from pruning_runtime.schedule import Stage
 from schedule_finder.measuring.answer_kl import AnswerKL, TokenPolicy
-from schedule_finder.measuring.own_answers import greedy_answers, with_answers
+from schedule_finder.measuring.own_answers import answers_with_logits, greedy_answers, with_answers
 from schedule_finder.measuring.unit_store import UnitStore
 from tests.support import greedy
 from tests.support.answer_kls import POLICY, a_model_of, answer_kl_of
@@ -78,17 +78,17 @@ def test_answers_end_where_a_prompt_could_not_go_on() -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((1, 2), seed=3)
     backbone = find_backbone(model)
-    whole = greedy_answers(backbone, inputs, 6).tokens
+    whole = greedy_answers(backbone, inputs, 6)
     assert whole == answers_of(model, inputs, 6)
     assert list(map(len, whole)) == [6, 6]
     as_vision = replace(backbone, vision_token_ids=(IMAGE, whole[0][2]))
-    assert greedy_answers(as_vision, inputs, 6).tokens[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
+    assert greedy_answers(as_vision, inputs, 6)[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
     ends = ends_of(model, inputs)
 
     def ended(answer: list[int]) -> list[int]:
         return answer[: next(place for place, token in enumerate(answer) if token in ends) + 1]
 
-    found = greedy_answers(backbone, inputs, 6).tokens
+    found = greedy_answers(backbone, inputs, 6)
     assert found == [ended(answer) for answer in whole]
     assert max(map(len, found)) < 6
 
@@ -148,28 +148,29 @@ def test_the_logits_that_chose_an_answer_are_those_of_one_pass_over_it(name: str
     """The reference of a search comes from single steps on a cache; pruned schedules are measured in one pass."""
     model, inputs = a_model_of(name)
     backbone = find_backbone(model)
-    own = greedy_answers(backbone, inputs, 4)
-    longest = max(map(len, own.tokens))
-    whole = with_answers(backbone, inputs, own.tokens)
+    answers, logits = answers_with_logits(backbone, inputs, 4)
+    assert answers == greedy_answers(backbone, inputs, 4)
+    longest = max(map(len, answers))
+    whole = with_answers(backbone, inputs, answers)
     with torch.no_grad():
         found = model(**whole, use_cache=False, logits_to_keep=longest).logits[:, -longest:].float()
-    assert own.logits.shape == found.shape
+    assert logits.shape == found.shape
     bound = rounding_bound(model, whole)
-    for row, answer in enumerate(own.tokens):
-        assert (own.logits[row] - found[row])[: len(answer)].abs().max() < bound
-        assert own.logits[row].argmax(-1)[: len(answer)].tolist() == answer
+    for row, answer in enumerate(answers):
+        assert (logits[row] - found[row])[: len(answer)].abs().max() < bound
+        assert logits[row].argmax(-1)[: len(answer)].tolist() == answer
 
 
 def test_answers_are_greedy_whatever_the_checkpoint_asks_for() -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((1, 2), seed=3)
-    expected = greedy_answers(find_backbone(model), inputs, 4)
+    expected = answers_with_logits(find_backbone(model), inputs, 4)
     model.generation_config.num_beams = 3
     model.generation_config.do_sample = True
     model.generation_config.repetition_penalty = 1.0001
-    found = greedy_answers(find_backbone(model), inputs, 4)
-    assert found.tokens == expected.tokens
-    assert torch.equal(found.logits, expected.logits)
+    found = answers_with_logits(find_backbone(model), inputs, 4)
+    assert found[0] == expected[0] == greedy_answers(find_backbone(model), inputs, 4)
+    assert torch.equal(found[1], expected[1])
 
 
 def test_in_half_precision_the_reference_is_one_pass() -> None:
