@@ -107,7 +107,17 @@ def _without_states(output: Any) -> Any:
     """The output without the fields that only analyses read."""
     if not isinstance(output, dict):
         return output
-    return type(output)(**{key: value for key, value in output.items() if key not in _LARGE_FIELDS})
+    found = type(output)(**{key: value for key, value in output.items() if key not in _LARGE_FIELDS})
+    # In transformers 5.17, some models set features as an attribute that is no field of their output.
+    for name, value in _attributes(output).items():
+        if name not in found and name not in _LARGE_FIELDS:
+            setattr(found, name, value)
+    return found
+
+
+def _attributes(output: Any) -> dict[str, Any]:
+    """All attributes of an output, fields included; none of a plain dictionary."""
+    return getattr(output, "__dict__", {})
 
 
 def output_bytes(output: Any) -> int:
@@ -115,7 +125,7 @@ def output_bytes(output: Any) -> int:
     if isinstance(output, Tensor):
         return output.numel() * output.element_size()
     if isinstance(output, dict):
-        return sum(map(output_bytes, output.values()))
+        return sum(map(output_bytes, {**_attributes(output), **output}.values()))
     if isinstance(output, (list, tuple)):
         return sum(map(output_bytes, output))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def test_what_is_not_there_is_one_line(source: str, message: str) -> None:
 
 def test_without_a_network_the_error_names_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the client waits between its attempts
     with pytest.raises(ScheduleError, match="hf://somebody/schedules: cannot be read from the hub"):
         Schedule.from_pretrained("somebody/schedules")
 

@@ -19,7 +19,7 @@ from tests.support.tiny_folder import write_jsonl, write_qwen2_vl_folder
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(tmp_path: Path, kills: int) -> None:
     """Images of many sizes, so that batches are padded: equal bits mean equal batches."""
     checkpoint = write_qwen2_vl_folder(tmp_path / "qwen")
