@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from pruning_runtime import find_backbone, pruned
 from pruning_runtime.schedule import Stage
 from schedule_finder.measuring.token_policy import TokenPolicy
-from schedule_finder.measuring.vision_features import VisionFeatures
+from schedule_finder.measuring.vision_features import VisionFeatures, _without_states, output_bytes
 from tests.support.answer_kls import POLICY, a_model_of, answer_kl_of
 from tests.support.schedules import schedule_for
 from tests.support.tiny_families_a import FAMILIES_A
@@ -133,3 +134,15 @@ def test_a_tower_rule_gets_a_tower_that_runs() -> None:
         tower = answer_kl.measure(stages, TokenPolicy("fastervlm"))
         assert calls
     assert not np.array_equal(tower, shared)
+
+
+def test_features_that_are_no_field_of_an_output_are_kept_and_counted() -> None:
+    """In transformers 5.17, Gemma 4, Mistral 3 and Idefics 3 set them so."""
+    output: Any = BaseModelOutput(last_hidden_state=torch.zeros(2, 3), hidden_states=(torch.zeros(5),))
+    output.pooler_output = torch.ones(4)
+    kept = _without_states(output)
+    assert kept.hidden_states is None
+    assert kept.last_hidden_state is output.last_hidden_state
+    assert kept.pooler_output is output.pooler_output
+    assert output_bytes(kept) == 4 * (2 * 3 + 4)
+    assert output_bytes(output) == 4 * (2 * 3 + 4 + 5)
