@@ -16,6 +16,7 @@ from pruning_runtime.backbone import Backbone
 from schedule_finder.benchmark.baselines import Baseline
 from schedule_finder.benchmark.clock import PRUNING_PARTS, PartClock, timed_by_parts
 from schedule_finder.benchmark.eager_stages import eager_stages
+from schedule_finder.models.generation import GREEDY
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ class Bench:
 
     def _generate(self, length: int) -> None:
         model: Any = self.backbone.model
-        greedy = {"do_sample": False, "num_beams": 1}
-        model.generate(**self.inputs, max_new_tokens=length, min_new_tokens=length, pad_token_id=0, **greedy)
+        model.generate(**self.inputs, max_new_tokens=length, min_new_tokens=length, pad_token_id=0, **GREEDY)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

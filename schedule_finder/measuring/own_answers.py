@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pruning_runtime.backbone import Backbone
+from schedule_finder.models.generation import GREEDY
 
 _SUFFIX_TYPES = {"paligemma": 1}
 """``token_type_ids`` of an answer by model type, 0 for others: PaliGemma attends both ways within 0."""
@@ -46,9 +47,8 @@ def answers_with_logits(
 
 def _generate(backbone: Backbone, inputs: dict[str, Tensor], most: int, **options: Any) -> Any:
     model: Any = backbone.model
-    greedy = {"do_sample": False, "num_beams": 1}  # a checkpoint's own generation_config may say otherwise
     with torch.inference_mode():
-        return model.generate(**inputs, max_new_tokens=most, **greedy, **options)
+        return model.generate(**inputs, max_new_tokens=most, **GREEDY, **options)
 
 
 def _until_end(backbone: Backbone, generated: Tensor) -> list[list[int]]:

@@ -15,6 +15,7 @@ from schedule_finder.demo import BACKBONE_FOLDERS
 from schedule_finder.errors import InputError
 from schedule_finder.models.checkpoint import commit_of, load_checkpoint
 from schedule_finder.models.fingerprint import fingerprint
+from schedule_finder.models.generation import GREEDY
 from schedule_finder.models.load_options import LoadOptions
 from schedule_finder.models.shapes import RANDOM_WEIGHTS, build_shape, is_shape
 
@@ -77,9 +78,8 @@ class LoadedBackbone:
     def generate(self, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Any:
         """Greedy `generate` of the backbone, as it is or inside a `pruned`; beams of its configuration do not count."""
         model: Any = self.backbone.model
-        greedy = {"do_sample": False, "num_beams": 1}
         with torch.inference_mode():
-            return model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy, **options)
+            return model.generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY, **options)
 
     def answers(self, generated: Tensor) -> list[str]:
         """Text of generated token ids, ``[batch, length]``."""
