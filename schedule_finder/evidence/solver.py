@@ -57,11 +57,13 @@ class PolicyResult(Facts):
     """A token policy on the chosen stages: answer change and KL, and how much more it changes than the chosen policy.
 
     ``worse_by``: 95 % paired bootstrap interval of the answer change (nats of KL in files without ``measured_change``).
+    ``samples``: what it was measured on; a control that is clearly worse is not measured on all. None in older files.
     """
 
     measured_kl: float
     measured_change: float | None = None
     worse_by: tuple[float, float]
+    samples: int | None = None
 
 
 class PolicyChoice(Facts):
@@ -146,7 +148,7 @@ class SolverEvidence(Facts):
         candidates: schedules that the measurements began with.
         compared_rules: scorers that were compared on single stages before the search.
         refused_rules: scorers that this backbone or its prompts do not allow, with the reason.
-        policies: every policy that was measured on the chosen stages.
+        policies: policies that were measured on the chosen stages: those that could be chosen, and all controls.
         policy_choice: why the schedule's policy was chosen among them; None where only one was measured.
         confidence: how far resampled samples agree.
     """

@@ -82,10 +82,16 @@ def _explained(
 
 
 def policy_result(kl: np.ndarray, chosen: np.ndarray) -> PolicyResult:
-    """What a policy changes, and how much more than the chosen one; both answer KL, ``[samples]``."""
+    """What a policy changes, and how much more than the chosen one; both answer KL, ``[samples]``.
+
+    A policy that was measured on the first samples only is compared on those.
+    """
     change = answer_change(kl)
     return PolicyResult(
-        measured_kl=rounded_mean(kl), measured_change=rounded_mean(change), worse_by=worse_by(kl, chosen)
+        measured_kl=rounded_mean(kl),
+        measured_change=rounded_mean(change),
+        worse_by=worse_by(kl, chosen[: len(kl)]),
+        samples=len(kl),
     )
 
 

@@ -72,7 +72,7 @@ class WholeSchedules:
         simpler = [one for one in changes if len(one.stages) < len(best.stages)]
         simpler = [one for one in simpler if comparable(changes[one], changes[best])]
         best = min(simpler, key=lambda one: (len(one.stages), changes[one].mean()), default=best)
-        by_policy = self._policies_on(best)
+        by_policy, left_early = self._policies_on(best)
         values = {policy: self.measured[one] for policy, one in by_policy.items()}
         controls = [policy for policy in by_policy if policy in self.problem.controls]
         eligible = {policy: answer_change(kl) for policy, kl in values.items()}
@@ -88,7 +88,7 @@ class WholeSchedules:
             "chosen_on_samples": len(self.answer_kl),
             "measured_schedules": len(self.measured) + len(self.dropped),
             "candidates": [self._evidence(candidate, own) for candidate in candidates],
-            "policies": {str(policy): policy_result(kl, own) for policy, kl in values.items()},
+            "policies": {str(policy): policy_result(kl, own) for policy, kl in (values | left_early).items()},
         }
         if len(eligible) > 1:
             facts["policy_choice"] = reason
@@ -151,22 +151,28 @@ class WholeSchedules:
                 break
         return best
 
-    def _policies_on(self, best: Candidate) -> dict[TokenPolicy, Candidate]:
-        """Every policy that may be chosen on the best stages, measured, with the stages that spend the budget."""
-        found = {best.policy.used_by(best.stages): best}
+    def _policies_on(
+        self, best: Candidate
+    ) -> tuple[dict[TokenPolicy, Candidate], dict[TokenPolicy, np.ndarray]]:
+        """Policies on the best stages, with the stages that spend the budget.
+
+        Returns:
+            Every policy that may be chosen, measured on all samples; and of the controls that are clearly worse, the
+            answer KL on the samples up to there.
+        """
+        found, left_early = {best.policy.used_by(best.stages): best}, {}
         for policy in (*self.problem.alternatives, *self.problem.controls):
             used = policy.used_by(best.stages)
             stages = respent(best.stages, self.problem.budget.under(policy))
             if used in found or stages is None:
                 continue
             candidate = Candidate(stages, used)
-            if policy in self.problem.controls:
-                self._need(candidate)
-            else:
-                self._need_unless(candidate, best, clearly_worse)
+            self._need_unless(candidate, best, clearly_worse)
             if candidate in self.measured:
                 found[used] = candidate
-        return found
+            elif policy in self.problem.controls and candidate in self.dropped:
+                left_early[used] = self.dropped[candidate]
+        return found, left_early
 
     def _evidence(self, candidate: Candidate, chosen: np.ndarray) -> Alternative:
         values = self.measured.get(candidate)

@@ -58,6 +58,15 @@ def test_a_warning_names_a_control_that_is_better_than_the_scorer_that_was_asked
         assert "by 10 to 50 points" in lines[0]
 
 
+def test_a_policy_that_left_early_is_shown_with_its_samples() -> None:
+    policies = {
+        name: PolicyResult(measured_kl=1.0, measured_change=0.5, worse_by=(0.1, 0.2), samples=samples)
+        for name, samples in (("strided", 32), ("random", 192), ("mmtok", None))
+    }
+    lines = list(_reasons(SolverEvidence(policies=policies, chosen_on_samples=192)))
+    assert [("on 32" in line, "on " in line) for line in lines[-3:]] == [(True, True), (False, False), (False, False)]
+
+
 def test_rules_are_listed_best_first_and_those_of_the_first_round_after_them() -> None:
     rules = [
         RuleResult(place="decoder", scorer="strided", kl=1.0, change=0.5, samples=24),

@@ -14,6 +14,7 @@ from pruning_runtime import ScheduleError
 from pruning_runtime.costs import processed_ratios
 from pruning_runtime.schedule import Stage
 from schedule_finder.evidence import RuleProbe, RuleResult
+from schedule_finder.measuring.answer_change import answer_change
 from schedule_finder.measuring.rule_probe import FINALISTS, applicable_scorers, probe_rules
 from schedule_finder.measuring.token_policy import CONTROLS, TokenPolicy
 from schedule_finder.search import _alternatives
@@ -149,6 +150,22 @@ def test_a_scorer_that_the_user_asked_for_stays_but_the_control_is_reported() ->
     assert solution.policy.scorer == "text_guided"
     worse_by = solution.evidence.policies["strided"].worse_by
     assert worse_by[1] < 0
+
+
+def test_a_control_that_is_clearly_worse_leaves_early_and_the_evidence_says_on_how_many_samples() -> None:
+    factors = {"strided": 3.0, "random": 1.0001}
+    planted = PlantedKL(lambda stage, policy: factors.get(scorer_at(stage, policy), 1.0))
+    solution = solve(planted)
+    own = answer_change(planted.measure(solution.stages, solution.policy))
+    for name in CONTROLS:
+        result = solution.evidence.policies[name]
+        count = ROUNDS[1][0] if name == "strided" else SAMPLES
+        on_control = [samples for _, policy, samples in planted.calls if policy == TokenPolicy(name)]
+        assert result.samples == max(on_control) == count
+        worse = answer_change(planted.measure(solution.stages, TokenPolicy(name), count)) - own[:count]
+        assert result.worse_by[0] <= worse.mean() + 1e-5
+        assert result.worse_by[1] >= worse.mean() - 1e-5
+    assert solution.evidence.policies["strided"].worse_by[0] > 0
 
 
 def test_the_best_of_all_that_was_measured_is_never_left_for_something_worse() -> None:

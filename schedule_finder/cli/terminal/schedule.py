@@ -201,7 +201,9 @@ def _reasons(solver: SolverEvidence) -> Iterator[str]:
     if others:
         yield "other policies on these stages, and how much worse (95 %)"
         for name, result in others.items():
-            yield f"  {name}: {_measured(result)} ({_interval(result.worse_by, result.measured_change)})"
+            worse = _interval(result.worse_by, result.measured_change)
+            few = result.samples is not None and result.samples < (solver.chosen_on_samples or 0)
+            yield f"  {name}: {_measured(result)} ({worse}" + (f", on {result.samples})" if few else ")")
     if solver.confidence is not None:
         often = ", ".join(f"({layers}) {count}" for layers, count in solver.confidence.layers.items())
         yield f"layers chosen in {solver.confidence.resamples} resamples: {often}"
