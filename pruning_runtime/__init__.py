@@ -14,7 +14,8 @@ print(record)
 - `Record`: what the latest prompt kept, computed and stored.
 - `find_backbone`, `Backbone`: the parts of a stock model.
 - `register_scorer`: add a rule of your own.
-- `ScheduleError`, `UnsupportedBackbone`, `PruningError`: every error that is raised on purpose.
+- `ScheduleError`, `UnsupportedBackbone`, `PruningError`: every error that is raised on purpose, except for pydantic's
+  ``ValidationError`` where a `Schedule` or a `Stage` is made by hand from wrong values.
 
 Names are loaded on first use: reading a schedule file does not import torch or transformers.
 """

@@ -97,7 +97,16 @@ def find_backbone(model: PreTrainedModel) -> Backbone:
         UnsupportedBackbone: a part is not found, or is of an unknown kind; the message names it.
     """
     family = type(model).__name__
-    config = model.config
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedBackbone(
+            f"{family}: torch.compile(model) wraps the model, and hooks on it do not run; call model.compile(), which "
+            "compiles it in place, and give the model itself"
+        )
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise UnsupportedBackbone(
+            f"{family} is no model of transformers; give the model inside it, as the `module` of a DataParallel"
+        )
     text_config = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedBackbone(f"{family} is an encoder-decoder; its vision tokens are not in the decoder")

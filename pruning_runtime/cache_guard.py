@@ -2,14 +2,17 @@
 
 Every layer of a pruned cache has a length of its own, so a stock model computes wrong masks for it. The model is
 clean by then; the refusal therefore lives on the cache, whose class becomes a subclass that checks before each use.
+The subclass also says how many tokens the conversation has, and moves the prompt's rows with the cache's.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
 from pruning_runtime.errors import PruningError
 from pruning_runtime.sequence import PrunedPrompt
@@ -29,6 +32,7 @@ class _GuardedCache(Cache):
     """The checks; mixed into the cache's own class."""
 
     pruning_lease: Lease
+    pruned_prompt: PrunedPrompt
 
     def _check(self) -> None:
         if not self.pruning_lease.is_open:
@@ -42,12 +46,35 @@ class _GuardedCache(Cache):
         return super().update(*args, **kwargs)
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        """Of a layer that is named, its own length; else that of the conversation, dropped tokens included.
+
+        `generate` and decoders ask without a layer for how many tokens went before: the new ones' positions follow.
+        """
         self._check()
-        return super().get_seq_length(*args, **kwargs)
+        length = super().get_seq_length(*args, **kwargs)
+        if args or kwargs or length == 0:
+            return length
+        # Without a layer, the cache's own class answers for the first one that has a length.
+        first = next(index for index, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin))
+        return length + self.pruned_prompt.dropped_before(first)
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         self._check()
         return super().get_mask_sizes(*args, **kwargs)
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        super().reorder_cache(beam_idx)
+        self.pruned_prompt.choose_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.pruned_prompt.choose_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.pruned_prompt.choose_rows(
+            torch.arange(len(self.pruned_prompt.segments[0].index)).repeat_interleave(repeats)
+        )
 
 
 def attach_prompt(cache: Any, prompt: PrunedPrompt, lease: Lease) -> None:

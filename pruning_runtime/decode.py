@@ -71,9 +71,12 @@ class Continuation:
 
     def _cache_state(self, source: int, queries: int, kwargs: dict[str, Any]) -> tuple[int, int, int]:
         """Of a layer's cache: tokens after the prompt, keys that this call attends to, and new tokens."""
-        cached = kwargs["past_key_values"].layers[source]
-        width = self.prompt.segments[self.prompt.segment_of_layer[source]].width
-        return cached.get_seq_length() - width, cached.get_mask_sizes(queries)[0], queries
+        cached, prompt = kwargs["past_key_values"].layers[source], self.prompt
+        generated = cached.get_seq_length() - prompt.segments[prompt.segment_of_layer[source]].width
+        if generated < 0:  # cropped by more than what followed the prompt
+            prompt.remove_last(-generated)
+            generated = 0
+        return generated, cached.get_mask_sizes(queries)[0], queries
 
     def _mask(self, layer: int, later: int, num_keys: int, hidden: Tensor) -> Tensor | None:
         """The attention mask of a layer.
@@ -95,11 +98,14 @@ class Continuation:
             return None
         batch = len(segment.index)
         fresh = torch.arange(prompt.length, prompt.length + later, device=device).expand(batch, -1)
+        prompt_valid = prompt.remaining(keys, segment)
         fresh_valid = torch.ones_like(fresh, dtype=torch.bool)
         if prompt.later_turns and self.attention_mask is not None:
-            fresh_valid = self.attention_mask[:, prompt.length :].bool().to(device)
+            given = self.attention_mask.bool().to(device)
+            prompt_valid = prompt_valid & given.gather(1, keys.index)
+            fresh_valid = given[:, prompt.length :]
         position = torch.cat([keys.index, fresh], 1)[:, -num_keys:]
-        valid = torch.cat([prompt.remaining(keys, segment), fresh_valid], 1)[:, -num_keys:]
+        valid = torch.cat([prompt_valid, fresh_valid], 1)[:, -num_keys:]
         sizes = keys.sizes
         if sizes is not None:
             sizes = torch.cat([sizes, torch.ones_like(fresh, dtype=torch.float32)], 1)[:, -num_keys:]

@@ -104,14 +104,15 @@ def read(
     """A schedule of a file, a folder or a repository; see `Schedule.from_pretrained`."""
     location = Path(source.removeprefix(SCHEME))
     if not source.startswith(SCHEME) and location.is_file():
-        return _load(location)
+        return _chosen(source, {location.stem: _load(location)}, budget, name)
     if not source.startswith(SCHEME) and location.is_dir():
-        return _chosen(source, _in_folder(location), budget, name)
+        return _chosen(source, _in_folder(location, name), budget, name)
     if source.startswith((".", "/", "~")) or "\\" in source:
         raise ScheduleError(f"{source}: no such file or folder")
     repo_id, revision, file = _parsed(source, revision)
     if file is not None:
-        return _load(_fetched(repo_id, file, revision, token))
+        only = _load(_fetched(repo_id, file, revision, token))
+        return _chosen(source, {Path(file).stem: only}, budget, name)
     paths = {Path(path).stem: path for path in _listed(repo_id, revision, token) if _is_schedule(path)}
     if name in paths:
         paths = {name: paths[name]}
@@ -130,9 +131,11 @@ def _parsed(source: str, revision: str | None) -> tuple[str, str | None, str | N
     return f"{owner}/{repository}", revision or given or None, file
 
 
-def _in_folder(folder: Path) -> dict[str, Schedule]:
-    """Schedules of a run folder, of a copy of a repository, or of a folder of files."""
+def _in_folder(folder: Path, name: str | None) -> dict[str, Schedule]:
+    """Schedules of a run folder, of a copy of a repository, or of a folder of files; only ``name`` where it is there."""
     for inside in ("4_schedules", FOLDER, "."):
+        if name is not None and (named := folder / inside / f"{name}.json").is_file():
+            return {name: _load(named)}
         files = sorted((folder / inside).glob("*.json"))
         paths = [path for path in files if not path.name.endswith(_RESULTS) and _holds_schedule(path)]
         if paths:
@@ -161,9 +164,12 @@ def _chosen(source: str, found: Mapping[str, Schedule], budget: float | None, na
     asked = " and ".join(
         text for text in (name and f"name {name!r}", budget is not None and f"budget {budget:g}") if text
     )
-    problem = (
-        f"no schedule with {asked}" if asked and not fitting else "several schedules; give a budget or a name"
+    several = (
+        f"several schedules with {asked}; give a name"
+        if asked
+        else "several schedules; give a budget or a name"
     )
+    problem = f"no schedule with {asked}" if asked and not fitting else several
     raise ScheduleError(f"{source}: {problem if found else 'no schedule'} (there: {there})")
 
 
@@ -236,9 +242,14 @@ def find_in_index(backbone: Backbone, budget: float) -> Schedule:
     """The indexed schedule of a backbone for a budget. Raises `ScheduleError` that names the command to run."""
     folder = index_folder() / backbone.config_digest.removeprefix("sha256:")[:32]
     found = {path.stem: _load(path) for path in sorted(folder.glob("*.json"))}
-    fitting = [one for one in found.values() if _meets(one, budget)]
+    fitting = {stem: one for stem, one in found.items() if _meets(one, budget)}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
     if fitting:
-        return fitting[0]
+        raise ScheduleError(
+            f"several schedules for {backbone.name!r} at budget {budget:g} in {folder}: {_join(fitting)}; load one of them "
+            "with Schedule.load(FILE)"
+        )
     there = f" (budgets there: {_join(_budget_of(one) for one in found.values())})" if found else ""
     raise ScheduleError(
         f"no schedule for {backbone.name!r} at budget {budget:g} in {index_folder()}{there}; find one with "

@@ -161,6 +161,10 @@ def check_prompt(cache: Cache | None, arguments: dict[str, Any]) -> None:
         raise UnsupportedBackbone(
             f"{type(cache).__name__} has one fixed length for all layers; use a DynamicCache to prune"
         )
+    _check_mask(arguments)
+
+
+def _check_mask(arguments: dict[str, Any]) -> None:
     mask = arguments.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         raise PruningError(f"attention_mask must be [batch, length], found shape {tuple(mask.shape)}")
@@ -187,19 +191,37 @@ def find_vision(
 ) -> Tensor:
     """Vision tokens of a prompt, bool ``[batch, length]``: ``given``, or found by id. Raises `PruningError`."""
     prompt = inputs_embeds if input_ids is None else input_ids
+    if prompt is not None and not len(prompt):
+        raise PruningError("the batch has no rows")
     if given is not None and prompt is not None:
-        if given.shape != prompt.shape[:2]:
+        repeats, rest = divmod(len(prompt), max(len(given), 1))
+        if given.dim() != 2 or rest or given.shape[1] != prompt.shape[1]:
             raise PruningError(
-                f"vision_mask is {tuple(given.shape)}, the prompt is {tuple(prompt.shape[:2])}"
+                f"vision_mask is {tuple(given.shape)}, the prompt that the model receives is {tuple(prompt.shape[:2])}; "
+                "`generate` without a cache sends a longer one at every token"
             )
-        return given.bool().to(prompt.device)
+        # Beams and several answers: `generate` repeats each row.
+        return given.bool().to(prompt.device).repeat_interleave(repeats, 0)
     if input_ids is None:
         raise PruningError("a prompt given as inputs_embeds needs pruned(..., vision_mask=[batch, length])")
     return backbone.vision_mask(input_ids)
 
 
-def check_continuation(backbone: Backbone, input_ids: Tensor | None) -> None:
-    """Raise `PruningError` if tokens after a prompt contain vision tokens."""
+def check_continuation(backbone: Backbone, arguments: dict[str, Any], *, after_vision: bool) -> None:
+    """Raise `PruningError` if a call with tokens after a prompt cannot be right.
+
+    Args:
+        backbone: of the model.
+        arguments: the model's.
+        after_vision: whether the prompt has vision tokens.
+    """
+    _check_mask(arguments)
+    input_ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    if input_ids is None and embeddings is not None and embeddings.shape[1] > 1 and not after_vision:
+        raise PruningError(
+            "several inputs_embeds arrived on a cache that holds a prompt without vision tokens; vision tokens among them "
+            "could not be pruned: run the whole prompt on a fresh cache"
+        )
     # Several tokens only: a check of every generated token would wait for the device each time.
     if input_ids is None or input_ids.shape[1] == 1:
         return

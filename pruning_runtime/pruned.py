@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from pruning_runtime.assisted_decoding import prompt_before_drafts
 from pruning_runtime.attention_tap import attention_tap
 from pruning_runtime.backbone import Backbone, find_backbone
 from pruning_runtime.errors import PruningError
@@ -58,14 +59,17 @@ class AppliedSchedule:
         fast: bool,
         answer_length: int,
     ) -> None:
-        if answer_length < 0:
-            raise PruningError(f"answer_length must be at least 0, found {answer_length}")
+        if not isinstance(answer_length, int) or answer_length < 0:
+            raise PruningError(f"answer_length must be a whole number of at least 0, found {answer_length!r}")
+        if not isinstance(vision_mask, Tensor | None):
+            raise PruningError(f"vision_mask must be a tensor, found {type(vision_mask).__name__}")
         self.schedule = schedule
         backbone = model if isinstance(model, Backbone) else find_backbone(model)
         check_setup(backbone, schedule)
         with ExitStack() as undo:
-            _claim(backbone.model)
-            undo.callback(_release, backbone.model)
+            # A model and its inner model share the decoder.
+            _claim(backbone.text_model)
+            undo.callback(_release, backbone.text_model)
             needs = tower_needs(schedule)
             tower = None if needs is None else undo.enter_context(tower_tap(backbone, needs, vision_mask))
             setup = PruningSetup.prepare(
@@ -75,6 +79,7 @@ class AppliedSchedule:
             undo.callback(session.close)
             for hook in _install(backbone, session, original_positions=schedule.positions == "original"):
                 undo.callback(hook.remove)
+            undo.enter_context(prompt_before_drafts(backbone))
             if fast:
                 undo.enter_context(replaced_forwards([backbone.text_model], _replacement(session.decoder)))
             if setup.reads_attention:

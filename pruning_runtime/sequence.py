@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruning_runtime.errors import PruningError
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -36,8 +38,20 @@ class Segment:
         """The segment on ``device``; the same object if it is there already."""
         if self.index.device == device:
             return self
-        sizes = None if self.sizes is None else self.sizes.to(device)
-        return Segment(self.index.to(device), self.valid.to(device), self.padded, sizes)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def rows(self, chosen: Tensor) -> Segment:
+        """The segment of other rows: ``chosen`` are row numbers, in any order and number."""
+        chosen = chosen.to(self.index.device)
+        return self._each(lambda tensor: tensor.index_select(0, chosen))
+
+    def without_last(self, count: int) -> Segment:
+        """The segment without its last ``count`` slots."""
+        return self._each(lambda tensor: tensor[:, : tensor.shape[1] - count])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Segment:
+        sizes = None if self.sizes is None else change(self.sizes)
+        return Segment(change(self.index), change(self.valid), self.padded, sizes)
 
 
 @dataclass
@@ -48,12 +62,14 @@ class PrunedPrompt:
         length: unpruned length.
         segments: the first is the whole prompt; each stage appends one.
         segment_of_layer: index into ``segments`` of each layer that has run.
+        has_vision: whether any row has vision tokens.
         later_turns: several tokens were added at once after the prompt, so some of them may be padding.
     """
 
     length: int
     segments: list[Segment]
     segment_of_layer: dict[int, int] = field(default_factory=dict)
+    has_vision: bool = True
     later_turns: bool = False
     _copies: dict[tuple[int, torch.device], Segment] = field(default_factory=dict, repr=False)
 
@@ -66,6 +82,36 @@ class PrunedPrompt:
         if (number, device) not in self._copies:
             self._copies[number, device] = segment.to(device)
         return self._copies[number, device]
+
+    def dropped_before(self, layer: int) -> int:
+        """Slots of the prompt that ``layer`` does not hold; 0 where it has not run."""
+        number = self.segment_of_layer.get(layer, 0)
+        return self.length - self.segments[number].width
+
+    def choose_rows(self, chosen: Tensor) -> None:
+        """Go on with other rows, as the cache does; ``chosen`` are row numbers."""
+        self._replace([segment.rows(chosen) for segment in self.segments])
+
+    def remove_last(self, count: int) -> None:
+        """Forget the last ``count`` positions, which the cache no longer holds.
+
+        Raises:
+            PruningError: a layer's last slots are other positions, because some were dropped.
+        """
+        last = torch.arange(self.length - count, self.length)
+        for segment in self.segments:
+            held = segment.index[:, -count:].cpu()
+            if held.shape[1] < count or not bool((held == last).all()):
+                raise PruningError(
+                    f"the cache was cropped by {count} positions of the pruned prompt, and some of them were dropped from "
+                    "it; crop less, or run the prompt again with a new cache"
+                )
+        self.length -= count
+        self._replace([segment.without_last(count) for segment in self.segments])
+
+    def _replace(self, segments: list[Segment]) -> None:
+        self.segments = segments
+        self._copies.clear()
 
     def first(self, device: torch.device) -> Tensor:
         """Position of the first token of each row after left padding, ``[batch, 1]``."""

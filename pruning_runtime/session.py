@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ class PruningSession:
         self._given_vision, self._answer_length = vision_mask, answer_length
         self._call: Prefill | Continuation | None = None
         self._restore = False
+        self._parameters = list(inspect.signature(setup.backbone.model.forward).parameters)
         self._plain_decoder = setup.backbone.text_model.forward
         self._static = (
             StaticPrefill(setup, self.record, self._plain_decoder, self._run_static) if static else None
@@ -67,34 +69,40 @@ class PruningSession:
 
     def before_model(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the whole model: a prompt, or tokens after one."""
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        cache = arguments.get("past_key_values")
         if cache is None or cache.get_seq_length() == 0:
-            self._call = self._begin(input_ids, cache, kwargs)
+            self._call = self._begin(cache, arguments)
         else:
-            self._call = self._continue(input_ids, cache, kwargs)
+            self._call = self._continue(cache, arguments)
 
-    def _begin(self, input_ids: Tensor | None, cache: Cache | None, kwargs: dict[str, Any]) -> Prefill:
-        """The prefill of a new prompt; arguments are the model's."""
-        check_prompt(cache, kwargs)
-        vision = find_vision(self._setup.backbone, self._given_vision, input_ids, kwargs.get("inputs_embeds"))
-        mask = kwargs.get("attention_mask")
+    def _begin(self, cache: Cache | None, arguments: dict[str, Any]) -> Prefill:
+        """The prefill of a new prompt; ``arguments`` are the model's."""
+        check_prompt(cache, arguments)
+        vision = find_vision(
+            self._setup.backbone,
+            self._given_vision,
+            arguments.get("input_ids"),
+            arguments.get("inputs_embeds"),
+        )
+        mask = arguments.get("attention_mask")
         valid = torch.ones_like(vision) if mask is None else mask.bool().to(vision.device)
         prefill = Prefill.begin(self._setup, vision & valid, valid, self.record, self._answer_length)
         # The last logits alone do not depend on positions in the output.
-        self._restore = bool(prefill.plan) and kwargs.get("logits_to_keep", 0) != 1
+        kept = arguments.get("logits_to_keep", 0)
+        self._restore = bool(prefill.plan) and not (isinstance(kept, int) and kept == 1)
         return prefill
 
-    def _continue(self, input_ids: Tensor | None, cache: Cache, kwargs: dict[str, Any]) -> Continuation:
-        """The continuation of the prompt in ``cache``; arguments are the model's."""
+    def _continue(self, cache: Cache, arguments: dict[str, Any]) -> Continuation:
+        """The continuation of the prompt in ``cache``; ``arguments`` are the model's."""
         prompt = attached_prompt(cache)
         if prompt is None:
             raise PruningError(
                 "this cache was filled outside `pruned`, so which tokens it holds is unknown; "
                 "run the whole prompt inside the `with`"
             )
-        check_continuation(self._setup.backbone, input_ids)
-        return Continuation(self._setup, prompt, kwargs.get("attention_mask"))
+        check_continuation(self._setup.backbone, arguments, after_vision=prompt.has_vision)
+        return Continuation(self._setup, prompt, arguments.get("attention_mask"))
 
     # ---- the decoder
 

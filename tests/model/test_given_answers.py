@@ -151,7 +151,7 @@ def test_tokens_behind_the_answer_do_not_change_it() -> None:
 @pytest.mark.parametrize(
     ("length", "message"),
     [
-        (-1, "answer_length must be at least 0, found -1"),
+        (-1, "at least 0, found -1"),
         (500, "answer_length 500: the prompt has only"),
         (20, "answer_length 20: there are vision tokens among the last positions"),
     ],

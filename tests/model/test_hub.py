@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,8 +163,41 @@ def test_folders_are_read_like_repositories(model: Any, tmp_path: Path) -> None:
     assert Schedule.from_pretrained(tmp_path, budget=0.25).stages[0].keep_ratio == 0.25
     assert Schedule.from_pretrained(tmp_path, name="half").stages[0].keep_ratio == 0.5
     assert Schedule.from_pretrained(tmp_path / "4_schedules" / "half.json").stages[0].keep_ratio == 0.5
-    with pytest.raises(ScheduleError, match="no schedule"):
+    with pytest.raises(ScheduleError, match=r"other\.json"):
         Schedule.from_pretrained(tmp_path / "4_schedules", name="other")
+
+
+def test_a_file_is_not_taken_for_another_choice(model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "half.json"
+    a_schedule(model, 0.5).save(path)
+    assert Schedule.from_pretrained(path, budget=0.5, name="half").stages[0].keep_ratio == 0.5
+    with pytest.raises(ScheduleError, match=r"no schedule with budget 0.1 \(there: half"):
+        Schedule.from_pretrained(path, budget=0.1)
+    with pytest.raises(ScheduleError, match="no schedule with name 'other'"):
+        Schedule.from_pretrained(path, name="other")
+
+
+def test_two_schedules_of_one_budget_are_never_chosen_between(model: Any, tmp_path: Path) -> None:
+    processed = a_schedule(model, 0.25)
+    assert processed.budget is not None
+    flops = processed.model_copy(update={"budget": processed.budget.model_copy(update={"kind": "flops"})})
+    for name, one in (("a", flops), ("b", processed)):
+        one.save(tmp_path / "schedules" / f"{name}.json")
+        one.add_to_index()
+    with pytest.raises(ScheduleError, match="several schedules with budget 0.25; give a name"):
+        Schedule.from_pretrained(tmp_path, budget=0.25)
+    with pytest.raises(ScheduleError, match="25pct-flops, 25pct-processed; load one of them"):
+        Schedule.for_model(model, budget=0.25)
+
+
+def test_a_damaged_neighbour_does_not_hide_the_one_that_was_named(model: Any, tmp_path: Path) -> None:
+    a_schedule(model, 0.5).save(tmp_path / "half.json")
+    document = json.loads((tmp_path / "half.json").read_text())
+    (tmp_path / "later.json").write_text(json.dumps(document | {"version": 99}))
+    (tmp_path / "cut.json").write_text((tmp_path / "half.json").read_text()[:100])
+    assert Schedule.from_pretrained(tmp_path, name="half").stages[0].keep_ratio == 0.5
+    with pytest.raises(ScheduleError, match=r"cut\.json"):
+        Schedule.from_pretrained(tmp_path, name="cut")
 
 
 def test_a_model_finds_its_schedule_in_the_local_index(model: Any) -> None:

@@ -59,6 +59,8 @@ def test_nested_and_concurrent_use_is_an_error() -> None:
     with pruned(model, schedule):
         with pytest.raises(PruningError, match="already inside"), pruned(model, schedule):
             pass
+        with pytest.raises(PruningError, match="already inside"), pruned(model.model, schedule):
+            pass  # the same decoder
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
@@ -141,6 +143,35 @@ def test_setups_that_are_refused(break_setup: Any, message: str) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda model: torch.compile(model, backend="eager"), r"call model\.compile\(\)"),
+        (torch.nn.DataParallel, "the `module` of a DataParallel"),
+    ],
+    ids=["compiled", "parallel"],
+)
+def test_wrappers_of_a_model_are_refused(wrap: Any, message: str) -> None:
+    model = FAMILIES["llava"].build()
+    schedule = schedule_for(model, (1, 0.5))
+    with pytest.raises(UnsupportedBackbone, match=message), pruned(wrap(model), schedule):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"answer_length": 1.5}, "answer_length must be a whole number of at least 0, found 1.5"),
+        ({"answer_length": None}, "found None"),
+        ({"vision_mask": [[True]]}, "vision_mask must be a tensor, found list"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    model = FAMILIES["llava"].build()
+    with pytest.raises(PruningError, match=message), pruned(model, schedule_for(model, (1, 0.5)), **options):
+        pass
+
+
 def test_calls_that_are_refused() -> None:
     tiny = FAMILIES["llava"]
     model, inputs = tiny.build(), tiny.batch((1,))
@@ -156,6 +187,8 @@ def test_calls_that_are_refused() -> None:
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
         with pytest.raises(PruningError, match="vision_mask"):
             model(inputs_embeds=embeds)
+        with pytest.raises(PruningError, match="no rows"):
+            model(input_ids=inputs["input_ids"][:0])
         with pytest.raises(PruningError, match="whole model"):
             model.get_decoder()(inputs_embeds=embeds)
         with pytest.raises(UnsupportedBackbone, match="continuous batching"):

@@ -64,7 +64,11 @@ def test_a_policy_that_left_early_is_shown_with_its_samples() -> None:
         for name, samples in (("strided", 32), ("random", 192), ("mmtok", None))
     }
     lines = list(_reasons(SolverEvidence(policies=policies, chosen_on_samples=192)))
-    assert [("on 32" in line, "on " in line) for line in lines[-3:]] == [(True, True), (False, False), (False, False)]
+    assert [("on 32" in line, "on " in line) for line in lines[-3:]] == [
+        (True, True),
+        (False, False),
+        (False, False),
+    ]
 
 
 def test_rules_are_listed_best_first_and_those_of_the_first_round_after_them() -> None:
