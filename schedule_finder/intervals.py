@@ -73,6 +73,18 @@ def mean_interval(
     return float(low), float(high)
 
 
+def paired_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean difference of two methods on the same samples, ``[samples]``.
+
+    Where no sample differs, resampling would say that none ever does. The interval then ends at the share of samples
+    that could differ and be missed: the upper end of Wilson's interval for none of so many.
+    """
+    if not np.any(differences):
+        rarest = wilson_interval(0, len(differences))[1]
+        return -rarest, rarest
+    return mean_interval(differences)
+
+
 def rounded_mean(values: np.ndarray) -> float:
     """The mean as evidence shows it, to five decimals."""
     return round(float(values.mean()), 5)

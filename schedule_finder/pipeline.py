@@ -21,7 +21,6 @@ from schedule_finder.run.folder import Run
 from schedule_finder.run.schedules import NamedSchedule
 from schedule_finder.samples import (
     DataSet,
-    Sample,
     SampleEntry,
     choose_samples,
     read_entries,
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES = 4096
 """Where the number of samples is `auto`."""
+FIGURES_OF_EVALUATION = ("4_pareto", "5_*", "6_overlay")
+"""Figures that show results of step 5."""
 PARETO = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Budgets of the front."""
 
@@ -240,12 +241,12 @@ def evaluate_step(
     schedules: Sequence[NamedSchedule] = (),
     most_samples: int | None = None,
     metric: str | None = None,
+    max_skipped: float = MOST_SKIPPED,
 ) -> pd.DataFrame:
     """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
     Writes ``5_answers.parquet``, ``5_evaluation.csv``, its summary ``5_evaluation.json``, the overlay's example, and
-    ``5_allocation.csv``, the attention of the full model by layer.
-    Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
+    ``5_allocation.csv``, the attention of the full model by layer; removes figures of an earlier evaluation. Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
 
     Args:
         run, loaded, data: the run (with a schedule if ``schedules`` is empty), its backbone and data set.
@@ -257,10 +258,11 @@ def evaluate_step(
         schedules: evaluated under their names, each with baselines; empty: the selected one, as ``schedule``.
         most_samples: use the first held-out samples only; None: all.
         metric: judges the answers; None: the run's (``--metric`` of `run`), else that of each sample's data set.
+        max_skipped: share of the samples that may be unusable; beyond it the step stops.
     """
     from schedule_finder.evaluation.allocation import write_allocation
     from schedule_finder.evaluation.example import write_example
-    from schedule_finder.evaluation.held_out import held_out_batches
+    from schedule_finder.evaluation.held_out import held_out_batches, methods_for
 
     chosen = list(schedules) or [_selected(run)]
     _check_evaluation(run, loaded, chosen, baselines)
@@ -268,13 +270,12 @@ def evaluate_step(
     first = _first(run, chosen)
     with run.step("evaluate", max_new_tokens=max_new_tokens, schedules=[one.name for one in chosen]) as facts:
         evaluation: Evaluation | None = None
-        for samples in held_out_batches(run, data, entries, batch_size, most_samples):
+        for samples in held_out_batches(run, data, entries, batch_size, most_samples, max_skipped):
             if evaluation is None:
                 search = Search(run, (loaded, data), batch_size=batch_size)
-                wanted = _held_out(entries) if most_samples is None else most_samples
-                methods = _methods(
-                    loaded, chosen, samples, search, baselines, sweep, own_names=bool(schedules)
-                )
+                asked = chosen, baselines, sweep, bool(schedules)
+                methods = methods_for(loaded, samples, search, *asked, report)
+                wanted = most_samples or _held_out(entries)
                 evaluation = _evaluation(run, loaded, methods, max_new_tokens, wanted, progress, report)
                 evaluation.metric = metric or run.options.get("metric")
                 write_example(run.folder, loaded, first.schedule, samples[0], max_new_tokens)
@@ -317,41 +318,21 @@ def viewer_step(run: Run, loaded: LoadedBackbone, data: DataSet, progress: Progr
 def _write_evaluation(
     run: Run, evaluation: Evaluation, first: NamedSchedule, chosen: Sequence[NamedSchedule], report: Report
 ) -> pd.DataFrame:
-    """Write answers, table and summary; report low quality of the full model."""
+    """Write answers, table and summary, and report what they do not show; figures of an earlier one are removed."""
+    from schedule_finder.evaluation.remarks import remarks
     from schedule_finder.evaluation.summary import summarize
 
     table, quality = evaluation.table(), evaluation.full_model()
     evaluation.write_answers(run.answers)
     write_text(run.evaluation, table.to_csv(index=False, float_format="%.6g"))
     summarize(first, chosen, table, quality).save(run.evaluation_summary)
-    for line in quality.lines():
+    for line in (*quality.lines(), *remarks(table)):
         report(line)
-    return table
-
-
-def _methods(
-    loaded: LoadedBackbone,
-    chosen: Sequence[NamedSchedule],
-    samples: Sequence[Sample],
-    search: Search,
-    baselines: str | None,
-    sweep: Sequence[float],
-    *,
-    own_names: bool,
-) -> list[Method]:
-    """The schedules and the baselines of each."""
-    from schedule_finder.evaluation.held_out import comparison_for
-    from schedule_finder.evaluation.methods import baseline_names, methods_to_compare
-
-    return [
-        method
-        for one in chosen
-        for method in methods_to_compare(
-            comparison_for(loaded, one, samples, search, own_name=own_names),
-            baseline_names(baselines, one.schedule),
-            sweep,
+    if run.forget_figures(FIGURES_OF_EVALUATION):
+        report(
+            f"figures of an earlier evaluation are removed; draw them with `adaptinfer-profile plot {run.folder}`"
         )
-    ]
+    return table
 
 
 def _evaluation(

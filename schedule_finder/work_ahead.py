@@ -133,7 +133,7 @@ def _time_batches(
     samples = _usable(data, entries, TIMED_BATCHES * limits.samples)
     first = _on_device(loaded, samples[:1])
     _seconds(loaded, lambda: profile_batch(loaded.backbone, first, limits.text_queries))  # warm-up
-    size = max(1, min(limits.samples, limits.tokens // first["input_ids"].shape[1]))
+    size = max(1, min(limits.samples, limits.tokens_on(loaded.device) // first["input_ids"].shape[1]))
     batches = [
         samples[start : start + size] for start in range(0, min(len(samples), TIMED_BATCHES * size), size)
     ]

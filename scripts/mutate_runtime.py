@@ -123,8 +123,8 @@ FAULTS = (
     Fault(
         "one cache length for all layers",
         "decode.py",
-        'cached = kwargs["past_key_values"].layers[source]',
-        'cached = kwargs["past_key_values"].layers[0]',
+        'cached, prompt = kwargs["past_key_values"].layers[source], self.prompt',
+        'cached, prompt = kwargs["past_key_values"].layers[0], self.prompt',
     ),
     Fault(
         "a merged token not weighted",

@@ -18,10 +18,8 @@ _PROMPTS = 8
 """Calibration samples whose tokens are counted for budgets that depend on them."""
 
 
-def check_held_out(data: DataSet, entries: Sequence[SampleEntry]) -> None:
+def check_held_out(data: DataSet, entries: Sequence[SampleEntry], max_skipped: float) -> None:
     """Load every held-out sample that is not known yet; refuse where the evaluation would."""
-    from schedule_finder.samples.skipping import MOST_SKIPPED
-
     held_out = [entry for entry in entries if entry.use == "held_out"]
     reasons = []
     for entry in held_out:
@@ -31,10 +29,11 @@ def check_held_out(data: DataSet, entries: Sequence[SampleEntry]) -> None:
             data.load(entry)
         except BadSample as error:
             reasons.append(f"{entry.id}: {error}")
-    if len(reasons) > MOST_SKIPPED * len(held_out):
+    if len(reasons) > max_skipped * len(held_out):
         raise InputError(
-            f"{len(reasons)} of {len(held_out)} held-out samples cannot be used, more than {MOST_SKIPPED:.0%}; the "
-            f"last: {reasons[-1]} (mend the data set, or use --eval-samples 0 for a run without evaluation)"
+            f"{len(reasons)} of {len(held_out)} held-out samples cannot be used, more than {max_skipped:.0%}; the "
+            f"last: {reasons[-1]} (mend the data set; or --max-skipped allows more, and --eval-samples 0 is a run without "
+            "evaluation)"
         )
 
 

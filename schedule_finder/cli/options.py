@@ -131,11 +131,12 @@ Device = Annotated[
 Dtype = Annotated[str, typer.Option("--dtype", help=f"{listed(DTYPE_NAMES)}.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Maximum number of samples in a batch.")]
 BatchTokens = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--batch-tokens",
         min=1,
-        help="Maximum number of tokens in a batch, padding included; halved when memory runs out.",
+        help="Maximum number of tokens in a batch of the profile, padding included; default 16384, on a CPU 1024; "
+        "halved when memory runs out.",
     ),
 ]
 TextQueries = Annotated[

@@ -90,7 +90,7 @@ class EngineOptions:
     name: str
     workers: int | None
     batch_size: int
-    batch_tokens: int
+    batch_tokens: int | None
     text_queries: int | None
 
     @property

@@ -71,6 +71,7 @@ def evaluate_schedule(
     schedules: Sequence[NamedSchedule] = (),
     most_samples: int | None = None,
     metric: str | None = None,
+    max_skipped: float,
 ) -> pd.DataFrame:
     """Step 5; returns its table."""
     from schedule_finder import pipeline
@@ -90,6 +91,7 @@ def evaluate_schedule(
             schedules=schedules,
             most_samples=most_samples,
             metric=metric,
+            max_skipped=max_skipped,
         )
     if "smaller-images" in (baselines or "").split(",") and SMALLER_IMAGES not in set(table.method):
         note("smaller-images: skipped, and the hard subset; this backbone makes as many tokens of any image")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning_runtime.schedule import Schedule
 from schedule_finder.errors import InputError
-from schedule_finder.evaluation.methods import OWN, Comparison
+from schedule_finder.evaluation.methods import OWN, Comparison, Method, baseline_names, methods_to_compare
+from schedule_finder.evaluation.remarks import left_out
 from schedule_finder.evidence import Asked, Evidence
 from schedule_finder.run.folder import Run
 from schedule_finder.run.schedules import NamedSchedule
 from schedule_finder.samples import BadSample, DataSet, Sample, SampleEntry, describe
-from schedule_finder.samples.skipping import check_skipped
+from schedule_finder.samples.skipping import MOST_SKIPPED, check_skipped
 from schedule_finder.search import AUTO, Search
 from schedule_finder.solvers import DEFAULT_SOLVER
 
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
 
 
 def held_out_batches(
-    run: Run, data: DataSet, entries: list[SampleEntry], batch_size: int, most: int | None = None
+    run: Run,
+    data: DataSet,
+    entries: list[SampleEntry],
+    batch_size: int,
+    most: int | None = None,
+    max_skipped: float = MOST_SKIPPED,
 ) -> Iterator[list[Sample]]:
     """Held-out samples in batches, at most ``most`` of them; notes in ``entries`` how loading went.
 
-    Raises `InputError` where there are none, fewer than ``most``, or too many that cannot be used.
+    Raises `InputError` where there are none, fewer than ``most``, or more than ``max_skipped`` that cannot be used.
     """
     held_out = [index for index, entry in enumerate(entries) if entry.use == "held_out"]
     if not held_out:
@@ -50,9 +56,33 @@ def held_out_batches(
                 continue
             entries[index] = replace(describe(entries[index], sample), status="done")
             samples.append(sample)
-        check_skipped(skipped, first + len(indices), len(held_out))
+        check_skipped(skipped, first + len(indices), len(held_out), max_skipped)
         if samples:
             yield samples
+
+
+def methods_for(
+    loaded: LoadedBackbone,
+    samples: Sequence[Sample],
+    search: Search,
+    chosen: Sequence[NamedSchedule],
+    baselines: str | None,
+    sweep: Sequence[float],
+    own_names: bool,
+    report: Callable[[str], None],
+) -> list[Method]:
+    """The schedules and the baselines of each; ``report`` gets a line about baselines that do not apply."""
+    found: list[Method] = []
+    for one in chosen:
+        comparison = comparison_for(loaded, one, samples, search, own_name=own_names)
+        names = baseline_names(baselines, one.schedule)
+        methods = methods_to_compare(comparison, names, sweep)
+        if missing := left_out(names, methods):
+            report(
+                f"left out, as schedule, backbone or data do not allow it: {', '.join(missing)} (baselines of {one.name})"
+            )
+        found += methods
+    return found
 
 
 def comparison_for(

@@ -13,7 +13,7 @@ import pandas as pd
 from schedule_finder.evaluation.hard_subset import HARD_COLUMNS, hard_items, on_hard_items
 from schedule_finder.evaluation.methods import SMALLER_IMAGES, Method
 from schedule_finder.evaluation.metrics import DEFAULT_METRIC, METRICS, Metric
-from schedule_finder.intervals import mean_interval, score_interval, wilson_interval
+from schedule_finder.intervals import paired_interval, score_interval, wilson_interval
 
 DETAILS = ("precision", "recall", "f1", "yes_share")
 """What the metrics report besides their score."""
@@ -24,6 +24,7 @@ COLUMNS = (
     "budget",
     "question_type",
     "n",
+    "scored",
     "exact_match",
     "ci_low",
     "ci_high",
@@ -95,6 +96,7 @@ class Outcome:
 def summarize(outcomes: Mapping[Method, Sequence[Outcome]]) -> pd.DataFrame:
     """One row per method and question type (``all`` first), with the columns `COLUMNS`.
 
+    ``n`` counts the samples, ``scored`` those that have a reference answer; only these have a score.
     Draws of a random method share a row: values are means over the draws, intervals are those of the mean over
     samples, and ``draw_low`` and ``draw_high`` are the least and the highest score of a draw (agreement where no
     sample has a reference answer). The column ``metric`` is `MIXED` where the samples have several metrics;
@@ -172,7 +174,7 @@ def _by_method(outcomes: Mapping[Method, Sequence[Outcome]]) -> list[list[_Draw]
 
 
 def _difference(draws: Sequence[Sequence[Outcome]], own: Sequence[Outcome]) -> dict[str, float]:
-    """Score less that of the schedule for the same budget, with a paired bootstrap interval."""
+    """Score less that of the schedule for the same budget, with its paired interval; 0 of the schedule itself."""
     pairs = [
         sum(one.score or 0.0 for one in drawn) / len(drawn) - other.score
         for *drawn, other in zip(*draws, own, strict=False)
@@ -181,7 +183,9 @@ def _difference(draws: Sequence[Sequence[Outcome]], own: Sequence[Outcome]) -> d
     names = ("difference", "difference_low", "difference_high")
     if not pairs:
         return dict.fromkeys(names, math.nan)
-    low, high = mean_interval(np.array(pairs))
+    if len(draws) == 1 and all(one is other for one, other in zip(draws[0], own, strict=False)):
+        return dict.fromkeys(names, 0.0)
+    low, high = paired_interval(np.array(pairs))
     return dict(zip(names, (sum(pairs) / len(pairs), low, high), strict=True))
 
 
@@ -201,6 +205,7 @@ def _summary(draws: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
 
     return {
         "n": len(draws[0]),
+        "scored": scored.shape[1] if scored.size else 0,
         "exact_match": correct / count if count else math.nan,
         "ci_low": low,
         "ci_high": high,

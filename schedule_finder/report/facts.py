@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from schedule_finder.evaluation.metrics import metric_label
+from schedule_finder.evaluation.remarks import slower_than_full
 from schedule_finder.evidence import AnswerQuality, HeldOutSummary
 from schedule_finder.figures.methods import method_label
 from schedule_finder.figures.style import words
-from schedule_finder.intervals import mean_interval, wilson_interval
+from schedule_finder.intervals import paired_interval
 from schedule_finder.measuring.token_policy import CONTROLS
 from schedule_finder.run.stale import find_stale
 
@@ -75,6 +76,8 @@ def verdict(data: RunData) -> list[Finding]:
         own = near
     ours = own.iloc[0]
     findings = [_headline(data, ours)]
+    if (slower := slower_than_full(table, ours)) is not None:
+        findings.append(Finding("bad", slower))
     findings += _against_controls(table, ours)
     best = _best_baseline(data, table, ours)
     if best is not None:
@@ -116,12 +119,7 @@ def _loss(data: RunData) -> tuple[float, float] | None:
     own = own[(own.budget - part.budget).abs() < 1e-9].drop_duplicates("id").set_index("id").score
     full = table[table.method == "full"].drop_duplicates("id").set_index("id").score
     pairs = (own - full).dropna().to_numpy(dtype=float)
-    if not len(pairs):
-        return None
-    if not pairs.any():  # resampling equal scores says nothing about changes that are rarer than one sample
-        rarest = wilson_interval(0, len(pairs))[1]
-        return -rarest, rarest
-    return mean_interval(pairs)
+    return paired_interval(pairs) if len(pairs) else None
 
 
 def _against_controls(table: pd.DataFrame, ours: Any) -> list[Finding]:

@@ -141,6 +141,13 @@ def _viewer(data: RunData) -> Viewer | None:
     return None if data.digest is None else current_viewer(data.run, data.digest)
 
 
+def _samples(data: RunData, options: dict[str, Any]) -> str:
+    """How many samples were asked for, and how many the stored evaluation is of."""
+    asked = f"{options.get('samples')} profiled, {options.get('eval_samples')} held out (asked for)"
+    table = data.evaluation
+    return asked if table is None or table.empty else f"{asked}, {int(table.n.max())} evaluated"
+
+
 def _facts(data: RunData) -> list[tuple[str, str]]:
     """Options and origin of a run."""
     document = data.run.document()
@@ -149,7 +156,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     found = [
         ("Backbone", str(options.get("backbone", ""))),
         ("Data set", dataset if isinstance(dataset, str) else " + ".join(dataset)),
-        ("Samples", f"{options.get('samples')} profiled, {options.get('eval_samples')} held out (asked for)"),
+        ("Samples", _samples(data, options)),
     ]
     if data.num_layers is not None:
         found.append(("Decoder layers", str(data.num_layers)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,13 @@ class Run:
     def figures(self) -> Path:
         """Step 6's folder."""
         return self.folder / "6_figures"
+
+    def forget_figures(self, names: Sequence[str]) -> int:
+        """Remove the figures of these names, which may hold ``*``, with their tables; returns the number of files."""
+        paths = [path for name in names for path in self.figures.glob(f"{name}.*")]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return len(paths)
 
     @property
     def viewer(self) -> Path:

@@ -157,6 +157,8 @@ class Columns:
             if not given:
                 return None
             return Counter(given).most_common(1)[0][0] if self.answer_form == "most_common" else given[0]
+        if self.answer_form == "letter" and isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)  # a CSV file has text only
         if self.answer_form == "letter" and isinstance(value, int) and 0 <= value < 26:
             return string.ascii_uppercase[value]
         return _text(value) or None
@@ -295,6 +297,8 @@ def _letter_of(answer: Any, choices: Any) -> str | None:
     text, texts = _text(answer), [_text(choice) for choice in choices]
     if text in texts[:26]:
         return string.ascii_uppercase[texts.index(text)]
+    if isinstance(answer, str) and text.isdecimal() and int(text) < min(26, len(choices)):
+        return string.ascii_uppercase[int(text)]  # a number in a CSV file
     return text or None
 
 
@@ -311,5 +315,7 @@ def _text(value: Any, letters: bool = False) -> str:
                 f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, texts, strict=False)
             )
         return ", ".join(texts)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps is read as decimals
     text = str(value).strip()
     return "" if text == "nan" else text

@@ -201,12 +201,10 @@ class TableData:
             raise BadSample(
                 f"{kind} {path!r} is a name only; download the data set's repository and give its folder"
             )
-        file = Path(os.path.normpath(self._folder / path))
         # Not `resolve`: a link inside the folder was made by its owner, a path in a data file by anybody.
-        inside = file.is_relative_to(os.path.normpath(self._folder)) or file.is_relative_to(
-            self._folder.absolute()
-        )
-        if not inside and not self._outside:
+        folder = os.path.normpath(self._folder.absolute())
+        file = Path(os.path.normpath((self._folder / path).absolute()))
+        if not file.is_relative_to(folder) and not self._outside:
             raise InputError(
                 f"{kind} {path!r} lies outside the data set's folder {self._folder}; move the {kind}s there, or give "
                 "--allow-outside-paths if you trust the data file"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pruning_runtime.schedule import Stage
@@ -53,12 +55,16 @@ def allocate(
         came_from[layer] = origin
     found = {}
     for number in range(1, most_stages + 1):
-        last = int(best[number, :, -1].argmin())
-        if np.isfinite(best[number, last, -1]):
-            path = _path(came_from, steps, number, last)
+        # What the stages themselves take is not the layers' to spend.
+        left = COST_STEPS - math.ceil(number * budget.stage_cost / budget.target * COST_STEPS)
+        if left < 0:
+            break
+        last = int(best[number, :, left].argmin())
+        if np.isfinite(best[number, last, left]):
+            path = _path(came_from, steps, number, last, left)
             stages = _spend(budget, path, ratios)
             if stages is not None:
-                found[number] = float(best[number, last, -1]), stages
+                found[number] = float(best[number, last, left]), stages
     return found
 
 
@@ -70,9 +76,9 @@ def _cost_steps(budget: BudgetTarget, ratios: np.ndarray) -> np.ndarray:
     return np.diff(running, axis=0, prepend=0).astype(int)
 
 
-def _path(came_from: np.ndarray, steps: np.ndarray, number: int, last: int) -> list[int]:
-    """Index into the ratio grid before the decoder and in every layer, followed back from the last layer."""
-    path, cost = [last], COST_STEPS
+def _path(came_from: np.ndarray, steps: np.ndarray, number: int, last: int, cost: int) -> list[int]:
+    """Index into the ratio grid before the decoder and in every layer, followed back from ``cost`` at the last layer."""
+    path = [last]
     for layer in range(len(came_from) - 1, -1, -1):
         cost -= steps[layer, last]
         before = int(came_from[layer, number, last, cost])

@@ -104,6 +104,14 @@ class BudgetTarget:
         return self.latency.prefill_ms([self._prompt] * self.shape.num_layers, 0)
 
     @property
+    def stage_cost(self) -> float:
+        """What a stage costs beside the layers, as a fraction of the unpruned cost: its own time under ``latency``."""
+        if self.kind != "latency":
+            return 0.0
+        assert self.latency is not None
+        return self.latency.stage_ms / self.full_ms
+
+    @property
     def _prompt(self) -> float:
         return self.num_vision + self.num_other
 
@@ -123,7 +131,7 @@ class BudgetTarget:
     def layer_costs(self, ratios: np.ndarray) -> np.ndarray:
         """What each layer costs if it computes that ratio of the vision tokens, ``[num_layers, ratios]``.
 
-        They sum up to `cost`, except for a stage's own time under ``latency`` and for scoring with hidden states inside
+        They sum up to `cost`, except for `stage_cost` and for scoring with hidden states inside
         the decoder. Fewer tokens in the first layer add the cost of scoring before the decoder.
         """
         layers, first = self.shape.num_layers, (Stage(layer=-1, keep_ratio=0.0),)

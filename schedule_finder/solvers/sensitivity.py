@@ -124,7 +124,13 @@ def _options(
     table: SensitivityTable, budget: BudgetTarget, weights: np.ndarray | None = None
 ) -> dict[int, tuple[float, tuple[Stage, ...]]]:
     loss = table.layer_loss(budget.shape.num_layers, RATIO_GRID, weights)
-    return allocate(loss, RATIO_GRID, budget, MAX_STAGES)
+    found = allocate(loss, RATIO_GRID, budget, MAX_STAGES)
+    if found:
+        return found
+    # So little is left that no point of the grid fits: the deepest stage that does.
+    layer = budget.deepest_layer(table.earliest)
+    stages = budget.spend_rest([layer], ()) or (Stage(layer=layer, keep_ratio=0.0),)
+    return {1: (predict(table, budget, stages), stages)}
 
 
 def _worthwhile(options: dict[int, tuple[float, tuple[Stage, ...]]]) -> tuple[Stage, ...]:

@@ -43,6 +43,7 @@ def evaluate(
     schedule: opt.ChosenSchedules = None,
     eval_samples: opt.FewerSamples = None,
     metric: opt.Metric = None,
+    max_skipped: opt.MaxSkipped = "5%",
     trust_remote_code: opt.TrustRemoteCode = False,
 ) -> dict[str, Any]:
     """Step 5: schedules and their baselines against the full model, on held-out samples.
@@ -56,6 +57,7 @@ def evaluate(
     current = open_run(folder)
     parsing.check_baselines(baselines)
     metric = metric and parsing.choice("--metric", metric, METRIC_NAMES)
+    most_skipped = parsing.fraction("--max-skipped", max_skipped)
     chosen = current.schedules.several(schedule or (), RESERVED_NAMES)
     if not chosen:
         Schedule.load(current.schedule)  # before the backbone is loaded
@@ -71,6 +73,7 @@ def evaluate(
         schedules=chosen,
         most_samples=eval_samples,
         metric=metric,
+        max_skipped=most_skipped,
     )
     show_evaluation(table, current)
     return {

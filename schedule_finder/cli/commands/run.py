@@ -70,7 +70,7 @@ def run(
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 32,
-    batch_tokens: opt.BatchTokens = 16384,
+    batch_tokens: opt.BatchTokens = None,
     text_queries: opt.TextQueries = str(MOST_QUERIES),
     max_skipped: opt.MaxSkipped = "5%",
     engine: opt.EngineName = "local",
@@ -99,7 +99,7 @@ def run(
     parsing.check_baselines(baselines)
     model = BackboneOptions(backbone, device, dtype, threads, LoadOptions.given(**loading))
     planned: list[SampleEntry] = []
-    check = _checks(planned, samples, eval_samples, seed, budget, kind, asked["solver"])
+    check = _checks(planned, samples, eval_samples, seed, budget, kind, asked["solver"], most_skipped)
     queries = parsing.number_or_all("--text-queries", text_queries)
     where = ("local", None) if dry_run else (engine, workers)
     batches = EngineOptions(*where, batch_size, batch_tokens, queries)
@@ -107,11 +107,11 @@ def run(
         model, batches, dataset=dataset, samples=samples, eval_samples=eval_samples, seed=seed, columns=columns,
         out=out, check=check, write=not dry_run, metric=metric,
     )  # fmt: skip
-    opened = Opened(current, running, data, model, batches, max_new_tokens, answer_tokens)
+    opened = Opened(current, running, data, model, batches, max_new_tokens, answer_tokens, most_skipped)
     if dry_run:
         methods = _number_of_methods(baselines) if eval_samples else 0
         return _plan(opened, planned, solver=asked["solver"], budget=_share(budget, kind), methods=methods)
-    loaded = _profile_and_detect(opened, detector, most_skipped)
+    loaded = _profile_and_detect(opened, detector)
     _find_schedule(opened, loaded, budget, kind, asked)
     return _finish(opened, loaded, _evaluate(opened, loaded, baselines, sweep) if eval_samples else None)
 
@@ -127,6 +127,7 @@ class Opened:
     batches: EngineOptions
     max_new_tokens: int
     answer_tokens: int | None
+    most_skipped: float
 
 
 def _checks(
@@ -137,6 +138,7 @@ def _checks(
     budget: str,
     kind: BudgetKind,
     solver: str,
+    most_skipped: float,
 ) -> Callable[[Run, Engine, DataSet], None]:
     """What is checked once backbone and data are open, before anything is written; fills ``planned``."""
 
@@ -147,12 +149,12 @@ def _checks(
         planned.extend(pipeline.planned_entries(run, data, count, eval_samples, seed))
         calibration = [entry for entry in planned if entry.use == "calibration"]
         check_reachable(running, count_tokens(running, data, calibration), budget, kind, solver)
-        check_held_out(data, planned if eval_samples else ())
+        check_held_out(data, planned if eval_samples else (), most_skipped)
 
     return check
 
 
-def _profile_and_detect(opened: Opened, detector: str | None, most_skipped: float) -> LoadedBackbone:
+def _profile_and_detect(opened: Opened, detector: str | None) -> LoadedBackbone:
     """Steps 1 to 3, and the full model's first answers. Returns the backbone for the steps that measure."""
     from schedule_finder import pipeline
 
@@ -161,7 +163,7 @@ def _profile_and_detect(opened: Opened, detector: str | None, most_skipped: floa
     if running.loaded is not None:  # workers of a cluster keep their backbones
         ask_first(current, running.loaded, data, *limits)
     with running:
-        profile_samples(current, running, data, most_skipped)
+        profile_samples(current, running, data, opened.most_skipped)
     show_detections(pipeline.detect_step(current, detector))
     loaded = running.loaded or opened.model.load()
     if running.loaded is None:
@@ -192,6 +194,7 @@ def _evaluate(opened: Opened, loaded: LoadedBackbone, baselines: str | None, swe
         max_new_tokens=opened.max_new_tokens,
         baselines=baselines,
         sweep=sweep,
+        max_skipped=opened.most_skipped,
     )
 
 
@@ -269,7 +272,7 @@ def profile(
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 32,
-    batch_tokens: opt.BatchTokens = 16384,
+    batch_tokens: opt.BatchTokens = None,
     text_queries: opt.TextQueries = str(MOST_QUERIES),
     max_skipped: opt.MaxSkipped = "5%",
     engine: opt.EngineName = "local",

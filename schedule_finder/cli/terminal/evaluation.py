@@ -39,7 +39,7 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
     """One table; ``own`` has the full model first."""
     full = own.iloc[0]
     shown = make_table(
-        f"{name}: {int(own.n.max())} held-out samples; costs in % of full",
+        f"{name}: {_samples(own)}; costs in % of full",
         *("method", metric_label(full.metric), "same", "KL", "proc.", "publ.", "FLOPs", "KV", "time"),
     )
     for row in own.itertuples():
@@ -55,6 +55,12 @@ def _show_methods(own: pd.DataFrame, name: str) -> None:
             f"{100 * row.prefill_ms / full.prefill_ms:.0f}",
         )
     show_table(shown)
+
+
+def _samples(own: pd.DataFrame) -> str:
+    """How many samples a table is of, and how many of them have a score."""
+    count, scored = int(own.n.max()), int(own.scored.max())
+    return f"{count} held-out samples" + (f", {scored} with a reference answer" if 0 < scored < count else "")
 
 
 def _show_hard_subset(own: pd.DataFrame, name: str) -> None:

@@ -33,7 +33,7 @@ class Worker:
         self._data = data
         self._report = report
         self._most_samples = limits.samples
-        self._most_tokens = limits.tokens
+        self._most_tokens = limits.tokens_on(loaded.device)
         self._most_queries = limits.text_queries
         self._longest = 0  # tokens per row of the current batch
         self._held: dict[str, Sample] = {}
