@@ -77,9 +77,10 @@ class Run:
 
         options = self.options
         how = LoadOptions.of_run(options.get("loading", {}))
-        data = open_data(options["dataset"], seed=options["seed"], **options["columns"])
-        set_threads(options["backbone"])
-        loaded = load_backbone(options["backbone"], device=self._device, dtype=self._dtype, options=how)
+        with self.files.opening():
+            data = open_data(options["dataset"], seed=options["seed"], **options["columns"])
+            set_threads(options["backbone"])
+            loaded = load_backbone(options["backbone"], device=self._device, dtype=self._dtype, options=how)
         self.files.profile.check_backbone(loaded.identity.model_dump(), log.warning)
         return loaded, data
 

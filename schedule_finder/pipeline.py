@@ -246,7 +246,8 @@ def evaluate_step(
     """Step 5: schedules and their baselines against the full model, on samples that search never used.
 
     Writes ``5_answers.parquet``, ``5_evaluation.csv``, its summary ``5_evaluation.json``, the overlay's example, and
-    ``5_allocation.csv``, the attention of the full model by layer; removes figures of an earlier evaluation. Finished batches are kept in ``5_evaluation.parts/`` until then; an interrupted step continues there.
+    ``5_allocation.csv``, the attention of the full model by layer; removes figures of an earlier evaluation.
+    An interrupted step continues with the batches in ``5_evaluation.parts/``.
 
     Args:
         run, loaded, data: the run (with a schedule if ``schedules`` is empty), its backbone and data set.
@@ -264,9 +265,8 @@ def evaluate_step(
     from schedule_finder.evaluation.example import write_example
     from schedule_finder.evaluation.held_out import held_out_batches, methods_for
 
-    chosen = list(schedules) or [_selected(run)]
+    chosen, entries = list(schedules) or [_selected(run)], read_entries(run.samples)
     _check_evaluation(run, loaded, chosen, baselines)
-    entries = read_entries(run.samples)
     first = _first(run, chosen)
     with run.step("evaluate", max_new_tokens=max_new_tokens, schedules=[one.name for one in chosen]) as facts:
         evaluation: Evaluation | None = None

@@ -37,6 +37,7 @@ class Commands(typer.core.TyperGroup):
         try:
             code = super().main(*args, **kwargs | {"standalone_mode": False})
         except typer.Abort:
+            notes.print("interrupted; the same command continues where it stopped")
             code = 130
         except Exception as error:
             # typer's usage errors; where its classes are differs between versions

@@ -70,8 +70,9 @@ def load_again(
     """
     options = run.options
     how = LoadOptions.of_run(options.get("loading", {}), trust_remote_code=trust_remote_code)
-    data = open_data_of(options)
-    loaded = BackboneOptions(options["backbone"], device, dtype, threads, how).load()
+    with run.opening():
+        data = open_data_of(options)
+        loaded = BackboneOptions(options["backbone"], device, dtype, threads, how).load()
     run.profile.check_backbone(loaded.identity.model_dump(), note)
     return loaded, data
 

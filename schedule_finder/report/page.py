@@ -165,7 +165,9 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     if data.schedule is not None:
         schedule = data.schedule
         scorers = dict.fromkeys((stage.scorer or schedule.scorer).name for stage in schedule.stages)
-        found.append(("Schedule", f"{len(schedule.stages)} stage(s), {', '.join(scorers) or 'no scorer'}"))
+        number = len(schedule.stages)
+        stages = "1 stage" if number == 1 else f"{number} stages"
+        found.append(("Schedule", f"{stages}, {', '.join(scorers) or 'no scorer'}"))
         if schedule.budget is not None:
             found.append(("Budget", f"{schedule.budget.target:.0%} ({schedule.budget.kind})"))
     if data.detections is not None:

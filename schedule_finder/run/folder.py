@@ -173,6 +173,7 @@ class Run:
                 "version": VERSION,
                 "command": command,
                 "options": options,
+                "directory": str(Path.cwd()),
                 "provenance": provenance(),
                 "steps": {},
             }
@@ -201,6 +202,19 @@ class Run:
     def options(self) -> dict[str, Any]:
         """Options of the run."""
         return self.document()["options"]
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Around opening what the options name: an `InputError` also says where relative paths begin."""
+        try:
+            yield
+        except InputError as error:
+            begun = self.document().get("directory")
+            if begun is None or begun == str(Path.cwd()):
+                raise
+            raise InputError(
+                f"{error} (the run was begun in {begun}; run this command there if paths are relative)"
+            ) from error
 
     @contextmanager
     def step(self, name: str, **options: Any) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from schedule_finder.errors import InputError
 from schedule_finder.samples.demo import DemoData
 from schedule_finder.samples.entries import DataSet, Sample, SampleEntry, Use
 from schedule_finder.samples.photo import PhotoData
+from schedule_finder.samples.tables import TableData
 
 
 class Mixture:
@@ -78,7 +79,7 @@ def shortage(entries: Sequence[SampleEntry], asked: int | str, asked_held_out: i
     wanted = f"{asked} and {asked_held_out}" if isinstance(asked, int) else f"{asked_held_out} held out"
     return (
         f"notice: fewer samples than asked for: {calibration} to profile and {held_out} held out ({wanted} were asked "
-        "for); the data set has no more"
+        "for); the data set has no more that differ"
     )
 
 
@@ -120,16 +121,48 @@ def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
 def _draw(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
     if isinstance(data, (DemoData, PhotoData)):
         return data.entries(count, held_out)
-    order = np.random.default_rng(seed).permutation(data.size("calibration"))[: count + held_out]
-    return [
-        SampleEntry(
-            id=f"{data.source}:{row:06d}",
-            source=data.source,
-            row=int(row),
-            use="calibration" if index < count else "held_out",
-        )
-        for index, row in enumerate(order)
-    ]
+    order = np.random.default_rng(seed).permutation(data.size("calibration"))
+    chosen = [_entry(data, int(row), "calibration") for row in order[:count]]
+    known = _Known(data, chosen)
+    for row in order[count:]:
+        if len(chosen) == count + held_out:
+            break
+        entry = _entry(data, int(row), "held_out")
+        if not known.has(entry):
+            known.add(entry)
+            chosen.append(entry)
+    return chosen
+
+
+def _entry(data: DataSet, row: int, use: Use) -> SampleEntry:
+    """The entry of a row, with its question and answers where the data set can tell them without its images."""
+    entry = SampleEntry(id=f"{data.source}:{row:06d}", source=data.source, row=row, use=use)
+    return data.described(entry) if isinstance(data, TableData) else entry
+
+
+class _Known:
+    """Tells copies of chosen samples, which say nothing new when they are held out."""
+
+    def __init__(self, data: DataSet, entries: Sequence[SampleEntry]) -> None:
+        self._data = data
+        self._media: dict[str, str | None] = {}
+        self._by_text: dict[tuple[str, str | None], list[SampleEntry]] = {}
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: SampleEntry) -> None:
+        """Later entries with its question, answer and images are copies."""
+        self._by_text.setdefault((entry.question, entry.answer), []).append(entry)
+
+    def has(self, entry: SampleEntry) -> bool:
+        """Whether it is a copy; images are read only where question and answer agree."""
+        same_text = self._by_text.get((entry.question, entry.answer), ()) if entry.question else ()
+        return any(self._media_of(one) == self._media_of(entry) is not None for one in same_text)
+
+    def _media_of(self, entry: SampleEntry) -> str | None:
+        if entry.id not in self._media:
+            self._media[entry.id] = self._data.media_of(entry) if isinstance(self._data, TableData) else None
+        return self._media[entry.id]
 
 
 def _interleaved(parts: Sequence[Sequence[SampleEntry]]) -> list[SampleEntry]:

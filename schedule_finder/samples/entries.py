@@ -38,7 +38,7 @@ class Sample:
     All images are RGB and upright; a video is its frames, in order. ``regions``: vision tokens (row-major) that
     the answer depends on, where the data set states them. ``repairs``: changes that made the sample usable.
     ``references``: all reference answers, where there are several; ``answer`` is one of them. ``metric``: of
-    `schedule_finder.evaluation.metrics`, where the data set has its own.
+    `schedule_finder.evaluation.metrics`, where the data set has its own. ``media``: hash of its files, where it has any.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Sample:
     repairs: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     metric: str | None = None
+    media: str | None = None
 
     @property
     def all_references(self) -> tuple[str, ...]:
@@ -64,6 +65,7 @@ class SampleEntry:
 
     ``source`` names its data set and ``row`` its row there; images are not copied. ``reason`` says why a
     sample was skipped, or what was repaired on one that was not. ``references``: all answers, where there are several.
+    ``media``: hash of its image files. Question, answers and hash tell whether the data set is still the same.
     """
 
     id: str
@@ -76,6 +78,7 @@ class SampleEntry:
     status: Literal["pending", "done", "skipped"] = "pending"
     reason: str | None = None
     references: tuple[str, ...] | None = None
+    media: str | None = None
 
 
 class DataSet(Protocol):
@@ -102,6 +105,7 @@ def describe(entry: SampleEntry, sample: Sample) -> SampleEntry:
         question_type=sample.question_type,
         reason=reason,
         references=sample.references or None,
+        media=sample.media,
     )
 
 

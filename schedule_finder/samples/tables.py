@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _VIDEO_FILES = {
 }  # fmt: skip
 """In a list each of these is a video; any other file is a frame."""
 _FINGERPRINTED = 16
+_HASHED_BYTES = 2**16
+"""Of a media file, so many at its beginning and at its end are hashed."""
 
 
 class TableData:
@@ -90,6 +93,7 @@ class TableData:
         if len(table) == 0:
             raise InputError(f"data set {given!r} is empty")
         self._table = table
+        self._texts = table.select_columns(list(dict.fromkeys(self._columns.text)))
         self._labels = {
             name: feature.names for name, feature in table.features.items() if hasattr(feature, "names")
         }
@@ -119,14 +123,11 @@ class TableData:
                 f"data set {self._name!r} has changed (sample {entry.id} is not in it); give the one that the run was "
                 "begun with, or begin a new run"
             )
-        try:
-            row = self._named(self._table[entry.row])
-        except UnicodeDecodeError as error:
-            raise BadSample(f"the row is no UTF-8 text ({error})") from error
+        row = self._row(self._table, entry.row)
         question = self._columns.question_of(row)
         images, repairs = [], []
         for cell in self._images(row):
-            image, notes = self._image(self._elsewhere.find(cell) if self._elsewhere else cell)
+            image, notes = self._image(cell)
             images.append(image)
             repairs += notes
         videos = []
@@ -136,7 +137,7 @@ class TableData:
             repairs += notes
         if not images and not videos:
             raise BadSample("there is no image")
-        return Sample(
+        sample = Sample(
             id=entry.id,
             images=tuple(images),
             question=question,
@@ -146,7 +147,54 @@ class TableData:
             repairs=tuple(dict.fromkeys(repairs)),
             references=self._columns.references_of(row),
             metric=self._metric,
+            media=self._media_digest(row),
         )
+        self._check_same(entry, sample)
+        return sample
+
+    def described(self, entry: SampleEntry) -> SampleEntry:
+        """The entry with its row's question and answers, read without its images; unchanged where they are unusable."""
+        try:
+            row = self._row(self._texts, entry.row)
+            question = self._columns.question_of(row)
+        except BadSample:
+            return entry
+        answer, several = self._columns.answer_of(row), self._columns.references_of(row)
+        return replace(entry, question=question, answer=answer, references=several or None)
+
+    def media_of(self, entry: SampleEntry) -> str | None:
+        """Hash of the files of a row's images and videos; None where one cannot be read."""
+        try:
+            return self._media_digest(self._row(self._table, entry.row))
+        except (BadSample, OSError):
+            return None
+
+    def _check_same(self, entry: SampleEntry, sample: Sample) -> None:
+        """Raise `InputError` where the row is not what the run's list of samples says of it."""
+        known = (entry.question, entry.answer, entry.references or ())
+        changed = entry.question and known != (sample.question, sample.answer, sample.references)
+        if changed or (entry.media is not None and entry.media != sample.media):
+            raise InputError(
+                f"data set {self._name!r} has changed: {'question or answer' if changed else 'an image'} of sample "
+                f"{entry.id} is not what it was when the run was begun; restore it, or begin a new run"
+            )
+
+    def _row(self, table: Any, number: int) -> dict[str, Any]:
+        try:
+            return self._named(table[number])
+        except UnicodeDecodeError as error:
+            raise BadSample(f"the row is no UTF-8 text ({error})") from error
+
+    def _media_digest(self, row: Mapping[str, Any]) -> str:
+        """Hash of the beginnings, ends and sizes of the files of a row: reading all of a video would take long."""
+        found = hashlib.sha256()
+        for cell in (*self._images(row), *_flat(self._videos(row))):
+            if isinstance(cell, Image.Image):
+                found.update(cell.tobytes())
+                continue
+            file, _ = self._file(cell, "image")
+            found.update(_ends(file))
+        return found.hexdigest()[:12]
 
     def _named(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with class numbers replaced by names; a negative number is an unknown class."""
@@ -157,10 +205,9 @@ class TableData:
 
     def _images(self, row: Mapping[str, Any]) -> list[Any]:
         """All image cells, lists flattened, without empty cells."""
-        cells = []
-        for cell in self._columns.images_of(row):
-            cells += cell if isinstance(cell, list) else [cell]
-        return [cell for cell in cells if not _is_empty(cell)]
+        cells = _flat(self._columns.images_of(row))
+        cells = [cell for cell in cells if not _is_empty(cell)]
+        return [self._elsewhere.find(cell) for cell in cells] if self._elsewhere else cells
 
     def _videos(self, row: Mapping[str, Any]) -> list[Any]:
         """Every cell with a video: a list of frames is one, a list of video files is several."""
@@ -215,7 +262,7 @@ class TableData:
 
     def _fingerprint(self) -> str:
         with loading(self._name):
-            few = self._table.select_columns(self._columns.text)[:_FINGERPRINTED]
+            few = self._texts[:_FINGERPRINTED]
         rows = [
             self._named(dict(zip(few, values, strict=True))) for values in zip(*few.values(), strict=True)
         ]
@@ -239,6 +286,22 @@ class _OtherImages:
         if str(key) not in self._rows:
             raise BadSample(f"there is no image {key!r}")
         return self._table[self._rows[str(key)]][self._image]
+
+
+def _flat(cells: Iterable[Any]) -> list[Any]:
+    """Cells in order, with the items of those that are lists."""
+    return [item for cell in cells for item in (cell if isinstance(cell, list) else [cell])]
+
+
+def _ends(file: Path | bytes) -> bytes:
+    """The size of a file and its first and last `_HASHED_BYTES`, or of its bytes."""
+    if isinstance(file, bytes):
+        return str(len(file)).encode() + file[:_HASHED_BYTES] + file[-_HASHED_BYTES:]
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        begin = content.read(_HASHED_BYTES)
+        content.seek(max(size - _HASHED_BYTES, 0))
+        return str(size).encode() + begin + content.read(_HASHED_BYTES)
 
 
 def _is_empty(cell: Any) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from schedule_finder.profiling.engines.local import LocalEngine
+from schedule_finder.samples import read_entries
 from tests.support.command_line import call
 from tests.support.tiny_folder import write_jsonl, write_llava_folder
 
@@ -83,6 +85,53 @@ def test_missing_held_out_images_are_refused_before_the_profile(
     assert "4 of 4 held-out samples cannot be used" in line
     assert ".png" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_samples_may_be_missing_where_the_user_says_so(
+    made: tuple[Any, ...], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "data", 20)
+    for row in (3, 7, 12):
+        (data.parent / "images" / f"{row}.png").unlink()
+    asked = ("run", made[1], "--dataset", data, "--samples", 10, "--eval-samples", 10, "--solver", "retained")
+    options = ("--baselines", "none", "--max-new-tokens", 1, "--out", tmp_path / "run")
+    call(*asked, *options, "--max-skipped", "60%")
+    table = pd.read_csv(tmp_path / "run" / "5_evaluation.csv")
+    entries = read_entries(tmp_path / "run" / "1_samples.jsonl")
+    missing = sum(entry.use == "held_out" and entry.status == "skipped" for entry in entries)
+    assert missing > 0
+    assert table.n.max() == 10 - missing
+    line = call("evaluate", tmp_path / "run", "--baselines", "none", "--max-new-tokens", 2, code=2)
+    assert "--max-skipped allows more" in line
+
+
+def test_a_later_command_says_where_relative_paths_begin(
+    made: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, elsewhere = tmp_path / "begun", tmp_path / "elsewhere"
+    write_jsonl(begun / "data", 20)
+    elsewhere.mkdir()
+    monkeypatch.chdir(begun)
+    call(
+        "profile",
+        made[1],
+        "--dataset",
+        "data/data.jsonl",
+        "--samples",
+        12,
+        "--eval-samples",
+        4,
+        "--out",
+        "run",
+    )
+    call("detect", "run")
+    call("schedule", "run", "--solver", "retained")
+    monkeypatch.chdir(elsewhere)
+    line = call("evaluate", begun / "run", "--baselines", "none", code=2)
+    assert "data/data.jsonl" in line
+    assert f"(the run was begun in {begun}; run this command there" in line
+    monkeypatch.chdir(begun)
+    call("evaluate", "run", "--baselines", "none", "--max-new-tokens", 1)
 
 
 def test_a_budget_that_can_be_met_passes_the_check(made: tuple[Any, ...], tmp_path: Path) -> None:

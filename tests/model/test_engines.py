@@ -16,7 +16,7 @@ from pruning_runtime import find_backbone
 from schedule_finder.errors import InputError
 from schedule_finder.models.loading import LoadedBackbone, load_backbone
 from schedule_finder.profiling.capture import ProfileRow, profile_batch
-from schedule_finder.profiling.engines.base import BatchLimits, Outcome, SampleChunk
+from schedule_finder.profiling.engines.base import MOST_TOKENS_ON_CPU, BatchLimits, Outcome, SampleChunk
 from schedule_finder.profiling.engines.worker import Worker, is_out_of_memory
 from schedule_finder.samples import BadSample, Sample, SampleEntry
 from tests.support.dispatching import dispatched
@@ -106,6 +106,18 @@ def test_rows_do_not_depend_on_which_are_wanted(qwen: LoadedBackbone, limits: Ba
             assert some[name].entry == whole[name].entry
             if whole[name].row is not None:
                 assert_same(some[name].row, whole[name].row)
+
+
+def test_batches_are_small_on_a_cpu_unless_a_number_is_given(
+    qwen: LoadedBackbone, shapes: list[tuple[int, int]]
+) -> None:
+    outcomes(qwen, Pictures(60), BatchLimits(64))
+    assert all(rows * length <= MOST_TOKENS_ON_CPU for rows, length in shapes)
+    assert BatchLimits().tokens_on(torch.device("cuda", 0)) > MOST_TOKENS_ON_CPU
+    assert BatchLimits(tokens=7).tokens_on(torch.device("cpu")) == 7
+    shapes.clear()
+    outcomes(qwen, Pictures(60), BatchLimits(64, 10**6))
+    assert any(rows * length > MOST_TOKENS_ON_CPU for rows, length in shapes)
 
 
 def test_batches_keep_to_both_limits(

@@ -83,6 +83,24 @@ def test_every_baseline_by_name(run: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_baseline_that_does_not_apply_is_named(run: Path) -> None:
+    result = runner.invoke(app, ["evaluate", str(run), "--max-new-tokens", "2", "--baselines", "strided,evs"])
+    assert result.exit_code == 0, result.stderr
+    assert "do not allow it: evs (baselines of " in result.stderr
+
+
+def test_figures_of_an_earlier_evaluation_are_removed(run: Path) -> None:
+    evaluated(run, "--baselines", "none")
+    call("plot", run)
+    drawn = {path.stem for path in (run / "6_figures").iterdir()}
+    assert {"4_sensitivity", "5_accuracy"} <= drawn
+    result = runner.invoke(app, ["evaluate", str(run), "--max-new-tokens", "2", "--eval-samples", "3"])
+    assert result.exit_code == 0, result.stderr
+    assert "figures of an earlier evaluation are removed; draw them with" in result.stderr
+    left = {path.stem for path in (run / "6_figures").iterdir()}
+    assert left == {name for name in drawn if not name.startswith("5_")} - {"4_pareto", "6_overlay"}
+
+
 def test_an_unknown_baseline_is_one_line_before_anything_runs(run: Path) -> None:
     line = call("evaluate", run, "--baselines", "strided,magic", code=2)
     assert "--baselines 'magic': choose all, none, or some of random, strided" in line

@@ -128,7 +128,7 @@ def test_fewer_samples_than_asked_for_are_one_notice_and_evidence(
     notices = [line for line in result.stderr.splitlines() if "fewer samples" in line]
     assert notices == [
         "notice: fewer samples than asked for: 8 to profile and 2 held out (20 and 450 were asked for); the data set has "
-        "no more"
+        "no more that differ"
     ]
     call("detect", out)
     call("schedule", out, "--solver", "retained")

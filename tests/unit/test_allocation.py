@@ -210,3 +210,20 @@ def test_tokens_leave_after_layers_that_score(seed: int, scoring: set[int]) -> N
     loss = losses(np.random.default_rng(seed), layers, first=True)
     for _, stages in allocate(loss, RATIOS, target, 3).values():
         assert {max(stage.layer, 0) for stage in stages} <= scoring
+
+
+@pytest.mark.parametrize("stage_ms", [0.05, 0.2085, 0.5])
+@pytest.mark.parametrize("most_stages", [1, 4])
+def test_a_stage_that_takes_time_is_paid_for(stage_ms: float, most_stages: int) -> None:
+    """Layers may not spend what the stages take, or no ratio is left that fits."""
+    layers = 12
+    loss = losses(np.random.default_rng(0), layers, first=True)
+    latency = dataclasses.replace(LATENCY, stage_ms=stage_ms)
+    for budget in np.linspace(0.3, 1.0, 36):
+        target = dataclasses.replace(target_of("latency", float(budget), layers), latency=latency)
+        found = allocate(loss, RATIOS, target, most_stages)
+        reachable = target.cost((Stage(layer=0, keep_ratio=0.0),)) <= budget - 0.02
+        assert found or not reachable, f"nothing at {budget:.2f}"
+        for number, (_, stages) in found.items():
+            assert len(stages) == number
+            assert target.cost(stages) <= budget * (1 + 1 / 400) + 1e-9

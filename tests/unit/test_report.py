@@ -173,6 +173,24 @@ def test_equal_scores_of_few_samples_rule_out_no_loss(run: Run) -> None:
     assert texts(run)[0][0] == "caution"
 
 
+def test_a_schedule_that_takes_longer_than_the_full_model_is_a_problem(run: Run) -> None:
+    evaluate(run, {"full": 0.9, "schedule": 0.9})
+    assert not any("no gain" in text for _, text in texts(run))
+    table = pd.read_csv(run.evaluation)
+    table.loc[table.method == "schedule", "prefill_ms"] *= 1.25
+    table.to_csv(run.evaluation, index=False)
+    assert [
+        level for level, text in texts(run) if "no gain on this device: its prefill took 125%" in text
+    ] == ["bad"]
+
+
+def test_the_report_says_how_many_samples_were_evaluated(run: Run) -> None:
+    evaluate(run, {"full": 0.9, "schedule": 0.9})
+    assert "200 held out (asked for), 200 evaluated" in render([run], [None])
+    pd.read_csv(run.evaluation).assign(n=10).to_csv(run.evaluation, index=False)
+    assert "200 held out (asked for), 10 evaluated" in render([run], [None])
+
+
 def test_losses_and_better_baselines_are_problems(run: Run) -> None:
     changes = {"random": (0.1, 0.02, 0.2), "strided": (-0.01, -0.1, 0.1), "divprune": (0.2, -0.01, 0.3)}
     evaluate(run, {"full": 0.9, "schedule": 0.6, "random": 0.7, "strided": 0.59, "divprune": 0.8}, changes)
