@@ -47,11 +47,25 @@ class Benchmark:
 
     def run(self, methods: Sequence[BenchmarkMethod]) -> list[Path]:
         """The folder of each method, the unpruned model's first. Raises `InputError` where one gives no results."""
+        self._check_python()
         folders = []
         for done, method in enumerate([BenchmarkMethod(FULL, {"baseline": FULL}), *methods], start=1):
             folders.append(self._run_method(method))
             self.after_method(done)
         return folders
+
+    def _check_python(self) -> None:
+        """Raise `InputError` before anything is written where lmms-eval is not installed."""
+        find = "import sys, importlib.util; sys.exit(importlib.util.find_spec('lmms_eval') is None)"
+        try:
+            found = subprocess.run([self.python, "-c", find], check=False, capture_output=True).returncode
+        except OSError as error:
+            raise InputError(f"--python {self.python}: cannot be run ({error.strerror})") from error
+        if found:
+            raise InputError(
+                f"{self.python} has no lmms-eval; install it there with pip install 'adaptinfer[lmms-eval]', or give an "
+                "environment that has it with --python"
+            )
 
     def _run_method(self, method: BenchmarkMethod) -> Path:
         folder = (self.out / method.name).resolve()
