@@ -51,6 +51,9 @@ def client(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("HF_HUB_OFFLINE", False),
         ("HF_HUB_CACHE", str(tmp_path / "hub")),
         ("HF_XET_HIGH_PERFORMANCE", False),
+        # A busy machine may take longer than the client's 10 s; it would then go on with an older commit.
+        ("HF_HUB_ETAG_TIMEOUT", 120),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", 120),
     ):
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("ADAPTINFER_CACHE", str(tmp_path / "cache"))
