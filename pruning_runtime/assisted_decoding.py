@@ -70,4 +70,4 @@ def _before_vision(backbone: Backbone, length: int, ids: Tensor, logits: Tensor 
     if True not in is_vision:
         return ids, logits
     kept = is_vision.index(True)
-    return ids[:, : length + kept], None if logits is None else logits[:, :kept]
+    return ids[:, : length + kept], None if logits is None or kept == 0 else logits[:, :kept]

@@ -63,12 +63,12 @@ class _GuardedCache(Cache):
         return super().get_mask_sizes(*args, **kwargs)
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        super().reorder_cache(beam_idx)
         self.pruned_prompt.choose_rows(beam_idx)
+        super().reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
         self.pruned_prompt.choose_rows(indices)
+        super().batch_select_indices(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)

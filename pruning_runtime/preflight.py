@@ -201,6 +201,11 @@ def find_vision(
                 "`generate` without a cache sends a longer one at every token"
             )
         # Beams and several answers: `generate` repeats each row.
+        alike = prompt.unflatten(0, (len(given), repeats))
+        if repeats > 1 and not bool((alike == alike[:, :1]).all()):
+            raise PruningError(
+                f"vision_mask has {len(given)} rows for {len(prompt)} different prompts; give a row for each"
+            )
         return given.bool().to(prompt.device).repeat_interleave(repeats, 0)
     if input_ids is None:
         raise PruningError("a prompt given as inputs_embeds needs pruned(..., vision_mask=[batch, length])")

@@ -59,7 +59,7 @@ class AppliedSchedule:
         fast: bool,
         answer_length: int,
     ) -> None:
-        if not isinstance(answer_length, int) or answer_length < 0:
+        if not hasattr(answer_length, "__index__") or answer_length < 0:
             raise PruningError(f"answer_length must be a whole number of at least 0, found {answer_length!r}")
         if not isinstance(vision_mask, Tensor | None):
             raise PruningError(f"vision_mask must be a tensor, found {type(vision_mask).__name__}")

@@ -41,9 +41,9 @@ class Segment:
         return self._each(lambda tensor: tensor.to(device))
 
     def rows(self, chosen: Tensor) -> Segment:
-        """The segment of other rows: ``chosen`` are row numbers, in any order and number."""
-        chosen = chosen.to(self.index.device)
-        return self._each(lambda tensor: tensor.index_select(0, chosen))
+        """The segment of other rows: ``chosen`` are row numbers in any order and number, or a mask of rows."""
+        chosen = torch.as_tensor(chosen, device=self.index.device)
+        return self._each(lambda tensor: tensor[chosen])
 
     def without_last(self, count: int) -> Segment:
         """The segment without its last ``count`` slots."""

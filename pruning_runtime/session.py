@@ -53,7 +53,8 @@ class PruningSession:
         self._given_vision, self._answer_length = vision_mask, answer_length
         self._call: Prefill | Continuation | None = None
         self._restore = False
-        self._parameters = list(inspect.signature(setup.backbone.model.forward).parameters)
+        # Of the class: an instance's forward may be somebody's wrapper.
+        self._parameters = list(inspect.signature(type(setup.backbone.model).forward).parameters)[1:]
         self._plain_decoder = setup.backbone.text_model.forward
         self._static = (
             StaticPrefill(setup, self.record, self._plain_decoder, self._run_static) if static else None

@@ -147,6 +147,7 @@ class Run:
         eval_samples: int | None = None,
         max_new_tokens: int = 16,
         metric: str | None = None,
+        max_skipped: float = 0.05,
         batch_size: int = 32,
         progress: Progress = silent,
     ) -> pd.DataFrame:
@@ -158,6 +159,7 @@ class Run:
             eval_samples: use the first held-out samples only; None: all.
             max_new_tokens: longest answer.
             metric: how answers are judged; None: that of the run or of the data set.
+            max_skipped: share of the held-out samples that may be unusable.
             batch_size: samples in a forward pass.
             progress: called with the answers done and all answers.
 
@@ -189,6 +191,7 @@ class Run:
             schedules=self.files.schedules.several(schedules),
             most_samples=eval_samples,
             metric=metric,
+            max_skipped=max_skipped,
         )
         return self.evaluation
 

@@ -37,16 +37,18 @@ class Commands(typer.core.TyperGroup):
         try:
             code = super().main(*args, **kwargs | {"standalone_mode": False})
         except typer.Abort:
-            notes.print("interrupted; the same command continues where it stopped")
-            code = 130
+            code = _INTERRUPTED
         except Exception as error:
             # typer's usage errors; where its classes are differs between versions
             if not hasattr(error, "format_message"):
                 raise
             code = _report_usage(error)
+        if code == _INTERRUPTED:
+            notes.print("interrupted; a run goes on with the same command")
         sys.exit(code if isinstance(code, int) else 0)
 
 
+_INTERRUPTED = 130
 MOST_NAME = 200
 """Characters of a path in an error."""
 

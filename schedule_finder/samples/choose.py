@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from schedule_finder.samples.demo import DemoData
 from schedule_finder.samples.entries import DataSet, Sample, SampleEntry, Use
 from schedule_finder.samples.photo import PhotoData
 from schedule_finder.samples.tables import TableData
+
+LOOKED_AT = 20
+"""Rows that are looked at for each held-out sample, at least 2000, before a data set is said to have no more that differ."""
 
 
 class Mixture:
@@ -59,9 +62,14 @@ def choose_samples(data: DataSet, count: int, held_out: int, seed: int) -> list[
         count = min(count, total - held_out)
     rows = shares(count + held_out, sizes)
     held = _proportional(held_out, rows)
+    known = _Known(parts)
     drawn = [
-        _draw(part, of_it - kept, kept, seed) for part, of_it, kept in zip(parts, rows, held, strict=True)
+        _calibration(part, of_it - kept, kept, seed)
+        for part, of_it, kept in zip(parts, rows, held, strict=True)
     ]
+    known.add(entry for part in drawn for entry in part)
+    for part, mine, of_it, kept in zip(parts, drawn, rows, held, strict=True):
+        mine += _held_out(part, of_it - kept, kept, seed, known)
     return [
         entry
         for use in ("calibration", "held_out")
@@ -118,20 +126,29 @@ def _proportional(count: int, sizes: Sequence[int]) -> list[int]:
     return whole
 
 
-def _draw(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
+def _calibration(data: DataSet, count: int, held_out: int, seed: int) -> list[SampleEntry]:
     if isinstance(data, (DemoData, PhotoData)):
-        return data.entries(count, held_out)
-    order = np.random.default_rng(seed).permutation(data.size("calibration"))
-    chosen = [_entry(data, int(row), "calibration") for row in order[:count]]
-    known = _Known(data, chosen)
-    for row in order[count:]:
-        if len(chosen) == count + held_out:
+        return data.entries(count, held_out)[:count]
+    return [_entry(data, row, "calibration") for row in _order(data, seed)[:count]]
+
+
+def _held_out(data: DataSet, count: int, held_out: int, seed: int, known: _Known) -> list[SampleEntry]:
+    """The held-out entries of a part whose ``count`` calibration rows come first; those that are `_Known` are left out."""
+    if isinstance(data, (DemoData, PhotoData)):
+        return data.entries(count, held_out)[count:]
+    found: list[SampleEntry] = []
+    for row in _order(data, seed)[count:][: LOOKED_AT * max(held_out, 100)]:
+        if len(found) == held_out:
             break
-        entry = _entry(data, int(row), "held_out")
+        entry = _entry(data, row, "held_out")
         if not known.has(entry):
-            known.add(entry)
-            chosen.append(entry)
-    return chosen
+            known.add([entry])
+            found.append(entry)
+    return found
+
+
+def _order(data: DataSet, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(data.size("calibration")).tolist()
 
 
 def _entry(data: DataSet, row: int, use: Use) -> SampleEntry:
@@ -141,18 +158,17 @@ def _entry(data: DataSet, row: int, use: Use) -> SampleEntry:
 
 
 class _Known:
-    """Tells copies of chosen samples, which say nothing new when they are held out."""
+    """Tells copies of chosen samples, in any part of a mixture: they say nothing new when they are held out."""
 
-    def __init__(self, data: DataSet, entries: Sequence[SampleEntry]) -> None:
-        self._data = data
+    def __init__(self, parts: Sequence[DataSet]) -> None:
+        self._tables = {part.source: part for part in parts if isinstance(part, TableData)}
         self._media: dict[str, str | None] = {}
         self._by_text: dict[tuple[str, str | None], list[SampleEntry]] = {}
-        for entry in entries:
-            self.add(entry)
 
-    def add(self, entry: SampleEntry) -> None:
-        """Later entries with its question, answer and images are copies."""
-        self._by_text.setdefault((entry.question, entry.answer), []).append(entry)
+    def add(self, entries: Iterable[SampleEntry]) -> None:
+        """Later entries with the question, answer and images of one of these are copies."""
+        for entry in entries:
+            self._by_text.setdefault((entry.question, entry.answer), []).append(entry)
 
     def has(self, entry: SampleEntry) -> bool:
         """Whether it is a copy; images are read only where question and answer agree."""
@@ -161,7 +177,8 @@ class _Known:
 
     def _media_of(self, entry: SampleEntry) -> str | None:
         if entry.id not in self._media:
-            self._media[entry.id] = self._data.media_of(entry) if isinstance(self._data, TableData) else None
+            table = self._tables.get(entry.source)
+            self._media[entry.id] = None if table is None else table.media_of(entry)
         return self._media[entry.id]
 
 

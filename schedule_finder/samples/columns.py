@@ -161,6 +161,8 @@ class Columns:
             value = int(value)  # a CSV file has text only
         if self.answer_form == "letter" and isinstance(value, int) and 0 <= value < 26:
             return string.ascii_uppercase[value]
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a column of whole numbers with gaps is read as decimals
         return _text(value) or None
 
     def references_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -315,7 +317,5 @@ def _text(value: Any, letters: bool = False) -> str:
                 f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, texts, strict=False)
             )
         return ", ".join(texts)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of whole numbers with gaps is read as decimals
     text = str(value).strip()
     return "" if text == "nan" else text

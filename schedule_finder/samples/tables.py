@@ -39,7 +39,7 @@ _VIDEO_FILES = {
 """In a list each of these is a video; any other file is a frame."""
 _FINGERPRINTED = 16
 _HASHED_BYTES = 2**16
-"""Of a media file, so many at its beginning and at its end are hashed."""
+"""Of a video file, so many at its beginning and at its end are hashed."""
 
 
 class TableData:
@@ -186,14 +186,20 @@ class TableData:
             raise BadSample(f"the row is no UTF-8 text ({error})") from error
 
     def _media_digest(self, row: Mapping[str, Any]) -> str:
-        """Hash of the beginnings, ends and sizes of the files of a row: reading all of a video would take long."""
+        """Hash of the files of a row's images and of the frames that are taken; of a video file, of its ends and size."""
         found = hashlib.sha256()
-        for cell in (*self._images(row), *_flat(self._videos(row))):
+        images = list(self._images(row))
+        for cell in self._videos(row):
+            if isinstance(cell, list):
+                images += [cell[index] for index in spread(len(cell), self._frames)]
+            elif not _is_empty(cell):
+                found.update(_ends(self._file(cell, "video")[0]))
+        for cell in images:
             if isinstance(cell, Image.Image):
                 found.update(cell.tobytes())
                 continue
             file, _ = self._file(cell, "image")
-            found.update(_ends(file))
+            found.update(file if isinstance(file, bytes) else file.read_bytes())
         return found.hexdigest()[:12]
 
     def _named(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +300,7 @@ def _flat(cells: Iterable[Any]) -> list[Any]:
 
 
 def _ends(file: Path | bytes) -> bytes:
-    """The size of a file and its first and last `_HASHED_BYTES`, or of its bytes."""
+    """The size of a video file and its first and last `_HASHED_BYTES`: reading all of it would take long."""
     if isinstance(file, bytes):
         return str(len(file)).encode() + file[:_HASHED_BYTES] + file[-_HASHED_BYTES:]
     size = file.stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -150,6 +151,24 @@ def test_drafts_are_used_and_end_before_vision_tokens() -> None:
     assert torch.equal(plain, looked_up)
 
 
+def test_a_sampled_assistant_that_drafts_a_vision_token_does_no_harm() -> None:
+    case = tiny_case("llava")
+    assistant: Any = copy.deepcopy(case.model)
+    real = assistant.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = real(*args, **kwargs)
+        output.logits[..., IMAGE] += 100
+        return output
+
+    assistant.forward = functools.wraps(real)(forward)
+    with pruned(case.model, schedule_for(case.model, (0, 0.5))), torch.no_grad():
+        ids: Any = case.model.generate(
+            **case.inputs, max_new_tokens=4, min_new_tokens=4, do_sample=True, assistant_model=assistant
+        )
+    assert ids.shape[1] == case.inputs["input_ids"].shape[1] + 4
+
+
 # ---- other rows, a shorter cache
 
 
@@ -160,7 +179,10 @@ def two_prompts() -> tuple[PreTrainedModel, Inputs, Tensor]:
     return model, inputs, mask
 
 
-@pytest.mark.parametrize(("way", "rows"), [("reorder", [1, 0]), ("select", [1]), ("repeat", [0, 0, 1, 1])])
+@pytest.mark.parametrize(
+    ("way", "rows"),
+    [("reorder", [1, 0]), ("select", [1]), ("select", [-1]), ("mask", [0]), ("repeat", [0, 0, 1, 1])],
+)
 def test_rows_of_the_cache_move_with_their_prompts(way: str, rows: list[int]) -> None:
     model, inputs, mask = two_prompts()
     tokens, positions = torch.tensor([[5], [6]]), mask.sum(1, keepdim=True) - 1
@@ -174,6 +196,8 @@ def test_rows_of_the_cache_move_with_their_prompts(way: str, rows: list[int]) ->
             moved.reorder_cache(torch.tensor(rows))
         elif way == "select":
             moved.batch_select_indices(torch.tensor(rows))
+        elif way == "mask":
+            moved.batch_select_indices(torch.tensor([True, False]))
         else:
             moved.batch_repeat_interleave(2)
         found = model(
@@ -218,8 +242,12 @@ def test_a_cache_that_is_cropped_into_the_image_is_refused() -> None:
 # ---- arguments of the call
 
 
-def test_positional_arguments_are_those_by_name() -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_positional_arguments_are_those_by_name(wrapped: bool) -> None:
     model, inputs, mask = two_prompts()
+    if wrapped:
+        real = model.forward
+        model.forward = lambda *args, **kwargs: real(*args, **kwargs)
     with pruned(model, schedule_for(model, (0, 0.5))) as record, torch.no_grad():
         found, texts = [], []
         for output in (
@@ -306,6 +334,14 @@ def test_a_vision_mask_serves_every_beam() -> None:
     with pruned(model, schedule, vision_mask=vision) as record:
         model.generate(**given, max_new_tokens=2, num_beams=2)
         assert record.num_vision == (int(vision.sum()),) * 2
+    two = {name: value.repeat(2, 1, 1)[:, : vision.shape[1]] for name, value in (("inputs_embeds", ids),)}
+    two["inputs_embeds"][1] = two["inputs_embeds"][1].flip(0)
+    with (
+        pruned(model, schedule, vision_mask=vision),
+        torch.no_grad(),
+        pytest.raises(PruningError, match="1 rows for 2 different prompts"),
+    ):
+        model(**two)
     with (
         pruned(model, schedule, vision_mask=vision[:, 1:]),
         pytest.raises(PruningError, match="that the model receives"),

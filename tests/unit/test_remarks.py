@@ -72,6 +72,8 @@ def test_a_slower_schedule_is_named() -> None:
     slow = [outcome(number, 1.0, prefill_ms=6.0) for number in range(10)]
     (line,) = remarks(table_of(slow, full))
     assert "took 120% of the full model's time, as ranking tokens by last_token" in line
+    nearly = [outcome(number, 1.0, prefill_ms=5.1) for number in range(10)]
+    assert list(remarks(table_of(nearly, full))) == []
     # A baseline may be slow.
     assert list(remarks(table_of(full, full, strided=slow))) == []
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from schedule_finder.errors import InputError
-from schedule_finder.samples import SampleEntry, TableData, choose_samples, describe
+from schedule_finder.samples import SampleEntry, TableData, choose_samples, describe, open_data
 
 ROWS = 40
 
@@ -54,6 +54,20 @@ def test_cells_of_a_csv_file_stay_as_they_are_written(
         for row in range(len(answers))
     ]
     assert found == [answer or None for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [("[1.0, 2.0, 3.0]", "2.0", "B"), ("['red', 'blue']", "1", "B"), ("['red', 'blue']", "red", "A")],
+)
+def test_an_answer_in_a_csv_file_names_its_choice(
+    tmp_path: Path, choices: str, answer: str, letter: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    path = tmp_path / "data.csv"
+    path.write_text(f'image,question,choices,answer\na.png,which?,"{choices}",{answer}\n')
+    data = TableData(str(path))
+    assert data.load(SampleEntry("0", data.source, 0, "calibration")).answer == letter
 
 
 def test_whole_numbers_with_gaps_are_whole(tmp_path: Path) -> None:
@@ -130,6 +144,33 @@ def test_an_image_that_changed_is_noticed(tmp_path: Path) -> None:
         load_all(path, described)
 
 
+def test_an_image_that_changed_in_its_middle_is_noticed(tmp_path: Path) -> None:
+    rows = [{"image": f"{index}.bmp", "question": "is it red?", "answer": "yes"} for index in range(6)]
+    pictures = [Image.new("RGB", (400, 400), "white") for _ in rows]
+    for index, picture in enumerate(pictures):
+        picture.paste((index * 40, 0, 0), (150, 150, 250, 250))
+        picture.save(tmp_path / f"{index}.bmp")
+    path = table_of(tmp_path, rows)
+    entries = choose_samples(TableData(str(path)), 2, 4, seed=0)
+    assert len(entries) == 6  # none is a copy of another
+    described = load_all(path, entries)
+    pictures[1].paste((0, 99, 0), (150, 150, 250, 250))
+    pictures[1].save(tmp_path / "1.bmp")
+    with pytest.raises(InputError, match="an image of sample"):
+        load_all(path, described)
+
+
+def test_frames_that_are_not_taken_may_be_missing(tmp_path: Path) -> None:
+    names = [f"{index}.png" for index in range(20)]
+    for name in names[1:]:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"video": names, "question": "what?", "answer": "this"}) + "\n")
+    data = TableData(str(path))
+    (video,) = data.load(SampleEntry("0", data.source, 0, "calibration")).videos
+    assert len(video) == 8
+
+
 def test_lists_of_samples_without_descriptions_are_not_refused(tmp_path: Path) -> None:
     path = table_of(tmp_path, rows_of())
     source = TableData(str(path)).source
@@ -153,3 +194,27 @@ def test_one_question_about_several_images_is_no_copy(tmp_path: Path) -> None:
     rows = [{"image": f"{index}.png", "question": "is it red?", "answer": "yes"} for index in range(ROWS)]
     entries = choose_samples(TableData(str(table_of(tmp_path, rows))), 20, 20, seed=0)
     assert len(entries) == ROWS
+
+
+def test_copies_in_another_part_of_a_mixture_are_left_out(tmp_path: Path) -> None:
+    one = table_of(tmp_path / "one", rows_of(4))
+    two = table_of(tmp_path / "two", [*rows_of(4), {"image": "9.png", "question": "new?", "answer": "yes"}])
+    for index in range(4):
+        (tmp_path / "two" / f"{index}.png").write_bytes((tmp_path / "one" / f"{index}.png").read_bytes())
+    for seed in range(5):
+        entries = choose_samples(open_data([str(one), str(two)]), 4, 4, seed=seed)
+        calibration = {entry.question for entry in entries if entry.use == "calibration"}
+        assert not calibration & {entry.question for entry in entries if entry.use == "held_out"}
+
+
+def test_a_data_set_of_copies_is_not_searched_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table_of(tmp_path, rows_of(5) * 1000)
+    looked: list[int] = []
+    described = TableData.described
+    monkeypatch.setattr(
+        TableData, "described", lambda self, entry: (looked.append(entry.row), described(self, entry))[1]
+    )
+    choose_samples(TableData(str(path)), 10, 10, seed=0)
+    assert len(looked) < 2200
